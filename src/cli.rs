@@ -1,0 +1,177 @@
+//! The command line: every flag, validated; what was typed, and nothing that the environment adds.
+
+use std::path::PathBuf;
+
+use anstream::ColorChoice;
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, ValueEnum};
+use glob::Pattern;
+
+use crate::patch::plan::Goal;
+use crate::patch::settings::{DEFAULT_SIZE, SIZES};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str = "\
+Examples:
+  lmpatch                 set 4096, the default
+  lmpatch 8192            set another size
+  lmpatch --check         show every backend
+  lmpatch 4096 --dry-run  show what would change, write nothing
+  lmpatch --revert        give every backend the vendor's own files back
+
+A size that is a backend's own stock value (512 until March 2026, 2048 since)
+gives that backend the vendor's files back, byte for byte.
+
+Exit codes:
+  0  done, or already so
+  1  something failed, or no backend was found
+  2  the command line is wrong
+  3  --check SIZE found another value";
+
+/// Set the prefill chunk size of LM Studio's MLX backends, exactly and reversibly
+#[derive(Debug, Parser)]
+#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
+pub struct Cli {
+    /// Tokens per prefill chunk, 64 to 131072; 8k is 8192 [default: 4096]
+    #[arg(value_parser = parse_size)]
+    pub size: Option<u64>,
+
+    /// Show every backend and change nothing; with SIZE, exit 3 unless every backend has it
+    #[arg(long)]
+    pub check: bool,
+
+    /// Give every backend the vendor's own files back, whatever its stock value is
+    #[arg(long, conflicts_with_all = ["size", "check"])]
+    pub revert: bool,
+
+    /// Show what would change as a unified diff; write nothing
+    #[arg(long, conflicts_with = "check")]
+    pub dry_run: bool,
+
+    /// An LM Studio home other than the one LM Studio itself would use
+    #[arg(long, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+
+    /// Only layers whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
+    #[arg(long, value_name = "GLOB", value_parser = Pattern::new)]
+    pub backend: Vec<Pattern>,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Show every site: file, line, owner, value
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// When to use colour
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl From<Color> for ColorChoice {
+    fn from(color: Color) -> Self {
+        match color {
+            Color::Auto => Self::Auto,
+            Color::Always => Self::Always,
+            Color::Never => Self::Never,
+        }
+    }
+}
+
+/// What was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Show; and tell whether every backend has this chunk, in tokens.
+    Check(Option<u64>),
+    /// Bring every backend to a goal.
+    Change(Goal),
+    /// Show what that would change.
+    Rehearse(Goal),
+}
+
+impl Cli {
+    /// What was asked.
+    #[must_use]
+    pub fn request(&self) -> Request {
+        if self.check {
+            return Request::Check(self.size);
+        }
+        let goal = if self.revert { Goal::Vendor } else { Goal::Size(self.size.unwrap_or(DEFAULT_SIZE)) };
+        if self.dry_run { Request::Rehearse(goal) } else { Request::Change(goal) }
+    }
+}
+
+/// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
+    let hint = "give plain digits such as 4096, or 4k";
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(hint.to_owned());
+    }
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    size.filter(|size| SIZES.contains(size))
+        .ok_or_else(|| format!("the size must be from {} to {} tokens", SIZES.start(), SIZES.end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_plain_digits_or_k() {
+        for (text, size) in [("64", 64), ("4096", 4096), ("4k", 4096), ("8K", 8192), ("128k", 131_072), ("0512", 512)] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in [
+            "",
+            "k",
+            "63",
+            "131073",
+            "129k",
+            "0",
+            "-1",
+            "+4096",
+            "4_096",
+            "0x1000",
+            "4096.0",
+            "4e3",
+            " 4096",
+            "4096 ",
+            "४०९६",
+            "18446744073709551616",
+            "18014398509481984k",
+            "4m",
+            "4kk",
+        ] {
+            assert!(parse_size(text).is_err(), "{text:?}");
+        }
+    }
+}

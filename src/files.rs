@@ -1,0 +1,82 @@
+//! Reading files that somebody else may have put there: regular files of a sane size, and nothing else.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+/// Nothing larger than this is read, in bytes. The largest vendor file so far has 78,615.
+pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Why a file was not read.
+#[derive(Debug)]
+pub enum NotRead {
+    /// There is nothing at that path.
+    Missing,
+    /// There is something else than a regular file; what it is.
+    NotAFile(&'static str),
+    /// It is larger than [`MAX_BYTES`]; its size in bytes.
+    TooLarge(u64),
+    /// The system said no.
+    Io(io::Error),
+}
+
+impl fmt::Display for NotRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("is not there"),
+            Self::NotAFile(kind) => write!(f, "is {kind}, not a regular file"),
+            Self::TooLarge(size) => write!(f, "has {size} bytes, more than the {MAX_BYTES} that are read at most"),
+            Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                write!(f, "cannot be read ({error}); give yourself read permission with chmod u+r")
+            }
+            Self::Io(error) => write!(f, "cannot be read ({error})"),
+        }
+    }
+}
+
+impl From<io::Error> for NotRead {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound { Self::Missing } else { Self::Io(error) }
+    }
+}
+
+/// The bytes of a regular file of at most [`MAX_BYTES`]; links are followed.
+///
+/// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
+pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
+    let metadata = fs::metadata(path).map_err(|error| dangling(path, error))?;
+    if !metadata.is_file() {
+        return Err(NotRead::NotAFile(kind(metadata.file_type())));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(NotRead::TooLarge(metadata.len()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
+    // One byte more than allowed, in case the file grew since.
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()) {
+        Ok(size) if size <= MAX_BYTES => Ok(bytes),
+        _ => Err(NotRead::TooLarge(metadata.len())),
+    }
+}
+
+fn dangling(path: &Path, error: io::Error) -> NotRead {
+    if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_ok() {
+        return NotRead::NotAFile("a link that leads nowhere");
+    }
+    error.into()
+}
+
+fn kind(file_type: fs::FileType) -> &'static str {
+    if file_type.is_dir() {
+        "a directory"
+    } else if file_type.is_fifo() {
+        "a FIFO"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}

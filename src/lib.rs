@@ -1,0 +1,54 @@
+//! lmpatch sets the prefill chunk size of LM Studio's MLX backends.
+//!
+//! LM Studio feeds a prompt to an MLX model in chunks whose size is a constant in the Python files of each backend.
+//! `lmstudio` knows where those files are, `patch` how they are edited, `report` how that is told.
+
+pub mod cli;
+pub mod files;
+pub mod lmstudio;
+pub mod outcome;
+pub mod patch;
+pub mod report;
+pub mod session;
+pub mod ui;
+
+use anyhow::{Context as _, Result};
+
+use cli::{Cli, Request};
+use lmstudio::home;
+use outcome::Outcome;
+use report::{Report, json};
+use session::Session;
+use ui::Ui;
+
+/// Does what was asked and tells it. Fails only where nothing could be told.
+pub fn run(cli: &Cli) -> Result<Outcome> {
+    let ui = Ui::new(cli.color.into(), cli.quiet, cli.verbose);
+    let mut report = Report::new(cli.request());
+    let outcome = answer(cli, &ui, &mut report).unwrap_or_else(|error| {
+        report.error = Some(format!("{error:#}"));
+        Outcome::Failed
+    });
+    report.exit_code = outcome.code();
+    if cli.json {
+        ui.print(&json::render(&report)?).context("cannot write the report to stdout")?;
+    }
+    if let Some(error) = &report.error {
+        ui.error(error);
+    }
+    Ok(outcome)
+}
+
+fn answer(cli: &Cli, ui: &Ui, report: &mut Report) -> Result<Outcome> {
+    let home = home::find(cli.home.as_deref())?;
+    if let Some(note) = &home.note {
+        ui.note(note);
+        report.notes.push(note.clone());
+    }
+    let session = Session { cli, ui, home: &home.path };
+    match cli.request() {
+        Request::Check(size) => session.check(report, size),
+        Request::Change(goal) => session.change(report, goal, patch::carry_out),
+        Request::Rehearse(goal) => session.change(report, goal, patch::rehearse),
+    }
+}

@@ -1,0 +1,155 @@
+//! The layers under `_amphibian` that hold an MLX engine, and the runtimes that use them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use glob::Pattern;
+use walkdir::WalkDir;
+
+use super::runtimes::{self, Runtime};
+
+/// The Python packages that make a layer an MLX engine.
+pub const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
+
+/// How the names of MLX layers start, as far as any has been seen.
+const LAYER_PREFIX: &str = "app-mlx-generate";
+
+/// One layer that holds an MLX engine.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The directory's name, `app-mlx-generate-mac14-arm64@34`.
+    pub name: OsString,
+    /// Where it was found.
+    pub path: PathBuf,
+    /// Its `site-packages` directories that hold a package of the engine, or why they could not be listed.
+    pub site_packages: Result<Vec<PathBuf>, String>,
+    /// The runtimes whose manifests name it, newest first.
+    pub runtimes: Vec<Runtime>,
+}
+
+impl Layer {
+    /// Whether LM Studio's selected runtime uses it.
+    #[must_use]
+    pub fn is_selected(&self) -> bool {
+        self.runtimes.iter().any(|runtime| runtime.is_selected)
+    }
+}
+
+/// A layer that a runtime's manifest names and that is not on disk: an update that is half applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingLayer {
+    /// The layer's name.
+    pub layer: String,
+    /// The runtime, as [`Runtime::label`] has it.
+    pub runtime: String,
+}
+
+/// What was found in one home.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The MLX layers, sorted by name and number.
+    pub layers: Vec<Layer>,
+    /// The layers that manifests name and that are not there.
+    pub missing: Vec<MissingLayer>,
+}
+
+/// The directory of all layers.
+#[must_use]
+pub fn amphibian(home: &Path) -> PathBuf {
+    vendor_parent(home).join("vendor/_amphibian")
+}
+
+fn vendor_parent(home: &Path) -> PathBuf {
+    home.join("extensions/backends")
+}
+
+/// Whether `home` holds any MLX layer at all.
+#[must_use]
+pub fn has_any(home: &Path) -> bool {
+    list(&amphibian(home)).is_ok_and(|mut layers| layers.next().is_some())
+}
+
+/// Every MLX layer of `home` whose name matches one of `wanted` (all, where that is empty).
+///
+/// Fails where the directory of layers cannot be listed.
+pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
+    let directory = amphibian(home);
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
+    let all = list(&directory)
+        .with_context(|| format!("cannot list {}; is {} LM Studio's home?", directory.display(), home.display()))?;
+    let runtimes = runtimes::read(home, &vendor_parent(home));
+    let mut layers: Vec<Layer> = all.filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
+    layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
+    for layer in &mut layers {
+        let uses = |runtime: &&Runtime| runtime.layers.iter().any(|name| layer.name == name.as_str());
+        layer.runtimes = runtimes.iter().filter(uses).cloned().collect();
+    }
+    let missing = missing(&directory, &runtimes).into_iter().filter(|missing| is_wanted(&missing.layer)).collect();
+    Ok(Found { layers, missing })
+}
+
+/// Sorts `…@9` before `…@34`.
+fn version_key(name: &str) -> (String, u64) {
+    let (base, version) = name.rsplit_once('@').unwrap_or((name, ""));
+    (base.to_owned(), version.parse().unwrap_or(u64::MAX))
+}
+
+fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingLayer> {
+    let named = runtimes.iter().flat_map(|runtime| {
+        let is_gone = |layer: &&String| fs::symlink_metadata(directory.join(layer)).is_err();
+        let of = |layer: &String| MissingLayer { layer: layer.clone(), runtime: runtime.label() };
+        runtime.layers.iter().filter(is_gone).map(of).collect::<Vec<_>>()
+    });
+    named.collect()
+}
+
+/// The MLX layers in `directory`. Links to layers are followed; people move them to other disks.
+fn list(directory: &Path) -> io::Result<impl Iterator<Item = Layer>> {
+    fs::read_dir(directory)?;
+    let entries = WalkDir::new(directory).min_depth(1).max_depth(1).follow_links(true);
+    Ok(entries.into_iter().filter_map(|entry| match entry {
+        Ok(entry) if entry.file_type().is_dir() => layer(entry.path()),
+        Ok(_) => None,
+        Err(error) => unreachable_layer(error.path()?),
+    }))
+}
+
+/// The layer at `path`, unless it is surely no MLX engine.
+fn layer(path: &Path) -> Option<Layer> {
+    let site_packages = engine_directories(path)
+        .map_err(|error| format!("{} cannot be listed ({error}); check its permissions", path.join("lib").display()));
+    if matches!(&site_packages, Ok(found) if found.is_empty()) {
+        return None;
+    }
+    Some(Layer { name: path.file_name()?.to_owned(), path: path.to_owned(), site_packages, runtimes: Vec::new() })
+}
+
+fn unreachable_layer(path: &Path) -> Option<Layer> {
+    let name = path.file_name()?.to_owned();
+    let why = format!("{} is a link that leads nowhere; is the disk that it is on connected?", path.display());
+    let is_engine = name.to_string_lossy().starts_with(LAYER_PREFIX);
+    is_engine.then(|| Layer { name, path: path.to_owned(), site_packages: Err(why), runtimes: Vec::new() })
+}
+
+fn engine_directories(layer: &Path) -> io::Result<Vec<PathBuf>> {
+    let lib = match fs::read_dir(layer.join("lib")) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        other => other?,
+    };
+    let mut found = Vec::new();
+    for entry in lib {
+        let entry = entry?;
+        let site_packages = entry.path().join("site-packages");
+        let is_python = entry.file_name().to_string_lossy().starts_with("python3.");
+        if is_python && ENGINE_PACKAGES.iter().any(|package| site_packages.join(package).is_dir()) {
+            found.push(site_packages);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,123 @@
+//! Carries out the edits of one backend: all of them or none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Error, Result, ensure};
+
+use super::backend::Edit;
+use super::inspect::{saved_path, saved_sha256};
+use super::original::sha256_hex;
+use super::plan::must_save;
+use super::replace::{self, is_temporary, stage};
+use super::{bytecode, sites};
+use crate::files;
+
+/// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
+///
+/// The caller holds the lock. Files that hold the wanted bytes already are not touched.
+pub fn apply(edits: &[Edit<'_>]) -> Result<()> {
+    let changes: Vec<_> = edits.iter().filter(|edit| edit.is_change()).collect();
+    let mut saved = Vec::new();
+    if let Err(error) = change(&changes, &mut saved) {
+        return Err(roll_back(&changes, &saved, error));
+    }
+    edits.iter().try_for_each(tidy)
+}
+
+fn change(changes: &[&Edit<'_>], saved: &mut Vec<PathBuf>) -> Result<()> {
+    for edit in changes.iter().filter(|edit| must_save(edit.content)) {
+        saved.extend(save_original(edit)?);
+    }
+    // All content is on the disk before the first file is replaced: a full disk stops here.
+    let staged = changes
+        .iter()
+        .map(|edit| stage(&edit.file.path, &edit.content.bytes, &edit.after))
+        .collect::<Result<Vec<_>>>()?;
+    // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
+    remove_bytecode(changes)?;
+    for file in staged {
+        file.commit()?;
+    }
+    remove_bytecode(changes)?;
+    changes.iter().try_for_each(|edit| verify(edit))
+}
+
+fn remove_bytecode(changes: &[&Edit<'_>]) -> Result<()> {
+    changes.iter().try_for_each(|edit| bytecode::remove(&edit.file.path))
+}
+
+/// Saves the file as it is, before lmpatch's first edit of it. Returns the path, if it was not there before.
+fn save_original(edit: &Edit<'_>) -> Result<Option<PathBuf>> {
+    let bytes = &edit.content.bytes;
+    let sha256 = sha256_hex(bytes);
+    let copy = saved_path(&edit.file.path, &sha256);
+    let is_new = fs::symlink_metadata(&copy).is_err();
+    if is_new {
+        replace::save(&copy, &edit.file.path, bytes)?;
+    }
+    let read_back = files::read(&copy).map(|bytes| sha256_hex(&bytes)).unwrap_or_default();
+    ensure!(read_back == sha256, "{} is not what its name says; move it away and run lmpatch again", copy.display());
+    Ok(is_new.then_some(copy))
+}
+
+/// Reads the file again: nothing is claimed that is not on the disk.
+fn verify(edit: &Edit<'_>) -> Result<()> {
+    let path = &edit.file.path;
+    let now = files::read(path).ok().with_context(|| format!("{} cannot be read back", path.display()))?;
+    ensure!(
+        now == edit.after && sites::locate(edit.file.setting, &now).is_ok(),
+        "{} does not read back as it was written; was LM Studio updating it?",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Puts back whatever was replaced, and says in the error what could not be.
+fn roll_back(changes: &[&Edit<'_>], saved: &[PathBuf], mut error: Error) -> Error {
+    for edit in changes {
+        if let Err(trouble) = put_back(edit) {
+            error = error.context(format!("{} could not be put back: {trouble:#}", edit.file.path.display()));
+        }
+    }
+    for copy in saved {
+        // The copy is a spare of bytes that are in their place again; the next revert removes it if this does not.
+        let _ = fs::remove_file(copy);
+    }
+    error
+}
+
+fn put_back(edit: &Edit<'_>) -> Result<()> {
+    let path = &edit.file.path;
+    if files::read(path).is_ok_and(|now| now == edit.after) {
+        stage(path, &edit.after, &edit.content.bytes)?.commit()?;
+        bytecode::remove(path)?;
+    }
+    Ok(())
+}
+
+/// Removes what lmpatch has beside the file: temp files of killed runs, and saved copies once the file is the vendor's.
+fn tidy(edit: &Edit<'_>) -> Result<()> {
+    let path = &edit.file.path;
+    let (Some(directory), Some(file)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let file = file.to_string_lossy();
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot list {}", directory.display()))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let is_spare = edit.restores() && saved_sha256(name, &file).is_some();
+        if is_temporary(name, &file) || is_spare {
+            remove_ours(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_ours(path: &Path) -> Result<()> {
+    fs::remove_file(path).with_context(|| {
+        format!("the files are as they should be, but {} could not be removed; remove it by hand", path.display())
+    })
+}

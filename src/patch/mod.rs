@@ -1,0 +1,141 @@
+//! What is edited in LM Studio's MLX backends, and how; knows nothing of HTTP.
+
+pub mod apply;
+pub mod backend;
+pub mod bytecode;
+pub mod inspect;
+pub mod lock;
+pub mod original;
+pub mod plan;
+pub mod python;
+pub mod replace;
+pub mod settings;
+pub mod sites;
+
+use std::path::Path;
+
+use anyhow::Result;
+use glob::Pattern;
+
+use crate::lmstudio::backends::{self, MissingLayer};
+use backend::{Backend, Hindrance};
+use inspect::inspect;
+use plan::Goal;
+
+/// Every backend of a home as it is on disk now.
+#[derive(Debug)]
+pub struct Survey {
+    /// The backends, sorted by name.
+    pub backends: Vec<Backend>,
+    /// The layers that manifests name and that are not there.
+    pub missing: Vec<MissingLayer>,
+}
+
+/// What was done to every backend, and the layers that manifests name and that are not there.
+pub type Doings = (Vec<Done>, Vec<MissingLayer>);
+
+/// What was done to one backend.
+#[derive(Debug)]
+pub enum Deed {
+    /// Its files were changed, and read back.
+    Changed,
+    /// Its files are as wanted already.
+    Unchanged,
+    /// What `--dry-run` would change: the path, what is there, what would be.
+    WouldChange(Vec<Change>),
+    /// It was left alone, which is no failure, and why.
+    LeftAlone(String),
+    /// It cannot be changed, and why. Its files are as they were.
+    Refused(String),
+    /// Changing it failed, and how. Its files are as they were, unless it says otherwise.
+    Failed(String),
+}
+
+/// One file that a dry run would change.
+#[derive(Debug)]
+pub struct Change {
+    /// The file.
+    pub path: std::path::PathBuf,
+    /// What it holds.
+    pub before: Vec<u8>,
+    /// What it would hold.
+    pub after: Vec<u8>,
+}
+
+/// One backend, what was found before, what was done, and what is there now.
+#[derive(Debug)]
+pub struct Done {
+    /// As it was found.
+    pub before: Backend,
+    /// What was done.
+    pub deed: Deed,
+    /// As it was read afterwards; the same as before where nothing was written.
+    pub after: Backend,
+}
+
+/// Looks at every backend of `home` whose layer's name matches one of `wanted`. Writes nothing.
+pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
+    let found = backends::find(home, wanted)?;
+    Ok(Survey { backends: found.layers.into_iter().map(inspect).collect(), missing: found.missing })
+}
+
+/// Brings every backend of `home` to the goal; each wholly or not at all, all planned before the first write.
+///
+/// Fails where the lock cannot be had or the layers cannot be listed; what goes wrong with one backend is in its deed.
+pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
+    let _lock = lock::hold(&backends::amphibian(home))?;
+    let survey = survey(home, wanted)?;
+    let plans: Vec<_> = survey.backends.iter().map(|backend| backend.edits(goal)).collect();
+    let deeds: Vec<Deed> = plans
+        .into_iter()
+        .map(|plan| match plan {
+            Err(hindrance) => hindered(hindrance),
+            Ok(edits) => match apply::apply(&edits) {
+                Err(error) => Deed::Failed(format!("{error:#}")),
+                Ok(()) if edits.iter().any(backend::Edit::is_change) => Deed::Changed,
+                Ok(()) => Deed::Unchanged,
+            },
+        })
+        .collect();
+    let done = survey.backends.into_iter().zip(deeds).map(|(before, deed)| {
+        let after = match deed {
+            Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
+            _ => before.clone(),
+        };
+        Done { before, deed, after }
+    });
+    Ok((done.collect(), survey.missing))
+}
+
+/// What [`carry_out`] would do. Writes nothing and takes no lock.
+pub fn rehearse(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
+    let survey = survey(home, wanted)?;
+    let done = survey.backends.into_iter().map(|before| {
+        let deed = match before.edits(goal) {
+            Err(hindrance) => hindered(hindrance),
+            Ok(edits) => would_change(&edits),
+        };
+        Done { after: before.clone(), before, deed }
+    });
+    Ok((done.collect(), survey.missing))
+}
+
+fn would_change(edits: &[backend::Edit<'_>]) -> Deed {
+    let changes: Vec<_> = edits
+        .iter()
+        .filter(|edit| edit.is_change())
+        .map(|edit| Change {
+            path: edit.file.path.clone(),
+            before: edit.content.bytes.clone(),
+            after: edit.after.clone(),
+        })
+        .collect();
+    if changes.is_empty() { Deed::Unchanged } else { Deed::WouldChange(changes) }
+}
+
+fn hindered(hindrance: Hindrance) -> Deed {
+    match hindrance {
+        Hindrance::Incomplete(why) => Deed::LeftAlone(why),
+        Hindrance::Refused(why) => Deed::Refused(why),
+    }
+}

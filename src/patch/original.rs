@@ -1,0 +1,207 @@
+//! PURE: which bytes are the vendor's own, and how that is known.
+//!
+//! Three things can prove it, strongest first: the hash that the package's `RECORD` lists, the table of known
+//! releases, and a copy that lmpatch saved before its own first edit. Nothing is ever guessed.
+
+use std::ops::Range;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::settings::Setting;
+use super::sites::{Site, locate};
+
+/// How the vendor's bytes of a file are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// They match the package's `dist-info/RECORD`.
+    Record,
+    /// They match the table of known releases.
+    Release,
+    /// lmpatch saved them before its first edit, with the values that such files ship with.
+    Saved,
+    /// lmpatch saved the file before its first edit, but its values were not those that such files ship with:
+    /// somebody may have edited it before, so it can be given back but is not called the vendor's.
+    Found,
+    /// They are not known.
+    Unknown,
+}
+
+/// What is known about the vendor's bytes of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Original {
+    /// How they are known.
+    pub proof: Proof,
+    /// The bytes that `--revert` gives back, where there are any.
+    pub bytes: Option<Vec<u8>>,
+    /// The stock value of each site, in the order of the sites; an inference where the vendor's bytes are not known.
+    pub stock: Vec<u64>,
+}
+
+impl Original {
+    /// The vendor's bytes, where they are known.
+    #[must_use]
+    pub fn vendor(&self) -> Option<&[u8]> {
+        self.bytes.as_deref().filter(|_| self.proof != Proof::Found)
+    }
+}
+
+/// A digest and a size, as `RECORD` and the table give them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// SHA-256.
+    pub sha256: [u8; 32],
+    /// The length in bytes.
+    pub size: usize,
+}
+
+impl Fingerprint {
+    fn of(bytes: &[u8]) -> Self {
+        Self { sha256: Sha256::digest(bytes).into(), size: bytes.len() }
+    }
+}
+
+/// A copy beside the file that carries lmpatch's name.
+#[derive(Debug, Clone)]
+pub struct SavedCopy {
+    /// What it holds.
+    pub bytes: Vec<u8>,
+    /// The SHA-256 in its name, in hexadecimal, which its bytes must have.
+    pub named_sha256: String,
+}
+
+impl SavedCopy {
+    /// Whether the bytes are still those that were saved.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        sha256_hex(&self.bytes) == self.named_sha256
+    }
+}
+
+/// What was found beside a vendor file.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    /// The rows of every `RECORD` of the package that name the file.
+    pub record: Vec<Fingerprint>,
+    /// The copies that carry lmpatch's name.
+    pub saved: Vec<SavedCopy>,
+}
+
+/// SHA-256 in hexadecimal.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Fingerprint::of(bytes).sha256)
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Finds the vendor's bytes of a file that now reads `source`.
+///
+/// The bytes as they are and the bytes with every setting put back to its stock value are held against `RECORD` and
+/// the table; then a saved copy is taken, if it is intact and differs from `source` in nothing but the settings.
+#[must_use]
+pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evidence) -> Original {
+    let rule: Vec<u64> = sites.iter().map(|site| setting.stock.value(source, &site.owner)).collect();
+    let now: Vec<u64> = sites.iter().map(|site| site.value).collect();
+    let put_back = with_values(source, sites, &rule);
+    for (candidate, stock) in [(source, &now), (&put_back, &rule)] {
+        if let Some(proof) = prove(setting, candidate, &evidence.record) {
+            return Original { proof, bytes: Some(candidate.to_vec()), stock: stock.clone() };
+        }
+    }
+    let mut saved = evidence.saved.iter().filter(|copy| copy.is_intact()).filter_map(|copy| {
+        let values = values_if_same_otherwise(setting, source, sites, &copy.bytes)?;
+        let proof = if values == rule { Proof::Saved } else { Proof::Found };
+        Some((proof, copy.bytes.clone()))
+    });
+    match saved.next() {
+        Some((proof, bytes)) => Original { proof, bytes: Some(bytes), stock: rule },
+        None => Original { proof: Proof::Unknown, bytes: None, stock: rule },
+    }
+}
+
+/// Whether `RECORD` or the table says that `bytes` are the vendor's.
+#[must_use]
+pub fn prove(setting: &Setting, bytes: &[u8], record: &[Fingerprint]) -> Option<Proof> {
+    let print = Fingerprint::of(bytes);
+    if record.contains(&print) {
+        return Some(Proof::Record);
+    }
+    is_known_release(&setting.record_path(), &print).then_some(Proof::Release)
+}
+
+/// The bytes of `source` with the literal of each site replaced by `values`, in plain decimal.
+///
+/// A literal that already has its value is left as it is written.
+#[must_use]
+pub fn with_values(source: &[u8], sites: &[Site], values: &[u64]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(source.len() + 8 * sites.len());
+    let mut copied = 0;
+    for (site, value) in sites.iter().zip(values) {
+        out.extend_from_slice(slice(source, copied..site.range.start));
+        if site.value == *value {
+            out.extend_from_slice(slice(source, site.range.clone()));
+        } else {
+            out.extend_from_slice(value.to_string().as_bytes());
+        }
+        copied = site.range.end;
+    }
+    out.extend_from_slice(slice(source, copied..source.len()));
+    out
+}
+
+/// The values in `copy`, if it is `source` with other values and no other difference.
+#[must_use]
+pub fn values_if_same_otherwise(setting: &Setting, source: &[u8], sites: &[Site], copy: &[u8]) -> Option<Vec<u64>> {
+    let copy_sites = locate(setting, copy).ok()?;
+    let same = copy_sites.len() == sites.len() && between(source, sites).eq(between(copy, &copy_sites));
+    same.then(|| copy_sites.iter().map(|site| site.value).collect())
+}
+
+/// What stands between the sites: before the first, between each two, behind the last.
+fn between<'a>(source: &'a [u8], sites: &'a [Site]) -> impl Iterator<Item = &'a [u8]> {
+    let starts = std::iter::once(0).chain(sites.iter().map(|site| site.range.end));
+    let ends = sites.iter().map(|site| site.range.start).chain(std::iter::once(source.len()));
+    starts.zip(ends).map(|(start, end)| slice(source, start..end))
+}
+
+fn slice(source: &[u8], range: Range<usize>) -> &[u8] {
+    source.get(range).unwrap_or_default()
+}
+
+/// One row per distinct vendor file: path, SHA-256, bytes, date, releases.
+const RELEASES: &str = include_str!("releases.tsv");
+
+fn is_known_release(path: &str, print: &Fingerprint) -> bool {
+    let row = format!("{path}\t{}\t{}\t", hex(&print.sha256), print.size);
+    RELEASES.lines().any(|line| line.starts_with(&row))
+}
+
+/// The fingerprints that a `RECORD` lists for `path`; rows that cannot be read are passed over.
+///
+/// The format is that of wheels: `path,sha256=<URL-safe base64 without padding>,<size>`.
+#[must_use]
+pub fn parse_record(record: &[u8], path: &str) -> Vec<Fingerprint> {
+    let rows = record.split(|byte| matches!(byte, b'\n' | b'\r'));
+    rows.filter_map(|row| parse_record_row(std::str::from_utf8(row).ok()?, path)).collect()
+}
+
+fn parse_record_row(row: &str, path: &str) -> Option<Fingerprint> {
+    let mut fields = row.rsplitn(3, ',');
+    let size = fields.next()?.trim().parse().ok()?;
+    let digest = fields.next()?.strip_prefix("sha256=")?;
+    let named = fields.next()?;
+    let named = named.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(named);
+    let sha256 = URL_SAFE_NO_PAD.decode(digest).ok()?.try_into().ok()?;
+    (named == path).then_some(Fingerprint { sha256, size })
+}

@@ -1,0 +1,150 @@
+//! One run against one home: look or change, then tell.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use glob::Pattern;
+
+use crate::cli::Cli;
+use crate::lmstudio::backends::{MissingLayer, amphibian};
+use crate::outcome::Outcome;
+use crate::patch::backend::{Backend, Hindrance};
+use crate::patch::plan::Goal;
+use crate::patch::{self, Deed, Doings, Done};
+use crate::report::human::{self, Layout};
+use crate::report::{BackendReport, Report, advice};
+use crate::ui::Ui;
+
+/// What one run works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Session<'a> {
+    /// What was typed.
+    pub cli: &'a Cli,
+    /// Where it is told.
+    pub ui: &'a Ui,
+    /// LM Studio's home.
+    pub home: &'a Path,
+}
+
+impl Session<'_> {
+    /// Shows every backend; with a size, tells whether every one of them has it.
+    pub fn check(self, report: &mut Report, size: Option<u64>) -> Result<Outcome> {
+        let survey = patch::survey(self.home, &self.cli.backend)?;
+        let backends: Vec<_> = survey.backends.iter().map(BackendReport::looked_at).collect();
+        self.fill(report, backends, survey.missing)?;
+        if self.shows_tables() {
+            self.print(&human::check(report, self.layout()))?;
+        }
+        self.tell_reasons(report);
+        self.tell_notes(report, advice::on_sizes(report, None));
+        Ok(check_outcome(&survey.backends, size))
+    }
+
+    /// Carries out or rehearses, by `act`, what brings every backend to the goal.
+    pub fn change(
+        self,
+        report: &mut Report,
+        goal: Goal,
+        act: impl FnOnce(&Path, &[Pattern], Goal) -> Result<Doings>,
+    ) -> Result<Outcome> {
+        let (done, missing) = act(self.home, &self.cli.backend, goal)?;
+        self.fill(report, done.iter().map(BackendReport::done).collect(), missing)?;
+        if report.dry_run && !self.cli.json {
+            self.print_diff(&human::diff(self.home, &done))?;
+        } else if self.shows_tables() {
+            self.print(&human::changes(report, self.layout()))?;
+        }
+        self.tell_reasons(report);
+        let size = match goal {
+            Goal::Size(size) => Some(size),
+            Goal::Vendor => None,
+        };
+        let on_sizes = size.map(|size| advice::on_sizes(report, Some(size))).unwrap_or_default();
+        self.tell_notes(report, on_sizes.into_iter().chain(done.iter().flat_map(advice::on_originals)));
+        self.tell_end(report, &done);
+        Ok(Outcome::of(done.iter().map(|done| &done.deed)))
+    }
+
+    fn fill(self, report: &mut Report, backends: Vec<BackendReport>, missing: Vec<MissingLayer>) -> Result<()> {
+        report.fill(self.home, backends, missing);
+        if !report.backends.is_empty() {
+            return Ok(());
+        }
+        let directory = amphibian(self.home);
+        if self.cli.backend.is_empty() {
+            bail!("no MLX backend found in {}; install an MLX runtime in LM Studio first", directory.display());
+        }
+        let patterns: Vec<_> = self.cli.backend.iter().map(Pattern::as_str).collect();
+        bail!(
+            "no backend in {} matches {}; `lmpatch --check` shows them all",
+            directory.display(),
+            patterns.join(" or ")
+        );
+    }
+
+    fn shows_tables(self) -> bool {
+        !self.cli.json && !self.ui.is_quiet
+    }
+
+    fn layout(self) -> Layout {
+        Layout { width: self.ui.width(), is_verbose: self.ui.is_verbose }
+    }
+
+    fn print(self, text: &str) -> Result<()> {
+        self.ui.print(text).context("cannot write to stdout")
+    }
+
+    /// On a terminal painted and safe to show; else byte for byte, so that `patch` can apply it.
+    fn print_diff(self, diff: &[u8]) -> Result<()> {
+        if self.ui.is_quiet {
+            return Ok(());
+        }
+        if self.ui.has_colour() || self.ui.width().is_some() {
+            return self.print(&human::paint_diff(diff));
+        }
+        self.ui.print_raw(diff).context("cannot write to stdout")
+    }
+
+    /// Names every backend that was refused, failed or was left alone.
+    fn tell_reasons(self, report: &Report) {
+        for backend in &report.backends {
+            let Some(why) = &backend.why else { continue };
+            let text = format!("{}: {why}", backend.layer);
+            let is_trouble =
+                backend.result.map_or(backend.state == patch::backend::State::Refused, |result| result != "left-alone");
+            if is_trouble { self.ui.error(&text) } else { self.ui.note(&text) }
+        }
+    }
+
+    fn tell_notes(self, report: &mut Report, advice: impl IntoIterator<Item = advice::Advice>) {
+        let missing = report.missing_layers.iter().map(|missing| {
+            format!(
+                "{} names the layer {}, which is not on disk: an update that LM Studio has not finished",
+                missing.runtime, missing.layer
+            )
+        });
+        let notes: Vec<_> = missing.chain(advice.into_iter().map(|advice| advice.to_string())).collect();
+        for note in &notes {
+            self.ui.note(note);
+        }
+        report.notes.extend(notes);
+    }
+
+    fn tell_end(self, report: &Report, done: &[Done]) {
+        self.ui.say(&human::summary(report));
+        if report.dry_run {
+            self.ui.say("Dry run: nothing was written.");
+        } else if done.iter().any(|done| matches!(done.deed, Deed::Changed)) {
+            self.ui.say("It takes effect when a model is next loaded; restarting LM Studio makes sure.");
+        }
+    }
+}
+
+fn check_outcome(backends: &[Backend], size: Option<u64>) -> Outcome {
+    let is_refused = |backend: &Backend| matches!(backend.hindrance(), Some(Hindrance::Refused(_)));
+    match size {
+        Some(size) if !backends.iter().all(|backend| backend.has(size)) => Outcome::OtherValue,
+        None if backends.iter().any(is_refused) => Outcome::Failed,
+        _ => Outcome::Done,
+    }
+}
