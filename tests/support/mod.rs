@@ -73,14 +73,14 @@ impl Env {
 
     /// Runs lmpatch with `args`.
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
-        Ran::of(self.command(args).output().unwrap())
+        Ran::of(&self.command(args).output().unwrap())
     }
 
     /// Runs lmpatch with `args` and `--json`, and parses what it prints.
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
         let mut command = self.command(args);
         command.arg("--json");
-        let ran = Ran::of(command.output().unwrap());
+        let ran = Ran::of(&command.output().unwrap());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
 }
@@ -94,7 +94,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    pub fn of(output: Output) -> Self {
+    pub fn of(output: &Output) -> Self {
         Self {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -126,7 +126,7 @@ impl Ran {
 
     /// Fails the test if stderr has `text`.
     #[track_caller]
-    pub fn is_silent_about(self, text: &str) -> Self {
+    pub fn says_nothing_of(self, text: &str) -> Self {
         assert!(!self.stderr.contains(text), "stderr has {text:?}: {self:#?}");
         self
     }
