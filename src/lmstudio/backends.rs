@@ -78,8 +78,7 @@ pub fn has_any(home: &Path) -> bool {
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
     let directory = amphibian(home);
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
-    let all = list(&directory)
-        .with_context(|| format!("cannot list {}; is {} LM Studio's home?", directory.display(), home.display()))?;
+    let all = list(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
     let runtimes = runtimes::read(home, &vendor_parent(home));
     let mut layers: Vec<Layer> = all.filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
     layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));

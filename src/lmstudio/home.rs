@@ -26,8 +26,9 @@ const POINTER: &str = ".lmstudio-home-pointer";
 /// of them has, the other is taken and said. Fails where there is no such directory.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
     if let Some(path) = explicit {
-        if !path.is_dir() {
-            bail!("{} is not a directory; --home takes LM Studio's home, usually ~/.lmstudio", path.display());
+        let layers = backends::amphibian(path);
+        if !layers.is_dir() {
+            bail!("{} is not a directory; --home takes LM Studio's home, usually ~/.lmstudio", layers.display());
         }
         return Ok(Home { path: path.to_owned(), note: None });
     }

@@ -435,11 +435,12 @@ impl<'a, 't> Reader<'a, 't> {
             (Some(start), Some(end)) => start.start..end.range().end,
             _ => 0..0,
         };
-        while let [open, inner @ .., close] = tokens
-            && open.is_op(b"(")
-            && close.is_op(b")")
-        {
-            tokens = inner;
+        loop {
+            tokens = match tokens {
+                [end, rest @ ..] | [rest @ .., end] if end.kind == Kind::Newline => rest,
+                [open, inner @ .., close] if open.is_op(b"(") && close.is_op(b")") => inner,
+                _ => break,
+            };
         }
         match tokens {
             [number] if number.kind == Kind::Number && !chained => match integer(number.text) {

@@ -1,0 +1,83 @@
+//! The command line: what is accepted, what is refused, and with which exit code.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod support;
+
+use support::{Env, differences, snapshot};
+
+#[test]
+fn help_names_the_exit_codes_and_the_flags() {
+    let ran = Env::new().run(["--help"]).exits(0);
+    for text in
+        ["0  done", "1  something failed", "2  the command line", "3  --check SIZE", "--home <DIR>", "--dry-run"]
+    {
+        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+    }
+    Env::new().run(["--version"]).exits(0).shows(env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_wrong_command_line_exits_2_and_changes_nothing() {
+    let env = Env::with_fixture();
+    let before = snapshot(&env.lmstudio());
+    for wrong in [
+        vec!["63"],
+        vec!["131073"],
+        vec!["0"],
+        vec!["4_096"],
+        vec!["0x1000"],
+        vec!["4096.0"],
+        vec!["-4096"],
+        vec!["4m"],
+        vec![""],
+        vec!["4096", "8192"],
+        vec!["--revert", "4096"],
+        vec!["--revert", "--check"],
+        vec!["--check", "--dry-run"],
+        vec!["--backend", "[", "4096"],
+        vec!["--color", "sometimes"],
+        vec!["-q", "-v"],
+        vec!["--unknown"],
+    ] {
+        let ran = env.run(&wrong).exits(2);
+        assert!(ran.stderr.contains("error:"), "{wrong:?}: {}", ran.stderr);
+    }
+    assert_eq!(differences(&before, &snapshot(&env.lmstudio())), Vec::<String>::new());
+}
+
+#[test]
+fn the_default_is_4096_and_k_is_1024() {
+    for (args, size) in
+        [(vec![], 4096), (vec!["4096"], 4096), (vec!["8k"], 8192), (vec!["128K"], 131_072), (vec!["64"], 64)]
+    {
+        let env = Env::with_fixture();
+        env.run(&args).exits(0);
+        env.run(["--check".to_owned(), size.to_string()]).exits(0);
+    }
+}
+
+#[test]
+fn quiet_prints_errors_only() {
+    let env = Env::with_fixture();
+    let ran = env.run(["-q", "4096"]).exits(0);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    let ran = env.run(["-q", "--check", "8192"]).exits(3);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    let ran = env.run(["-q", "--home", "nowhere", "4096"]).exits(1).says("nowhere");
+    assert_eq!(ran.stdout, "");
+}
+
+#[test]
+fn colour_is_for_terminals_unless_it_is_asked_for() {
+    let env = Env::with_fixture();
+    let has_escapes = |args: &[&str]| {
+        let ran = env.run(args);
+        ran.stdout.contains('\u{1b}') || ran.stderr.contains('\u{1b}')
+    };
+    assert!(!has_escapes(&["--check"]));
+    assert!(!has_escapes(&["4096", "--dry-run"]));
+    assert!(!has_escapes(&["--check", "--color", "never"]));
+    assert!(has_escapes(&["--check", "--color", "always"]));
+    assert!(has_escapes(&["4096", "--dry-run", "--color", "always"]));
+    assert!(!has_escapes(&["--check", "--json"]));
+}
