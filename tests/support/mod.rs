@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -130,6 +131,11 @@ impl Ran {
         assert!(!self.stderr.contains(text), "stderr has {text:?}: {self:#?}");
         self
     }
+}
+
+/// Says something that the test runner does not keep to itself: what was skipped, or how much was tested.
+pub fn aloud(text: &str) {
+    writeln!(std::io::stderr(), "{text}").unwrap();
 }
 
 /// The miniature LM Studio home of the repository.
