@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use anstream::ColorChoice;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Parser, ValueEnum};
+use clap::{ColorChoice, Parser};
 use glob::Pattern;
 
 use crate::patch::plan::Goal;
@@ -76,28 +75,7 @@ pub struct Cli {
 
     /// When to use colour
     #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub color: Color,
-}
-
-/// When to use colour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless `NO_COLOR` is set
-    Auto,
-    /// Always
-    Always,
-    /// Never
-    Never,
-}
-
-impl From<Color> for ColorChoice {
-    fn from(color: Color) -> Self {
-        match color {
-            Color::Auto => Self::Auto,
-            Color::Always => Self::Always,
-            Color::Never => Self::Never,
-        }
-    }
+    pub color: ColorChoice,
 }
 
 /// What was asked.
@@ -112,6 +90,16 @@ pub enum Request {
 }
 
 impl Cli {
+    /// When to use colour, in the terms of the streams.
+    #[must_use]
+    pub fn stream_colour(&self) -> anstream::ColorChoice {
+        match self.color {
+            ColorChoice::Auto => anstream::ColorChoice::Auto,
+            ColorChoice::Always => anstream::ColorChoice::Always,
+            ColorChoice::Never => anstream::ColorChoice::Never,
+        }
+    }
+
     /// What was asked.
     #[must_use]
     pub fn request(&self) -> Request {

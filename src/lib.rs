@@ -23,7 +23,7 @@ use ui::Ui;
 
 /// Does what was asked and tells it. Fails only where nothing could be told.
 pub fn run(cli: &Cli) -> Result<Outcome> {
-    let ui = Ui::new(cli.color.into(), cli.quiet, cli.verbose);
+    let ui = Ui::new(cli.stream_colour(), cli.quiet, cli.verbose);
     let mut report = Report::new(cli.request());
     let outcome = answer(cli, &ui, &mut report).unwrap_or_else(|error| {
         report.error = Some(format!("{error:#}"));

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
+use textwrap::Options;
 
 use crate::outcome::Outcome;
 
@@ -48,7 +49,7 @@ impl Ui {
     /// How many columns a table on stdout may have; none where it is no terminal.
     #[must_use]
     pub fn width(&self) -> Option<u16> {
-        io::stdout().is_terminal().then(|| terminal_size::terminal_size().map_or(80, |(width, _)| width.0))
+        io::stdout().is_terminal().then(width_of_terminal)
     }
 
     /// Whether stdout gets colour.
@@ -85,12 +86,29 @@ impl Ui {
 
     /// Says a thing of note, one that applies to this run.
     pub fn note(&self, text: &str) {
-        self.say(&format!("{NOTE}note:{NOTE:#} {}", printable(text)));
+        if !self.is_quiet {
+            self.tagged("note: ", NOTE, text);
+        }
     }
 
     /// Says what went wrong, also where the run is quiet.
     pub fn error(&self, text: &str) {
-        self.talk(&format!("{BAD}error:{BAD:#} {}", printable(text)));
+        self.tagged("error: ", BAD, text);
+    }
+
+    /// On a terminal, words are kept whole and further lines indented.
+    fn tagged(&self, tag: &str, style: Style, text: &str) {
+        let text = printable(text);
+        let lines = match io::stderr().is_terminal().then(width_of_terminal) {
+            Some(width) => {
+                textwrap::wrap(&text, Options::new(width.into()).initial_indent("       ").subsequent_indent("  "))
+                    .join("\n")
+                    .trim_start()
+                    .to_owned()
+            }
+            None => text,
+        };
+        self.talk(&format!("{style}{tag}{style:#}{lines}"));
     }
 
     fn talk(&self, text: &str) {
@@ -98,6 +116,10 @@ impl Ui {
         // Where stderr itself fails there is nobody left to tell.
         let _ = writeln!(stream, "{text}");
     }
+}
+
+fn width_of_terminal() -> u16 {
+    terminal_size::terminal_size().map_or(80, |(width, _)| width.0)
 }
 
 /// Says why a run could not even be told about, and gives its exit code.

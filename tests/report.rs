@@ -42,11 +42,11 @@ fn verbose_shows_every_site() {
     env.run(["4096"]).exits(0);
     let ran = env.run(["--check", "-v", "--backend", "*@34"]).exits(0);
     for line in [
-        "mlx_engine/cache_wrapper.py  patched (original known, saved beside it)",
-        "line     5    4096  PROMPT_PROCESSING_CHUNK_SIZE in <module>  stock 2048",
-        "mlx_lm/generate.py  patched (original known from the package's RECORD)",
-        "line    25    4096  prefill_step_size in speculative_generate_step  stock 512",
-        "line    49    4096  prefill_step_size in BatchGenerator.__init__  stock 2048",
+        "mlx_engine/cache_wrapper.py: PROMPT_PROCESSING_CHUNK_SIZE  patched\n    original: saved beside it",
+        "line     5    4096  <module>  stock 2048",
+        "mlx_lm/generate.py: prefill_step_size  patched\n    original: known from the package's RECORD",
+        "line    25    4096  speculative_generate_step  stock 512",
+        "line    49    4096  BatchGenerator.__init__  stock 2048",
     ] {
         assert!(ran.stdout.contains(line), "{line}: {}", ran.stdout);
     }

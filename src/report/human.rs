@@ -205,25 +205,26 @@ fn paint_end(line: &str, word: &str, style: Option<Style>) -> Option<String> {
 }
 
 fn details(backend: &BackendReport) -> Vec<String> {
-    let title = format!("\n{STRONG}{}{STRONG:#}  {}", printable(&backend.layer), printable(&backend.path));
+    let title = format!("\n{STRONG}{}{STRONG:#}\n  {}", printable(&backend.layer), printable(&backend.path));
     std::iter::once(title).chain(backend.files.iter().flat_map(file_details)).collect()
 }
 
 fn file_details(file: &FileReport) -> Vec<String> {
     let original = match file.original {
-        Proof::Record => "original known from the package's RECORD",
-        Proof::Release => "original known, a published release",
-        Proof::Saved => "original known, saved beside it",
-        Proof::Found => "saved as first found, not known to be the vendor's",
-        Proof::Unknown => "original not known; saved before the first edit",
+        Proof::Record => "original: known from the package's RECORD",
+        Proof::Release => "original: known, a published release",
+        Proof::Saved => "original: saved beside it",
+        Proof::Found => "original: saved as first found, not known to be the vendor's",
+        Proof::Unknown => "original: not known; it is saved before the first edit",
     };
-    let title = format!("  {}  {} {FAINT}({original}){FAINT:#}", file.file, file.state.word());
-    std::iter::once(title).chain(file.sites.iter().map(site_details)).collect()
+    let name = file.sites.first().map(|site| format!(": {}", site.name)).unwrap_or_default();
+    let title = format!("  {}{name}  {}", file.file, file.state.word());
+    let original = format!("    {FAINT}{original}{FAINT:#}");
+    [title, original].into_iter().chain(file.sites.iter().map(site_details)).collect()
 }
 
 fn site_details(site: &SiteReport) -> String {
     let stock =
         if site.value == site.stock { String::new() } else { format!("  {FAINT}stock {}{FAINT:#}", site.stock) };
-    let owner = printable(&site.owner);
-    format!("    line {:>5}  {:>6}  {} {FAINT}in{FAINT:#} {owner}{stock}", site.line, site.value, site.name)
+    format!("    line {:>5}  {:>6}  {}{stock}", site.line, site.value, printable(&site.owner))
 }
