@@ -132,6 +132,11 @@ impl Session<'_> {
 
     fn tell_end(self, report: &Report, done: &[Done]) {
         self.ui.say(&human::summary(report));
+        if done.iter().any(|done| matches!(done.deed, Deed::Refused(_))) {
+            self.ui.say(
+                "A refused backend is as it was; if it came with a current LM Studio, please report what was found.",
+            );
+        }
         if report.dry_run {
             self.ui.say("Dry run: nothing was written.");
         } else if done.iter().any(|done| matches!(done.deed, Deed::Changed)) {

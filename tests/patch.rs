@@ -128,7 +128,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     env.run(["--revert"])
         .exits(1)
         .says("@34: mlx_engine/cache_wrapper.py: it says 4096 where such files ship with 2048")
-        .says("`lmpatch 2048` writes the number")
+        .says("`lmpatch 2048` writes those numbers")
         .says("1 changed, 1 refused");
     assert_eq!(snapshot(&layer.root), before);
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
@@ -137,6 +137,20 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     assert_eq!(text(layer.engine()), engine_since_2026("2048"));
     assert_eq!(text(layer.generate()), stock_generate());
     assert_eq!(env.json(["--check"])["backends"][1]["state"], "stock");
+}
+
+#[test]
+fn the_number_that_writes_stock_values_is_the_backends_own() {
+    let env = Env::new();
+    let layer = Layer::new(&env.lmstudio(), NAME)
+        .with_engine(engine_with_constant("512"))
+        .with_generate(generate("4096", "4096", "4096"));
+    env.run(["--revert"])
+        .exits(1)
+        .says("mlx_lm/generate.py: it says 4096 where such files ship with 2048 and 512")
+        .says("`lmpatch 512` writes those numbers");
+    env.run(["512"]).exits(0);
+    assert_eq!(text(layer.generate()), stock_generate());
 }
 
 #[test]

@@ -220,7 +220,7 @@ impl Backend {
         let mut edits = Vec::new();
         for file in &self.files {
             if let Some(content) = file.content() {
-                let after = plan(file.setting, content, goal, stock).map_err(|why| not_planned(file, &why))?;
+                let after = plan(file.setting, content, goal, stock).map_err(|why| not_planned(file, &why, stock))?;
                 edits.push(Edit { file, content, after });
             }
         }
@@ -235,15 +235,15 @@ impl Backend {
     }
 }
 
-fn not_planned(file: &VendorFile, why: &NotPlanned) -> Hindrance {
+fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) -> Hindrance {
     let path = file.short_path();
     Hindrance::Refused(match why {
         NotPlanned::OriginalUnknown { found, stock } => format!(
             "{path}: it says {} where such files ship with {}, it is no known release and there is no saved copy, \
-             so the vendor's bytes are not known; `lmpatch {}` writes the number, or reinstall the runtime in LM Studio",
+             so the vendor's bytes are not known; `lmpatch {}` writes those numbers, or reinstall the runtime in LM Studio",
             list(found),
             list(stock),
-            stock.first().copied().unwrap_or_default()
+            backend_stock.unwrap_or_default()
         ),
         NotPlanned::NotAsPlanned => {
             format!("{path}: the planned edit did not read back as planned; please report this")
