@@ -430,17 +430,16 @@ impl<'a, 't> Reader<'a, 't> {
 
     /// The tokens `first..end` as a value: an integer literal, in any number of parentheses, or something else.
     fn value(&self, first: usize, end: usize, chained: bool) -> Value {
-        let mut tokens = self.tokens.get(first..end).unwrap_or_default();
+        let mut tokens = trim(self.tokens.get(first..end).unwrap_or_default());
         let whole = match (tokens.first(), tokens.last()) {
             (Some(start), Some(end)) => start.start..end.range().end,
             _ => 0..0,
         };
-        loop {
-            tokens = match tokens {
-                [end, rest @ ..] | [rest @ .., end] if end.kind == Kind::Newline => rest,
-                [open, inner @ .., close] if open.is_op(b"(") && close.is_op(b")") => inner,
-                _ => break,
-            };
+        while let [open, inner @ .., close] = tokens
+            && open.is_op(b"(")
+            && close.is_op(b")")
+        {
+            tokens = trim(inner);
         }
         match tokens {
             [number] if number.kind == Kind::Number && !chained => match integer(number.text) {
@@ -515,6 +514,21 @@ impl<'a, 't> Reader<'a, 't> {
         self.end_item(self.tokens.len());
         Ok(self.module)
     }
+}
+
+/// The tokens without the line ends around them, which mean nothing inside of brackets.
+fn trim<'t, 'a>(mut tokens: &'t [Token<'a>]) -> &'t [Token<'a>] {
+    while let [first, rest @ ..] = tokens
+        && first.kind == Kind::Newline
+    {
+        tokens = rest;
+    }
+    while let [rest @ .., last] = tokens
+        && last.kind == Kind::Newline
+    {
+        tokens = rest;
+    }
+    tokens
 }
 
 /// What a statement that starts with this word is, where the word is one that cannot be a variable.
