@@ -33,11 +33,13 @@ impl Runtime {
 /// Every MLX runtime in `directory`, newest first.
 #[must_use]
 pub fn read(home: &Path, directory: &Path) -> Vec<Runtime> {
-    let selected = selected(&home.join(".internal/backend-preferences-v1.json"));
+    let preferences = home.join(".internal/backend-preferences-v1.json");
+    let selected = parse_preferences(&files::read(&preferences).unwrap_or_default());
     let entries = WalkDir::new(directory).min_depth(1).max_depth(1).follow_links(true).sort_by_file_name();
     let mut runtimes: Vec<Runtime> = entries
         .into_iter()
-        .filter_map(|entry| runtime(&entry.ok()?.path().join("backend-manifest.json"), &selected))
+        .filter_map(|entry| files::read(&entry.ok()?.path().join("backend-manifest.json")).ok())
+        .filter_map(|manifest| parse_manifest(&manifest, &selected))
         .collect();
     runtimes.sort_by_key(|runtime| std::cmp::Reverse(version_key(&runtime.version)));
     runtimes
@@ -47,8 +49,10 @@ fn version_key(version: &str) -> Vec<u64> {
     version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
-fn runtime(manifest: &Path, selected: &[(String, String)]) -> Option<Runtime> {
-    let manifest = json(manifest)?;
+/// The MLX runtime that a `backend-manifest.json` describes; `selected` is what [`parse_preferences`] gave.
+#[must_use]
+pub fn parse_manifest(manifest: &[u8], selected: &[(String, String)]) -> Option<Runtime> {
+    let manifest: Value = serde_json::from_slice(manifest).ok()?;
     let text = |key: &str| manifest.get(key).and_then(Value::as_str).map(str::to_owned);
     let (name, version) = (text("name")?, text("version")?);
     // llama.cpp and other engines have manifests too.
@@ -70,8 +74,9 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// Name and version of the runtimes that are selected for safetensors, the format of MLX models.
-fn selected(preferences: &Path) -> Vec<(String, String)> {
-    let preferences = json(preferences);
+#[must_use]
+pub fn parse_preferences(preferences: &[u8]) -> Vec<(String, String)> {
+    let preferences: Option<Value> = serde_json::from_slice(preferences).ok();
     let rows = preferences.as_ref().and_then(Value::as_array);
     let row = |row: &Value| {
         let text = |key: &str| row.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -79,8 +84,4 @@ fn selected(preferences: &Path) -> Vec<(String, String)> {
         Some((text("name")?, text("version")?))
     };
     rows.into_iter().flatten().filter_map(row).collect()
-}
-
-fn json(path: &Path) -> Option<Value> {
-    serde_json::from_slice(&files::read(path).ok()?).ok()
 }
