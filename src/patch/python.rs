@@ -372,8 +372,10 @@ impl<'a, 't> Reader<'a, 't> {
             return Err(Unreadable { why: Why::TooDeep, offset: token.start });
         }
         // Whatever was being named before a bracket (`f(`, `x[`) or a lambda is not defined by it.
-        if let (_, State::Start | State::Named(_)) = self.top() {
-            self.set(State::Skip);
+        match self.top().1 {
+            State::Start => self.set(State::Skip),
+            State::Named(name) => self.set(self.not_defined(name)),
+            _ => {}
         }
         let start = match frame {
             Frame::Bracket(_) => State::Skip,
@@ -470,11 +472,18 @@ impl<'a, 't> Reader<'a, 't> {
             }
             (State::Value { first, .. }, Kind::Op, b"=") if !in_list => self.chain(first, index),
             (State::Compound, Kind::Op, b":") => State::Start,
+            (State::Named(name), ..) => self.not_defined(name),
             (State::Annotated(_) | State::Value { .. } | State::Compound | State::Signature, ..) => state,
             _ => State::Skip,
         };
         self.set(next);
         Ok(())
+    }
+
+    /// A statement or parameter that starts with a name and gives it no value; `case` is a keyword only here.
+    fn not_defined(&self, name: usize) -> State {
+        let is_case = self.top().0 == Frame::Block && self.tokens.get(name).is_some_and(|token| token.text == b"case");
+        if is_case { State::Compound } else { State::Skip }
     }
 
     fn start_value(&self, name: usize, equals: usize, place: Place) -> State {
