@@ -14,6 +14,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod home;
+pub mod laws;
+pub mod nasty;
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
