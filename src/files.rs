@@ -22,14 +22,22 @@ pub enum NotRead {
     Io(io::Error),
 }
 
+impl NotRead {
+    /// Whether it is only a matter of permissions.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl fmt::Display for NotRead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("is not there"),
             Self::NotAFile(kind) => write!(f, "is {kind}, not a regular file"),
             Self::TooLarge(size) => write!(f, "has {size} bytes, more than the {MAX_BYTES} that are read at most"),
-            Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                write!(f, "cannot be read ({error}); give yourself read permission with chmod u+r")
+            Self::Io(error) if self.is_denied() => {
+                write!(f, "cannot be read ({error}); allow it with chmod u+r, or chmod u+rx on its directory")
             }
             Self::Io(error) => write!(f, "cannot be read ({error})"),
         }

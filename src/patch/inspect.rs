@@ -15,6 +15,9 @@ use crate::lmstudio::backends::Layer;
 /// Saved copies are called `<file>` + this + their SHA-256.
 const SAVED_MARK: &str = ".lmpatch-original.";
 
+/// What to do about something that is no vendor file.
+const ANEW: &str = "move it away and reinstall the runtime in LM Studio";
+
 /// Reads every vendor file of `layer`.
 #[must_use]
 pub fn inspect(layer: Layer) -> Backend {
@@ -55,7 +58,9 @@ fn read(layer: &Layer, site_packages: &Path, setting: &'static Setting, path: Pa
     let found = match files::read(&resolved) {
         Ok(bytes) => understand(setting, site_packages, &resolved, bytes),
         Err(NotRead::Missing) => Found::Missing,
-        Err(why) => refused(format!("{} {why}", resolved.display())),
+        // Permissions are put right where they are, all else only by getting the file anew.
+        Err(why) if why.is_denied() => refused(format!("{} {why}", resolved.display())),
+        Err(why) => refused(format!("{} {why}; {ANEW}", resolved.display())),
     };
     VendorFile { setting, path: resolved, found }
 }
@@ -68,7 +73,7 @@ fn inside(layer: &Layer, path: &Path) -> Result<PathBuf, String> {
     };
     match fs::canonicalize(&layer.path) {
         Ok(root) if real.starts_with(&root) => Ok(real),
-        _ => Err(format!("{} is a link out of its layer, to {}", path.display(), real.display())),
+        _ => Err(format!("{} is a link out of its layer, to {}; {ANEW}", path.display(), real.display())),
     }
 }
 
