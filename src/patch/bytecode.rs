@@ -44,7 +44,9 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot list {}", cache.display()))?;
-        if belongs_to(&entry.file_name().to_string_lossy(), &stem) {
+        // Python never takes a directory for bytecode, so it is not stale.
+        let is_directory = entry.file_type().is_ok_and(|file_type| file_type.is_dir());
+        if !is_directory && belongs_to(&entry.file_name().to_string_lossy(), &stem) {
             found.push(entry.path());
         }
     }
