@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::plan::{Content, Goal, NotPlanned, plan};
 use super::settings::Setting;
+use crate::files::MAX_BYTES;
 use crate::lmstudio::backends::Layer;
 
 /// One MLX backend.
@@ -244,6 +245,10 @@ fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) 
             list(found),
             list(stock),
             backend_stock.unwrap_or_default()
+        ),
+        NotPlanned::TooLarge => format!(
+            "{path}: with that number it would have more than the {MAX_BYTES} bytes that are read at most; give a \
+             number of fewer digits"
         ),
         NotPlanned::NotAsPlanned => {
             format!("{path}: the planned edit did not read back as planned; please report this")

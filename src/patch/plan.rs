@@ -3,6 +3,7 @@
 use super::original::{Original, Proof, values_if_same_otherwise, with_values};
 use super::settings::Setting;
 use super::sites::Site;
+use crate::files::MAX_BYTES;
 
 /// What a run is to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub enum NotPlanned {
         /// The values that such a file ships with, in tokens.
         stock: Vec<u64>,
     },
+    /// The file would grow beyond what lmpatch reads, so the edit could be neither verified nor reverted.
+    TooLarge,
     /// The planned bytes did not read back as planned: a defect of lmpatch.
     NotAsPlanned,
 }
@@ -87,6 +90,9 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
         }
         _ => with_values(&content.bytes, &content.sites, &values),
     };
+    if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
+        return Err(NotPlanned::TooLarge);
+    }
     match values_if_same_otherwise(setting, &content.bytes, &content.sites, &after) {
         Some(read_back) if read_back == values => Ok(after),
         _ => Err(NotPlanned::NotAsPlanned),
