@@ -13,6 +13,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod child;
 pub mod home;
 pub mod laws;
 pub mod nasty;
