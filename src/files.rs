@@ -70,6 +70,17 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     }
 }
 
+/// `error`, told as a failure to `act` on the directory `path`; where permissions are the reason, with the command
+/// that gives them.
+#[must_use]
+pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
+    let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+    // The deepest directory that can still be seen is the one that is closed.
+    let closed = path.ancestors().find(|ancestor| is_denied && fs::metadata(ancestor).is_ok());
+    let fix = closed.map(|closed| format!("; allow it with: chmod u+rx '{}'", closed.display()));
+    anyhow::Error::new(error).context(format!("cannot {act} {}{}", path.display(), fix.unwrap_or_default()))
+}
+
 fn dangling(path: &Path, error: io::Error) -> NotRead {
     if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_ok() {
         return NotRead::NotAFile("a link that leads nowhere");

@@ -70,8 +70,8 @@ fn nothing_to_patch_is_no_success() {
     env.run(["--revert"]).exits(1).says("no MLX backend found");
     fs::create_dir_all(env.amphibian().join("cpython3.11-mac-arm64@10/lib/python3.11/site-packages")).unwrap();
     env.run(["4096"]).exits(1).says("--home DIR");
-    env.run(["4096", "--home", "x"]).exits(1).says("_amphibian is not a directory");
-    env.run(["4096", "--home", "."]).exits(1).says("usually ~/.lmstudio");
+    env.run(["4096", "--home", "x"]).exits(1).says("_amphibian is not there");
+    env.run(["4096", "--home", "."]).exits(1).says("Usually that is ~/.lmstudio");
     let report = env.json(["4096"]);
     assert_eq!((&report["schema"], &report["exit_code"]), (&1.into(), &1.into()));
     assert!(report["error"].as_str().unwrap().contains("no MLX backend found"));

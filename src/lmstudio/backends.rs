@@ -5,11 +5,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, bail};
 use glob::Pattern;
 use walkdir::WalkDir;
 
 use super::runtimes::{self, Runtime};
+use crate::files::directory_error;
 
 /// The Python packages that make a layer an MLX engine.
 pub const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
@@ -66,19 +67,42 @@ fn vendor_parent(home: &Path) -> PathBuf {
     home.join("extensions/backends")
 }
 
-/// Whether `home` holds any MLX layer at all.
+/// Whether `home` holds any MLX layer at all, or may hold some that cannot be seen.
 #[must_use]
 pub fn has_any(home: &Path) -> bool {
-    list(&amphibian(home)).is_ok_and(|mut layers| layers.next().is_some())
+    match list(&amphibian(home)) {
+        Ok(mut layers) => layers.next().is_some(),
+        Err(error) => !is_absent(&error),
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The directory of all layers; fails where it is not there or cannot be listed.
+pub fn open(home: &Path) -> Result<PathBuf> {
+    let directory = amphibian(home);
+    match fs::read_dir(&directory) {
+        Ok(_) => Ok(directory),
+        Err(error) if is_absent(&error) => {
+            bail!(
+                "{} is not there; is {} LM Studio's home? Usually that is ~/.lmstudio",
+                directory.display(),
+                home.display()
+            )
+        }
+        Err(error) => Err(directory_error("list", &directory, error)),
+    }
 }
 
 /// Every MLX layer of `home` whose name matches one of `wanted` (all, where that is empty).
 ///
 /// Fails where the directory of layers cannot be listed.
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
-    let directory = amphibian(home);
+    let directory = open(home)?;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
-    let all = list(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    let all = list(&directory).map_err(|error| directory_error("list", &directory, error))?;
     let runtimes = runtimes::read(home, &vendor_parent(home));
     let mut layers: Vec<Layer> = all.filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
     layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
@@ -118,8 +142,7 @@ fn list(directory: &Path) -> io::Result<impl Iterator<Item = Layer>> {
 
 /// The layer at `path`, unless it is surely no MLX engine.
 fn layer(path: &Path) -> Option<Layer> {
-    let site_packages = engine_directories(path)
-        .map_err(|error| format!("{} cannot be listed ({error}); check its permissions", path.join("lib").display()));
+    let site_packages = engine_directories(path).map_err(|error| format!("{error:#}"));
     if matches!(&site_packages, Ok(found) if found.is_empty()) {
         return None;
     }
@@ -133,22 +156,34 @@ fn unreachable_layer(path: &Path) -> Option<Layer> {
     is_engine.then(|| Layer { name, path: path.to_owned(), site_packages: Err(why), runtimes: Vec::new() })
 }
 
-fn engine_directories(layer: &Path) -> io::Result<Vec<PathBuf>> {
-    let lib = match fs::read_dir(layer.join("lib")) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
-        }
-        other => other?,
+fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
+    let lib = layer.join("lib");
+    let unlisted = |error| directory_error("list", &lib, error);
+    let entries = match fs::read_dir(&lib) {
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        other => other.map_err(unlisted)?,
     };
     let mut found = Vec::new();
-    for entry in lib {
-        let entry = entry?;
-        let site_packages = entry.path().join("site-packages");
+    for entry in entries {
+        let entry = entry.map_err(unlisted)?;
         let is_python = entry.file_name().to_string_lossy().starts_with("python3.");
-        if is_python && ENGINE_PACKAGES.iter().any(|package| site_packages.join(package).is_dir()) {
+        let site_packages = entry.path().join("site-packages");
+        if is_python && has_engine_package(&site_packages)? {
             found.push(site_packages);
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Fails where it cannot be seen: that is no reason to take the layer for another kind of one.
+fn has_engine_package(site_packages: &Path) -> Result<bool> {
+    for package in ENGINE_PACKAGES {
+        match fs::metadata(site_packages.join(package)) {
+            Ok(metadata) if metadata.is_dir() => return Ok(true),
+            Err(error) if !is_absent(&error) => return Err(directory_error("list", site_packages, error)),
+            _ => {}
+        }
+    }
+    Ok(false)
 }

@@ -26,10 +26,6 @@ const POINTER: &str = ".lmstudio-home-pointer";
 /// of them has, the other is taken and said. Fails where there is no such directory.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
     if let Some(path) = explicit {
-        let layers = backends::amphibian(path);
-        if !layers.is_dir() {
-            bail!("{} is not a directory; --home takes LM Studio's home, usually ~/.lmstudio", layers.display());
-        }
         return Ok(Home { path: path.to_owned(), note: None });
     }
     let user = dirs::home_dir().context("your home directory is unknown; set HOME or give --home DIR")?;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::files::directory_error;
+
 /// Removes every cached `.pyc` of `source`, of any interpreter and optimisation level.
 ///
 /// Fails where the cache directory is a link (it would lead out of the layer) or a file cannot be removed.
@@ -18,7 +20,7 @@ pub fn remove(source: &Path) -> Result<()> {
         match fs::remove_file(&cached) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| {
-                    format!("cannot remove {}; check the permissions of its directory", cached.display())
+                    format!("cannot remove {}; check the permissions of its directory (chmod u+wx)", cached.display())
                 });
             }
             _ => {}
@@ -39,7 +41,7 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
         Ok(metadata) if metadata.is_dir() => {}
         _ => return Ok(Vec::new()),
     }
-    let entries = fs::read_dir(&cache).with_context(|| format!("cannot list {}", cache.display()))?;
+    let entries = fs::read_dir(&cache).map_err(|error| directory_error("list", &cache, error))?;
     let stem = stem.to_string_lossy();
     let mut found = Vec::new();
     for entry in entries {

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::files::directory_error;
+
 /// How long another lmpatch is waited for. A run on ten backends takes well under a second.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -14,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// Fails where another process still holds the lock after ten seconds.
 pub fn hold(directory: &Path) -> Result<File> {
-    let handle = File::open(directory).with_context(|| format!("cannot open {} to lock it", directory.display()))?;
+    let handle = File::open(directory).map_err(|error| directory_error("lock", directory, error))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match handle.try_lock() {

@@ -83,7 +83,7 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 ///
 /// Fails where the lock cannot be had or the layers cannot be listed; what goes wrong with one backend is in its deed.
 pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
-    let _lock = lock::hold(&backends::amphibian(home))?;
+    let _lock = lock::hold(&backends::open(home)?)?;
     let survey = survey(home, wanted)?;
     let plans: Vec<_> = survey.backends.iter().map(|backend| backend.edits(goal)).collect();
     let deeds: Vec<Deed> = plans
