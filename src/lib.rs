@@ -30,11 +30,11 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
         Outcome::Failed
     });
     report.exit_code = outcome.code();
-    if cli.json {
-        ui.print(&json::render(&report)?).context("cannot write the report to stdout")?;
-    }
     if let Some(error) = &report.error {
         ui.error(error);
+    }
+    if cli.json {
+        ui.print(&json::render(&report)?).context("cannot write the report to stdout")?;
     }
     Ok(outcome)
 }

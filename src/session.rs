@@ -32,12 +32,10 @@ impl Session<'_> {
         let survey = patch::survey(self.home, &self.cli.backend)?;
         let backends: Vec<_> = survey.backends.iter().map(BackendReport::looked_at).collect();
         self.fill(report, backends, survey.missing)?;
-        if self.shows_tables() {
-            self.print(&human::check(report, self.layout()))?;
-        }
+        let printed = if self.shows_tables() { self.print(&human::check(report, self.layout())) } else { Ok(()) };
         self.tell_reasons(report);
         self.tell_notes(report, advice::on_sizes(report, None));
-        Ok(check_outcome(&survey.backends, size))
+        printed.map(|()| check_outcome(&survey.backends, size))
     }
 
     /// Carries out or rehearses, by `act`, what brings every backend to the goal.
@@ -49,11 +47,14 @@ impl Session<'_> {
     ) -> Result<Outcome> {
         let (done, missing) = act(self.home, &self.cli.backend, goal)?;
         self.fill(report, done.iter().map(BackendReport::done).collect(), missing)?;
-        if report.dry_run && !self.cli.json {
-            self.print_diff(&human::diff(self.home, &done))?;
+        let printed = if report.dry_run && !self.cli.json {
+            self.print_diff(&human::diff(self.home, &done))
         } else if self.shows_tables() {
-            self.print(&human::changes(report, self.layout()))?;
-        }
+            self.print(&human::changes(report, self.layout()))
+        } else {
+            Ok(())
+        };
+        // Also where stdout is of no use: what was done to people's files is not kept from them.
         self.tell_reasons(report);
         let size = match goal {
             Goal::Size(size) => Some(size),
@@ -62,7 +63,7 @@ impl Session<'_> {
         let on_sizes = size.map(|size| advice::on_sizes(report, Some(size))).unwrap_or_default();
         self.tell_notes(report, on_sizes.into_iter().chain(done.iter().flat_map(advice::on_originals)));
         self.tell_end(report, &done);
-        Ok(Outcome::of(done.iter().map(|done| &done.deed)))
+        printed.map(|()| Outcome::of(done.iter().map(|done| &done.deed)))
     }
 
     fn fill(self, report: &mut Report, backends: Vec<BackendReport>, missing: Vec<MissingLayer>) -> Result<()> {

@@ -122,6 +122,17 @@ fn width_of_terminal() -> u16 {
     terminal_size::terminal_size().map_or(80, |(width, _)| width.0)
 }
 
+/// Prints what clap has to say, `--help`, `--version` or what is wrong with the command line, and gives its exit code.
+#[must_use]
+pub fn print_answer(answer: &clap::Error) -> ExitCode {
+    match answer.print() {
+        Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+            last_words(&anyhow::Error::new(error).context("cannot write to stdout"))
+        }
+        _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
+}
+
 /// Says why a run could not even be told about, and gives its exit code.
 #[must_use]
 pub fn last_words(error: &anyhow::Error) -> ExitCode {
