@@ -160,12 +160,8 @@ fn move_and_link(env: &Env, path: &Path) -> PathBuf {
 
 #[test]
 fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
-    let places: [fn(&Env) -> PathBuf; 4] = [
-        |env| env.amphibian().join(BAD),
-        Env::amphibian,
-        |env| env.lmstudio().join("extensions"),
-        Env::lmstudio,
-    ];
+    let places: [fn(&Env) -> PathBuf; 4] =
+        [|env| env.amphibian().join(BAD), Env::amphibian, |env| env.lmstudio().join("extensions"), Env::lmstudio];
     for place in places {
         let (env, layer, _) = two_backends();
         let path = place(&env);
@@ -296,7 +292,9 @@ const SPELLINGS: [(&str, fn(&str) -> Vec<u8>); 8] = [
     ("BOM", |text| format!("\u{feff}{text}").into_bytes()),
     ("BOM and CRLF", |text| format!("\u{feff}{}", text.replace('\n', "\r\n")).into_bytes()),
     ("no final newline", |text| text.trim_end().as_bytes().to_vec()),
-    ("latin-1", |text| [b"# -*- coding: latin-1 -*-\n# caf\xe9 \xff\nNAME = '\xe4\xf6\xfc'\n", text.as_bytes()].concat()),
+    ("latin-1", |text| {
+        [b"# -*- coding: latin-1 -*-\n# caf\xe9 \xff\nNAME = '\xe4\xf6\xfc'\n", text.as_bytes()].concat()
+    }),
     ("tabs, form feeds and trailing blanks", |text| {
         text.replace("    ", "\t").replace('\n', "  \n").replace("\n  \n", "\n\x0c\n").into_bytes()
     }),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::inspect::saved_path;
 use super::plan::{Content, Goal, NotPlanned, plan};
 use super::settings::Setting;
 use crate::files::MAX_BYTES;
@@ -239,11 +240,12 @@ impl Backend {
 fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) -> Hindrance {
     let path = file.short_path();
     Hindrance::Refused(match why {
-        NotPlanned::OriginalUnknown { found, stock } => format!(
-            "{path}: it says {} where such files ship with {}, it is no known release and there is no saved copy, \
+        NotPlanned::OriginalUnknown { found, stock, spoiled } => format!(
+            "{path}: it says {} where such files ship with {}, it is no known release and {}, \
              so the vendor's bytes are not known; `lmpatch {}` writes those numbers, or reinstall the runtime in LM Studio",
             list(found),
             list(stock),
+            copies(file, spoiled),
             backend_stock.unwrap_or_default()
         ),
         NotPlanned::TooLarge => format!(
@@ -254,6 +256,16 @@ fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) 
             format!("{path}: the planned edit did not read back as planned; please report this")
         }
     })
+}
+
+fn copies(file: &VendorFile, spoiled: &[String]) -> String {
+    match spoiled.first() {
+        Some(sha256) => format!(
+            "the saved copy {} is not what its name says or cannot be read",
+            saved_path(&file.path, sha256).display()
+        ),
+        None => "there is no saved copy".to_owned(),
+    }
 }
 
 fn list(values: &[u64]) -> String {

@@ -112,7 +112,8 @@ fn saved_copies(file: &Path) -> Vec<SavedCopy> {
     let name = name.to_string_lossy();
     let copy = |entry: OsString| {
         let named_sha256 = saved_sha256(entry.to_str()?, &name)?.to_owned();
-        Some(SavedCopy { bytes: files::read(&directory.join(&entry)).ok()?, named_sha256 })
+        // One that cannot be read has no bytes that could match its name.
+        Some(SavedCopy { bytes: files::read(&directory.join(&entry)).unwrap_or_default(), named_sha256 })
     };
     names(directory).filter_map(copy).collect()
 }

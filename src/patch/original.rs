@@ -39,6 +39,8 @@ pub struct Original {
     pub bytes: Option<Vec<u8>>,
     /// The stock value of each site, in the order of the sites; an inference where the vendor's bytes are not known.
     pub stock: Vec<u64>,
+    /// The SHA-256s in the names of saved copies that are no longer what was saved, and so prove nothing.
+    pub spoiled: Vec<String>,
 }
 
 impl Original {
@@ -113,10 +115,12 @@ fn hex(digest: &[u8; 32]) -> String {
 pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evidence) -> Original {
     let rule: Vec<u64> = sites.iter().map(|site| setting.stock.value(source, &site.owner)).collect();
     let now: Vec<u64> = sites.iter().map(|site| site.value).collect();
+    let spoiled: Vec<_> =
+        evidence.saved.iter().filter(|copy| !copy.is_intact()).map(|copy| copy.named_sha256.clone()).collect();
     let put_back = with_values(source, sites, &rule);
     for (candidate, stock) in [(source, &now), (&put_back, &rule)] {
         if let Some(proof) = prove(setting, candidate, &evidence.record) {
-            return Original { proof, bytes: Some(candidate.to_vec()), stock: stock.clone() };
+            return Original { proof, bytes: Some(candidate.to_vec()), stock: stock.clone(), spoiled };
         }
     }
     let mut saved = evidence.saved.iter().filter(|copy| copy.is_intact()).filter_map(|copy| {
@@ -125,8 +129,8 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
         Some((proof, copy.bytes.clone()))
     });
     match saved.next() {
-        Some((proof, bytes)) => Original { proof, bytes: Some(bytes), stock: rule },
-        None => Original { proof: Proof::Unknown, bytes: None, stock: rule },
+        Some((proof, bytes)) => Original { proof, bytes: Some(bytes), stock: rule, spoiled },
+        None => Original { proof: Proof::Unknown, bytes: None, stock: rule, spoiled },
     }
 }
 

@@ -64,6 +64,8 @@ pub enum NotPlanned {
         found: Vec<u64>,
         /// The values that such a file ships with, in tokens.
         stock: Vec<u64>,
+        /// See [`Original::spoiled`].
+        spoiled: Vec<String>,
     },
     /// The file would grow beyond what lmpatch reads, so the edit could be neither verified nor reverted.
     TooLarge,
@@ -86,7 +88,8 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
         (Some(found), None) if goal == Goal::Vendor => return Ok(found.clone()),
         (None, _) if goal == Goal::Vendor && !content.has_stock_values() => {
             let found = content.sites.iter().map(|site| site.value).collect();
-            return Err(NotPlanned::OriginalUnknown { found, stock: values });
+            let spoiled = content.original.spoiled.clone();
+            return Err(NotPlanned::OriginalUnknown { found, stock: values, spoiled });
         }
         _ => with_values(&content.bytes, &content.sites, &values),
     };
