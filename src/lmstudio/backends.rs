@@ -76,8 +76,10 @@ pub fn has_any(home: &Path) -> bool {
     }
 }
 
+/// Whether it says that nothing is at that path, or that nothing can be: a name with a NUL, or one that is too long.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidInput | InvalidFilename)
 }
 
 /// The directory of all layers; fails where it is not there or cannot be listed.
