@@ -68,15 +68,13 @@ fn unreadable_files_are_named_with_the_fix() {
 
 #[test]
 fn unreadable_directories_of_a_layer_are_named_with_the_fix() {
-    for directory in ["mlx_engine", "mlx_lm", "", "../..", "../../.."] {
-        let path = |_: &Env, layer: &Layer| layer.path(directory).components().fold(PathBuf::new(), climb);
-        assert_denied(path, 0o000, &ANY, "chmod u+rx");
+    let site_packages = "lib/python3.11/site-packages";
+    for package in ["mlx_engine", "mlx_lm"] {
+        assert_denied(|_, layer| layer.path(package), 0o000, &ANY, "chmod u+rx");
     }
-}
-
-/// Adds a part to a path; `..` takes one away, so that the path is the one that messages have.
-fn climb(path: PathBuf, part: std::path::Component<'_>) -> PathBuf {
-    if part == std::path::Component::ParentDir { path.parent().unwrap().to_owned() } else { path.join(part) }
+    for directory in [site_packages, "lib/python3.11", "lib", ""] {
+        assert_denied(|_, layer| layer.root.join(directory).components().collect(), 0o000, &ANY, "chmod u+rx");
+    }
 }
 
 #[test]

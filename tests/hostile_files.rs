@@ -284,8 +284,10 @@ fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
     assert_eq!(fs::read_to_string(good.engine()).unwrap(), engine_since_2026("8192"));
 }
 
+type Spell = fn(&str) -> Vec<u8>;
+
 /// Ways to write the same source in other bytes.
-const SPELLINGS: [(&str, fn(&str) -> Vec<u8>); 8] = [
+const SPELLINGS: [(&str, Spell); 8] = [
     ("CRLF", |text| text.replace('\n', "\r\n").into_bytes()),
     ("lone CR", |text| text.replace('\n', "\r").into_bytes()),
     ("line ends of all kinds", |text| text.replacen('\n', "\r\n", 2).replacen("\n\n", "\r\n\r", 1).into_bytes()),
