@@ -119,7 +119,7 @@ fn the_stock_value_is_told_by_the_engine() {
 #[test]
 fn a_goal_of_the_vendors_bytes_is_never_met_by_a_guess() {
     let unknown = content(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 4096\n", &Evidence::default());
-    let refusal = NotPlanned::OriginalUnknown { found: vec![4096], stock: vec![512] };
+    let refusal = NotPlanned::OriginalUnknown { found: vec![4096], stock: vec![512], spoiled: Vec::new() };
     assert_eq!(plan(ENGINE, &unknown, Goal::Vendor, Some(512)), Err(refusal));
     assert_eq!(
         plan(ENGINE, &unknown, Goal::Size(8192), Some(512)),
