@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 
 use super::backend::Edit;
 use super::inspect::{saved_path, saved_sha256};
@@ -11,7 +11,7 @@ use super::original::sha256_hex;
 use super::plan::must_save;
 use super::replace::{self, is_temporary, stage};
 use super::{bytecode, sites};
-use crate::files;
+use crate::files::{self, NotRead};
 
 /// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
 ///
@@ -75,12 +75,15 @@ fn verify(edit: &Edit<'_>) -> Result<()> {
 
 /// Puts back whatever was replaced, and says in the error what could not be.
 fn roll_back(changes: &[&Edit<'_>], saved: &[PathBuf], mut error: Error) -> Error {
+    let mut is_back = true;
     for edit in changes {
         if let Err(trouble) = put_back(edit) {
+            is_back = false;
             error = error.context(format!("{} could not be put back: {trouble:#}", edit.file.path.display()));
         }
     }
-    for copy in saved {
+    // A file that could not be put back needs its copy for a later revert.
+    for copy in saved.iter().filter(|_| is_back) {
         // The copy is a spare of bytes that are in their place again; the next revert removes it if this does not.
         let _ = fs::remove_file(copy);
     }
@@ -89,11 +92,15 @@ fn roll_back(changes: &[&Edit<'_>], saved: &[PathBuf], mut error: Error) -> Erro
 
 fn put_back(edit: &Edit<'_>) -> Result<()> {
     let path = &edit.file.path;
-    if files::read(path).is_ok_and(|now| now == edit.after) {
-        stage(path, &edit.after, &edit.content.bytes)?.commit()?;
-        bytecode::remove(path)?;
+    match files::read(path) {
+        Ok(now) if now == edit.after => {
+            stage(path, &edit.after, &edit.content.bytes)?.commit()?;
+            bytecode::remove(path)
+        }
+        Err(why @ NotRead::Io(_)) => bail!("it {why}"),
+        // What somebody else put there, or took away, is theirs.
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes what lmpatch has beside the file: temp files of killed runs, and saved copies once the file is the vendor's.
