@@ -81,6 +81,22 @@ pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Erro
     anyhow::Error::new(error).context(format!("cannot {act} {}{}", path.display(), fix.unwrap_or_default()))
 }
 
+/// Whether there is a directory at that path, links followed. Fails where that cannot be told, which is no "no".
+pub fn is_dir(path: &Path) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(error) if is_absence(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the error says that nothing is at that path, or that nothing can be: a name with a NUL, or one too long.
+#[must_use]
+pub fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidInput | InvalidFilename)
+}
+
 fn dangling(path: &Path, error: io::Error) -> NotRead {
     if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_ok() {
         return NotRead::NotAFile("a link that leads nowhere");

@@ -1,6 +1,12 @@
 //! What proves the vendor's bytes, gone bad: rows of RECORD, and saved copies that were tampered with.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -44,7 +50,7 @@ fn bad_rows_of_a_record_prove_nothing() {
         format!("{start},{}", size.parse::<usize>().unwrap() + 1),
         format!("{start},-{size}"),
         format!("{start},99999999999999999999999999"),
-        format!("{}=,{size}", start),
+        format!("{start}=,{size}"),
         format!("{},{size}", start.strip_suffix(last).unwrap()),
         format!("other/{row}"),
         format!("\"{row}"),

@@ -1,5 +1,11 @@
 //! The reader: which literals are the setting, told with literals.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 
 use lmpatch::patch::python::integer;
 use lmpatch::patch::settings::{SETTINGS, Setting};

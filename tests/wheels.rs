@@ -2,7 +2,13 @@
 //!
 //! `.ci/run` fetches the wheels into `target/wheels`; `LMPATCH_WHEELS` names another directory. Without them, or without
 //! a python3, the tests say that they were skipped.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use glob::Pattern;
-use walkdir::WalkDir;
 
 use super::runtimes::{self, Runtime};
-use crate::files::directory_error;
+use crate::files::{directory_error, is_absence, is_dir};
 
 /// The Python packages that make a layer an MLX engine.
 pub const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
@@ -72,14 +71,8 @@ fn vendor_parent(home: &Path) -> PathBuf {
 pub fn has_any(home: &Path) -> bool {
     match list(&amphibian(home)) {
         Ok(mut layers) => layers.next().is_some(),
-        Err(error) => !is_absent(&error),
+        Err(error) => !is_absence(&error),
     }
-}
-
-/// Whether it says that nothing is at that path, or that nothing can be: a name with a NUL, or one that is too long.
-fn is_absent(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory | InvalidInput | InvalidFilename)
 }
 
 /// The directory of all layers; fails where it is not there or cannot be listed.
@@ -87,7 +80,7 @@ pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {
         Ok(_) => Ok(directory),
-        Err(error) if is_absent(&error) => {
+        Err(error) if is_absence(&error) => {
             bail!(
                 "{} is not there; is {} LM Studio's home? Usually that is ~/.lmstudio",
                 directory.display(),
@@ -104,9 +97,11 @@ pub fn open(home: &Path) -> Result<PathBuf> {
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
     let directory = open(home)?;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
-    let all = list(&directory).map_err(|error| directory_error("list", &directory, error))?;
+    let all = list(&directory)
+        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+        .map_err(|error| directory_error("list", &directory, error))?;
     let runtimes = runtimes::read(home, &vendor_parent(home));
-    let mut layers: Vec<Layer> = all.filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
+    let mut layers: Vec<Layer> = all.into_iter().filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
     layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
     for layer in &mut layers {
         let uses = |runtime: &&Runtime| runtime.layers.iter().any(|name| layer.name == name.as_str());
@@ -124,7 +119,8 @@ fn version_key(name: &str) -> (String, u64) {
 
 fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingLayer> {
     let named = runtimes.iter().flat_map(|runtime| {
-        let is_gone = |layer: &&String| fs::symlink_metadata(directory.join(layer)).is_err();
+        let is_gone =
+            |layer: &&String| fs::symlink_metadata(directory.join(layer)).is_err_and(|error| is_absence(&error));
         let of = |layer: &String| MissingLayer { layer: layer.clone(), runtime: runtime.label() };
         runtime.layers.iter().filter(is_gone).map(of).collect::<Vec<_>>()
     });
@@ -132,13 +128,19 @@ fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingLayer> {
 }
 
 /// The MLX layers in `directory`. Links to layers are followed; people move them to other disks.
-fn list(directory: &Path) -> io::Result<impl Iterator<Item = Layer>> {
-    fs::read_dir(directory)?;
-    let entries = WalkDir::new(directory).min_depth(1).max_depth(1).follow_links(true);
-    Ok(entries.into_iter().filter_map(|entry| match entry {
-        Ok(entry) if entry.file_type().is_dir() => layer(entry.path()),
-        Ok(_) => None,
-        Err(error) => unreachable_layer(error.path()?),
+fn list(directory: &Path) -> io::Result<impl Iterator<Item = io::Result<Layer>>> {
+    let entries = fs::read_dir(directory)?;
+    Ok(entries.filter_map(|entry| match entry {
+        Ok(entry) => {
+            let path = entry.path();
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => layer(&path),
+                Ok(_) => None,
+                Err(error) => unreachable_layer(&path, &error),
+            }
+            .map(Ok)
+        }
+        Err(error) => Some(Err(error)),
     }))
 }
 
@@ -151,9 +153,16 @@ fn layer(path: &Path) -> Option<Layer> {
     Some(Layer { name: path.file_name()?.to_owned(), path: path.to_owned(), site_packages, runtimes: Vec::new() })
 }
 
-fn unreachable_layer(path: &Path) -> Option<Layer> {
+fn unreachable_layer(path: &Path, error: &io::Error) -> Option<Layer> {
     let name = path.file_name()?.to_owned();
-    let why = format!("{} is a link that leads nowhere; is the disk that it is on connected?", path.display());
+    let why = if path.is_symlink() {
+        format!("{} is a link that leads nowhere ({error}); is the disk that it is on connected?", path.display())
+    } else if is_absence(error) {
+        // It vanished since the directory was listed.
+        return None;
+    } else {
+        format!("{} cannot be looked at ({error})", path.display())
+    };
     let is_engine = name.to_string_lossy().starts_with(LAYER_PREFIX);
     is_engine.then(|| Layer { name, path: path.to_owned(), site_packages: Err(why), runtimes: Vec::new() })
 }
@@ -162,7 +171,7 @@ fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
     let lib = layer.join("lib");
     let unlisted = |error| directory_error("list", &lib, error);
     let entries = match fs::read_dir(&lib) {
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
         other => other.map_err(unlisted)?,
     };
     let mut found = Vec::new();
@@ -181,10 +190,8 @@ fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
 /// Fails where it cannot be seen: that is no reason to take the layer for another kind of one.
 fn has_engine_package(site_packages: &Path) -> Result<bool> {
     for package in ENGINE_PACKAGES {
-        match fs::metadata(site_packages.join(package)) {
-            Ok(metadata) if metadata.is_dir() => return Ok(true),
-            Err(error) if !is_absent(&error) => return Err(directory_error("list", site_packages, error)),
-            _ => {}
+        if is_dir(&site_packages.join(package)).map_err(|error| directory_error("list", site_packages, error))? {
+            return Ok(true);
         }
     }
     Ok(false)

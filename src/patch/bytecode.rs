@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::files::directory_error;
+use crate::files::{directory_error, is_absence};
 
 /// Removes every cached `.pyc` of `source`, of any interpreter and optimisation level.
 ///
@@ -39,6 +39,9 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
             bail!("{} is a link; remove it, Python makes a new one", cache.display())
         }
         Ok(metadata) if metadata.is_dir() => {}
+        Err(error) if !is_absence(&error) => {
+            return Err(error).with_context(|| format!("cannot look at {}", cache.display()));
+        }
         _ => return Ok(Vec::new()),
     }
     let entries = fs::read_dir(&cache).map_err(|error| directory_error("list", &cache, error))?;

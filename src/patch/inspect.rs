@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::backend::{Backend, Found, VendorFile};
-use super::original::{Evidence, Proof, SavedCopy, identify, parse_record, prove};
+use super::original::{Evidence, Fingerprint, Proof, SavedCopy, identify, parse_record, prove};
 use super::plan::Content;
 use super::settings::{SETTINGS, Setting};
 use super::sites::locate;
@@ -21,16 +22,22 @@ const ANEW: &str = "move it away and reinstall the runtime in LM Studio";
 /// Reads every vendor file of `layer`.
 #[must_use]
 pub fn inspect(layer: Layer) -> Backend {
-    let mut files = Vec::new();
+    let mut vendor_files = Vec::new();
     for site_packages in layer.site_packages.iter().flatten() {
         for setting in &SETTINGS {
             let package = site_packages.join(setting.package);
-            if package.is_dir() {
-                files.push(read(&layer, site_packages, setting, package.join(setting.file)));
+            match files::is_dir(&package) {
+                Ok(false) => {}
+                Ok(true) => vendor_files.push(read(&layer, site_packages, setting, package.join(setting.file))),
+                Err(error) => vendor_files.push(VendorFile {
+                    setting,
+                    path: package.join(setting.file),
+                    found: refused(format!("{} cannot be looked at ({error})", package.display())),
+                }),
             }
         }
     }
-    Backend { layer, files }
+    Backend { layer, files: vendor_files }
 }
 
 /// Where a copy of `bytes` with this SHA-256 is saved beside `file`.
@@ -50,7 +57,6 @@ pub fn saved_sha256<'n>(name: &'n str, file: &str) -> Option<&'n str> {
 }
 
 fn read(layer: &Layer, site_packages: &Path, setting: &'static Setting, path: PathBuf) -> VendorFile {
-    let refused = |why: String| Found::Refused { why, is_vendors: false };
     let resolved = match inside(layer, &path) {
         Ok(resolved) => resolved,
         Err(why) => return VendorFile { setting, path, found: refused(why) },
@@ -65,11 +71,17 @@ fn read(layer: &Layer, site_packages: &Path, setting: &'static Setting, path: Pa
     VendorFile { setting, path: resolved, found }
 }
 
+fn refused(why: String) -> Found {
+    Found::Refused { why, is_vendors: false }
+}
+
 /// The real path of a vendor file, which must be inside the real directory of its layer.
 fn inside(layer: &Layer, path: &Path) -> Result<PathBuf, String> {
-    // What cannot be resolved is told by reading it: missing, dangling or looping.
-    let Ok(real) = fs::canonicalize(path) else {
-        return Ok(path.to_owned());
+    let real = match fs::canonicalize(path).map_err(NotRead::from) {
+        Ok(real) => real,
+        // Whether it is missing or dangling is told by reading it.
+        Err(NotRead::Missing) => return Ok(path.to_owned()),
+        Err(why) => return Err(format!("{} {why}", path.display())),
     };
     match fs::canonicalize(&layer.path) {
         Ok(root) if real.starts_with(&root) => Ok(real),
@@ -81,44 +93,66 @@ fn understand(setting: &'static Setting, site_packages: &Path, path: &Path, byte
     let sites = match locate(setting, &bytes) {
         Ok(sites) => sites,
         Err(refusal) => {
-            let is_vendors = prove(setting, &bytes, &records(site_packages, setting)).is_some();
+            let records = records(site_packages, setting).unwrap_or_default();
+            let is_vendors = prove(setting, &bytes, &records).is_some();
             return Found::Refused { why: refusal.to_string(), is_vendors };
         }
     };
     let mut original = identify(setting, &bytes, &sites, &Evidence::default());
     // The table in the binary knows most files; only for the others are directories listed.
     if original.proof == Proof::Unknown {
-        let evidence = Evidence { record: records(site_packages, setting), saved: saved_copies(path) };
-        original = identify(setting, &bytes, &sites, &evidence);
+        match evidence(setting, site_packages, path) {
+            Ok(evidence) => original = identify(setting, &bytes, &sites, &evidence),
+            // Without it an edited file could be taken for one that was never edited, and be saved as its own original.
+            Err(why) => return refused(why),
+        }
     }
     Found::Content(Content { bytes, sites, original })
 }
 
+/// What is beside a vendor file to prove its original. Fails where something is there that cannot be read.
+fn evidence(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Evidence, String> {
+    Ok(Evidence { record: records(site_packages, setting)?, saved: saved_copies(path)? })
+}
+
 /// The rows about the setting's file in every `RECORD` of its package.
-fn records(site_packages: &Path, setting: &Setting) -> Vec<super::original::Fingerprint> {
+fn records(site_packages: &Path, setting: &Setting) -> Result<Vec<Fingerprint>, String> {
     let prefix = format!("{}-", setting.package);
     let is_info = |name: &str| name.starts_with(&prefix) && name.ends_with(".dist-info");
-    let record = |name: OsString| files::read(&site_packages.join(name).join("RECORD")).unwrap_or_default();
-    names(site_packages)
-        .filter(|name| is_info(&name.to_string_lossy()))
-        .flat_map(|name| parse_record(&record(name), &setting.record_path()))
-        .collect()
+    let mut rows = Vec::new();
+    for name in names(site_packages)?.iter().filter(|name| is_info(&name.to_string_lossy())) {
+        let record = readable(&site_packages.join(name).join("RECORD"))?;
+        rows.extend(parse_record(&record.unwrap_or_default(), &setting.record_path()));
+    }
+    Ok(rows)
 }
 
-fn saved_copies(file: &Path) -> Vec<SavedCopy> {
-    let (Some(directory), Some(name)) = (file.parent(), file.file_name()) else {
-        return Vec::new();
+fn saved_copies(file: &Path) -> Result<Vec<SavedCopy>, String> {
+    let (Some(directory), Some(file_name)) = (file.parent(), file.file_name()) else {
+        return Ok(Vec::new());
     };
-    let name = name.to_string_lossy();
-    let copy = |entry: OsString| {
-        let named_sha256 = saved_sha256(entry.to_str()?, &name)?.to_owned();
-        // One that cannot be read has no bytes that could match its name.
-        Some(SavedCopy { bytes: files::read(&directory.join(&entry)).unwrap_or_default(), named_sha256 })
-    };
-    names(directory).filter_map(copy).collect()
+    let file_name = file_name.to_string_lossy();
+    let mut copies = Vec::new();
+    for name in names(directory)? {
+        let Some(sha256) = name.to_str().and_then(|name| saved_sha256(name, &file_name)) else { continue };
+        // One that is no file any more has no bytes that could match its name.
+        let bytes = readable(&directory.join(&name))?.unwrap_or_default();
+        copies.push(SavedCopy { bytes, named_sha256: sha256.to_owned() });
+    }
+    Ok(copies)
 }
 
-/// The names in a directory; none where it cannot be listed.
-fn names(directory: &Path) -> impl Iterator<Item = OsString> {
-    fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.file_name()))
+/// The bytes of a file; none where there is no regular file of a sane size. Fails where the system says no.
+fn readable(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    match files::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(why @ NotRead::Io(_)) => Err(format!("{} {why}", path.display())),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The names in a directory.
+fn names(directory: &Path) -> Result<Vec<OsString>, String> {
+    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>();
+    list().map_err(|error| format!("{} cannot be listed ({error}); check its permissions", directory.display()))
 }

@@ -1,6 +1,12 @@
 //! Runs lmpatch as a user does: its own home, its own temp directory, a cleared environment.
 #![allow(dead_code, reason = "each integration binary uses its own part of this")]
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
