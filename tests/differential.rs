@@ -7,7 +7,6 @@
     clippy::string_slice,
     reason = "a test fails by panicking"
 )]
-#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "says what was compared, and what was skipped")]
 
 use std::env;

@@ -248,7 +248,7 @@ fn a_home_pointer_of_no_use_is_said_and_passed_over() {
 
 #[test]
 fn a_home_pointer_that_is_no_file_is_said_and_passed_over() {
-    let makers: [(&str, fn(&Path)); 5] = [
+    let makers: [Maker; 5] = [
         ("is a directory", |path| fs::create_dir(path).unwrap()),
         ("is a FIFO", |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success())),
         ("is a link that leads nowhere", |path| symlink("nothing", path).unwrap()),

@@ -7,7 +7,6 @@
     clippy::string_slice,
     reason = "a test fails by panicking"
 )]
-#![allow(clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a measurement is told, and which source it was that did not end")]
 
 mod support;

@@ -23,6 +23,7 @@ pub mod child;
 pub mod home;
 pub mod laws;
 pub mod nasty;
+pub mod strace;
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");

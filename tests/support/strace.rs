@@ -1,0 +1,87 @@
+//! Runs lmpatch under strace: which system calls touch a home, and what happens when one of them fails.
+#![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::{Env, LMPATCH};
+
+/// Every call by which a program reads or changes a disk; `?`, since not every architecture has all of them.
+const DISK_CALLS: &str = "?open,openat,?creat,read,write,?pread64,?pwrite64,fsync,fdatasync,ftruncate,?rename,?renameat,\
+    renameat2,?link,linkat,?unlink,unlinkat,?chmod,fchmod,fchmodat,?chown,fchown,fchownat,?mkdir,mkdirat,flock,?stat,\
+    fstat,?lstat,?newfstatat,statx,getdents64,?readlink,readlinkat";
+
+/// One system call of a recorded run: the `occurrence`th (from 1) of its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub name: String,
+    pub occurrence: usize,
+}
+
+/// Whether strace is installed and may trace here; where not, says so.
+pub fn is_there() -> bool {
+    let works = Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success());
+    if !works {
+        eprintln!("skipped: strace is not installed or may not trace");
+    }
+    works
+}
+
+/// Runs lmpatch with `args` and lists the calls that touched the LM Studio home of `env`, in their order.
+///
+/// What comes before `main` (the loader and its libraries) touches no home, so it is not among them.
+pub fn record(env: &Env, args: &[&str]) -> Vec<Call> {
+    let log = log(env);
+    let output = strace(env, &log, DISK_CALLS).arg(LMPATCH).args(args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    calls(&fs::read_to_string(log).unwrap(), &env.lmstudio().to_string_lossy())
+}
+
+/// Runs lmpatch with `args` while strace tampers with calls of one name, as `-e inject=` describes it.
+/// Returns what it printed and whether a call was tampered with.
+pub fn inject(env: &Env, call: &str, tampering: &str, args: &[&str]) -> (Output, bool) {
+    let log = log(env);
+    let output = tampered(env, call, tampering).arg(LMPATCH).args(args).output().unwrap();
+    let log = fs::read_to_string(log).unwrap();
+    (output, log.contains("(INJECTED)") || log.contains("(DELAYED)") || log.contains("killed by SIGKILL"))
+}
+
+/// A strace that tampers with calls of one name; the program and its arguments are still to be added.
+fn tampered(env: &Env, call: &str, tampering: &str) -> Command {
+    let mut command = strace(env, &log(env), call);
+    if !tampering.contains("signal=") {
+        // Stops lmpatch only at the calls in question, which is several times faster; a signal would get lost with it.
+        command.arg("--seccomp-bpf");
+    }
+    command.arg("-e").arg(format!("inject={call}:{tampering}"));
+    command
+}
+
+fn log(env: &Env) -> PathBuf {
+    env.user().join("strace.log")
+}
+
+fn strace(env: &Env, log: &Path, calls: &str) -> Command {
+    let mut command = Command::new("strace");
+    env.isolate(&mut command).args(["-f", "-y", "-s", "0", "-o"]).arg(log).arg("-e").arg(format!("trace={calls}"));
+    command
+}
+
+/// Reads lines like `4711 fsync(3</home/…>) = 0`. Names are counted over all lines, as strace's `when=` counts them.
+fn calls(log: &str, home: &str) -> Vec<Call> {
+    let mut counts = BTreeMap::new();
+    let mut found = Vec::new();
+    for line in log.lines() {
+        let Some((name, _)) = line.split_once(' ').and_then(|(_, call)| call.trim_start().split_once('(')) else {
+            continue;
+        };
+        let count = counts.entry(name).or_insert(0);
+        *count += 1;
+        if line.contains(home) {
+            found.push(Call { name: name.to_owned(), occurrence: *count });
+        }
+    }
+    found
+}
