@@ -84,7 +84,7 @@ struct Case<'a> {
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Scenario { before, args } = self.rehearsal.scenario;
-        let Call { name, occurrence } = self.call;
+        let Call { name, occurrence, .. } = self.call;
         write!(f, "{args} after {}: {:?} in {name} #{occurrence}", before.unwrap_or("nothing"), self.fault)
     }
 }

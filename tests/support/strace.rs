@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use super::{Env, LMPATCH};
+use super::{Env, LMPATCH, Ran};
 
 /// Every call by which a program reads or changes a disk; `?`, since not every architecture has all of them.
 const DISK_CALLS: &str = "?open,openat,?creat,read,write,?pread64,?pwrite64,fsync,fdatasync,ftruncate,?rename,?renameat,\
@@ -18,6 +20,8 @@ const DISK_CALLS: &str = "?open,openat,?creat,read,write,?pread64,?pwrite64,fsyn
 pub struct Call {
     pub name: String,
     pub occurrence: usize,
+    /// The whole call, as strace writes it.
+    pub text: String,
 }
 
 /// Whether strace is installed and may trace here; where not, says so.
@@ -45,7 +49,49 @@ pub fn inject(env: &Env, call: &str, tampering: &str, args: &[&str]) -> (Output,
     let log = log(env);
     let output = tampered(env, call, tampering).arg(LMPATCH).args(args).output().unwrap();
     let log = fs::read_to_string(log).unwrap();
-    (output, log.contains("(INJECTED)") || log.contains("(DELAYED)") || log.contains("killed by SIGKILL"))
+    (output, log.contains("(INJECTED)") || log.contains("killed by SIGKILL"))
+}
+
+/// A run of lmpatch that stands still. Dropped, it ends: strace takes what it runs with it.
+pub struct Paused {
+    strace: Child,
+    lmpatch: String,
+}
+
+/// Starts lmpatch with `args` and stops it in `call`, which is carried out before.
+pub fn pause(env: &Env, call: &Call, args: &[&str]) -> Paused {
+    let tampering = format!("signal=SIGSTOP:when={}", call.occurrence);
+    let mut command = tampered(env, &call.name, &tampering);
+    let strace = command.arg(LMPATCH).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut paused = Paused { strace, lmpatch: String::new() };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while paused.lmpatch.is_empty() {
+        assert!(Instant::now() < deadline, "lmpatch did not stop in {call:?}");
+        std::thread::sleep(Duration::from_millis(5));
+        let log = fs::read_to_string(log(env)).unwrap_or_default();
+        let stop = log.lines().find_map(|line| line.strip_suffix(" --- stopped by SIGSTOP ---"));
+        stop.unwrap_or_default().trim().clone_into(&mut paused.lmpatch);
+    }
+    paused
+}
+
+impl Paused {
+    /// Lets it go on to its end.
+    pub fn resume(mut self) -> Ran {
+        assert!(Command::new("kill").args(["-CONT", &self.lmpatch]).status().unwrap().success());
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        // Both fit into the buffers of their pipes.
+        self.strace.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        self.strace.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        Ran { code: self.strace.wait().unwrap().code(), stdout, stderr }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+    }
 }
 
 /// A strace that tampers with calls of one name; the program and its arguments are still to be added.
@@ -80,7 +126,7 @@ fn calls(log: &str, home: &str) -> Vec<Call> {
         let count = counts.entry(name).or_insert(0);
         *count += 1;
         if line.contains(home) {
-            found.push(Call { name: name.to_owned(), occurrence: *count });
+            found.push(Call { name: name.to_owned(), occurrence: *count, text: line.to_owned() });
         }
     }
     found
