@@ -1,7 +1,13 @@
 //! Nothing is lost where the disk fails or lmpatch is killed: every system call of a real run that touches the home
 //! is let fail, one at a time, from outside and without a hook in the product.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 #![allow(clippy::print_stdout, reason = "the number of cases is worth seeing")]
 
 use std::collections::BTreeMap;

@@ -246,6 +246,8 @@ fn a_home_pointer_of_no_use_is_said_and_passed_over() {
     }
 }
 
+type Maker = (&'static str, fn(&Path));
+
 #[test]
 fn a_home_pointer_that_is_no_file_is_said_and_passed_over() {
     let makers: [Maker; 5] = [
