@@ -1,5 +1,6 @@
 //! Reading files that somebody else may have put there: regular files of a sane size, and nothing else.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -79,6 +80,11 @@ pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Erro
     let closed = path.ancestors().find(|ancestor| is_denied && fs::metadata(ancestor).is_ok());
     let fix = closed.map(|closed| format!("; allow it with: chmod u+rx '{}'", closed.display()));
     anyhow::Error::new(error).context(format!("cannot {act} {}{}", path.display(), fix.unwrap_or_default()))
+}
+
+/// The names in a directory.
+pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// Whether there is a directory at that path, links followed. Fails where that cannot be told, which is no "no".

@@ -127,7 +127,7 @@ fn names_of_runtimes_and_of_layers_that_are_gone_are_shown_safely() {
     let gone = format!("_amphibian/{ESCAPES}");
     let manifest = json!({
         "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
-        "vendor_lib_package_names": [format!("_amphibian/{LAYER}"), gone, "_amphibian/../..", "_amphibian/"],
+        "vendor_lib_package_names": [format!("_amphibian/{LAYER}"), gone, "_amphibian/../gone", "_amphibian//gone", "_amphibian/"],
     });
     fs::write(directory.join("backend-manifest.json"), manifest.to_string()).unwrap();
     for args in [&["--check"][..], &["--check", "-v"], &["--dry-run"], &["4096"], &["--revert"]] {
@@ -246,11 +246,12 @@ fn a_home_pointer_of_no_use_is_said_and_passed_over() {
     }
 }
 
-type Maker = (&'static str, fn(&Path));
+/// Makes something at a path.
+type Make = fn(&Path);
 
 #[test]
 fn a_home_pointer_that_is_no_file_is_said_and_passed_over() {
-    let makers: [Maker; 5] = [
+    let makers: [(&str, Make); 5] = [
         ("is a directory", |path| fs::create_dir(path).unwrap()),
         ("is a FIFO", |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success())),
         ("is a link that leads nowhere", |path| symlink("nothing", path).unwrap()),
@@ -394,7 +395,7 @@ fn odd_manifests_and_preferences_only_make_it_say_less() {
 
 #[test]
 fn manifests_and_preferences_that_are_no_files_only_make_it_say_less() {
-    let makers: [fn(&Path); 4] = [
+    let makers: [Make; 4] = [
         |path| fs::create_dir(path).unwrap(),
         |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
         |path| symlink("nothing", path).unwrap(),

@@ -11,18 +11,20 @@ use super::original::sha256_hex;
 use super::plan::must_save;
 use super::replace::{self, is_temporary, stage};
 use super::{bytecode, sites};
-use crate::files::{self, NotRead};
+use crate::files::{self, NotRead, directory_error};
 
 /// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
 ///
 /// The caller holds the lock. Files that hold the wanted bytes already are not touched.
 pub fn apply(edits: &[Edit<'_>]) -> Result<()> {
     let changes: Vec<_> = edits.iter().filter(|edit| edit.is_change()).collect();
+    // Listed before the first write: where that fails nothing has been changed.
+    let spare = edits.iter().map(spare).collect::<Result<Vec<_>>>()?.concat();
     let mut saved = Vec::new();
     if let Err(error) = change(&changes, &mut saved) {
         return Err(roll_back(&changes, &saved, error));
     }
-    edits.iter().try_for_each(tidy)
+    spare.iter().try_for_each(|path| remove_ours(path))
 }
 
 fn change(changes: &[&Edit<'_>], saved: &mut Vec<PathBuf>) -> Result<()> {
@@ -103,24 +105,18 @@ fn put_back(edit: &Edit<'_>) -> Result<()> {
     }
 }
 
-/// Removes what lmpatch has beside the file: temp files of killed runs, and saved copies once the file is the vendor's.
-fn tidy(edit: &Edit<'_>) -> Result<()> {
+/// What lmpatch has beside the file and will not need: temp files of killed runs, and saved copies once the file is as
+/// it was before any edit.
+fn spare(edit: &Edit<'_>) -> Result<Vec<PathBuf>> {
     let path = &edit.file.path;
     let (Some(directory), Some(file)) = (path.parent(), path.file_name()) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let file = file.to_string_lossy();
-    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
-    for entry in entries {
-        let entry = entry.with_context(|| format!("cannot list {}", directory.display()))?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let is_spare = edit.restores() && saved_sha256(name, &file).is_some();
-        if is_temporary(name, &file) || is_spare {
-            remove_ours(&entry.path())?;
-        }
-    }
-    Ok(())
+    let is_spare = |name: &str| is_temporary(name, &file) || edit.restores() && saved_sha256(name, &file).is_some();
+    let names = files::names(directory).map_err(|error| directory_error("list", directory, error))?;
+    let spare = names.into_iter().filter(|name| name.to_str().is_some_and(is_spare));
+    Ok(spare.map(|name| directory.join(name)).collect())
 }
 
 fn remove_ours(path: &Path) -> Result<()> {

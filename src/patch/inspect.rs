@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::backend::{Backend, Found, VendorFile};
@@ -10,7 +9,7 @@ use super::original::{Evidence, Fingerprint, Proof, SavedCopy, identify, parse_r
 use super::plan::Content;
 use super::settings::{SETTINGS, Setting};
 use super::sites::locate;
-use crate::files::{self, NotRead};
+use crate::files::{self, NotRead, directory_error};
 use crate::lmstudio::backends::Layer;
 
 /// Saved copies are called `<file>` + this + their SHA-256.
@@ -151,8 +150,6 @@ fn readable(path: &Path) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
-/// The names in a directory.
 fn names(directory: &Path) -> Result<Vec<OsString>, String> {
-    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>();
-    list().map_err(|error| format!("{} cannot be listed ({error}); check its permissions", directory.display()))
+    files::names(directory).map_err(|error| format!("{:#}", directory_error("list", directory, error)))
 }
