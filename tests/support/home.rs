@@ -150,3 +150,48 @@ pub fn select(lmstudio: &Path, version: &str) {
 
 /// The name of the runtime that [`runtime`] writes.
 pub const RUNTIME: &str = "mlx-llm-mac-arm64-apple-metal-advsimd";
+
+/// `mlx_lm/generate.py` of the size that it has had since 2026, about 75 KB, with the vendor's five sites.
+pub fn real_size_generate() -> String {
+    let function = |name: &str, value: u32| {
+        format!(
+            "def {name}(\n    prompt: List[int],\n    *,\n    max_tokens: int = 256,  # prefill_step_size=1\n    \
+             prefill_step_size: int = {value},\n):\n    return consume(prompt, prefill_step_size=prefill_step_size)\n\n\n"
+        )
+    };
+    let class = |name: &str| {
+        format!(
+            "class {name}:\n    def __init__(self, model, *, prefill_step_size: int = 2048):\n        \
+             self.step = prefill_step_size\n\n\n"
+        )
+    };
+    let batch = class("PromptProcessingBatch").trim_end().to_owned()
+        + "\n\n    @classmethod\n    def empty(cls, model, prefill_step_size: int = 2048):\n        \
+           return cls(model, prefill_step_size=prefill_step_size)\n\n\n";
+    [
+        "\"\"\"Text generation, prefill_step_size: int = 1 is a decoy.\"\"\"\n\n\n".to_owned(),
+        (1..10).map(unrelated_function).collect(),
+        function("generate_step", 2048),
+        function("speculative_generate_step", 512),
+        (10..40).map(unrelated_function).collect(),
+        batch,
+        (40..80).map(unrelated_function).collect(),
+        class("BatchGenerator"),
+        (80..118).map(unrelated_function).collect(),
+    ]
+    .concat()
+}
+
+/// Ordinary Python that a reader has to pass over.
+fn unrelated_function(number: u32) -> String {
+    format!(
+        "def part_{number}(tokens: List[int], cache: Optional[Dict[str, Any]] = None, *, limit: int = {number}):\n    \
+         \"\"\"Keeps the newest `limit` tokens.\n\n    Args:\n        tokens (List[int]): what was read so far.\n        \
+         limit (int): how many of them are kept. Default: ``{number}``.\n    \"\"\"\n    \
+         # A model that has no cache yet starts with an empty one.\n    \
+         state = cache or {{\"offset\": 0, 'name': f\"part {{limit}}\"}}\n    \
+         for index, token in enumerate(tokens[-limit:], start=1):\n        \
+         if token == 0x1F or (index > 2_048 and state[\"offset\"] <= 1.5e-3):\n            continue\n        \
+         state[\"offset\"] += max(token, index)\n    return state\n\n\n"
+    )
+}

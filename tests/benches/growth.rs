@@ -1,0 +1,137 @@
+//! How the time grows: with the size of a file, with the number of backends, and not with the rest of site-packages.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use lmpatch::patch::backend::{Backend, Edit, State};
+use lmpatch::patch::plan::Goal;
+use lmpatch::patch::settings::SETTINGS;
+use lmpatch::patch::{self, Deed, Done, sites};
+use tempfile::TempDir;
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::home::{Layer, engine_since_2026, real_size_generate};
+
+const BACKENDS: [usize; 4] = [1, 10, 100, 1000];
+const SIZES: [u64; 2] = [4096, 8192];
+
+fn main() {
+    divan::main();
+}
+
+/// `mlx_lm/generate.py` as it is, and several of it in one.
+#[divan::bench(args = [1, 10, 100])]
+fn locate(bencher: Bencher<'_, '_>, times: usize) {
+    let source = real_size_generate().repeat(times);
+    assert_eq!(sites::locate(&SETTINGS[1], source.as_bytes()).unwrap().len(), 5 * times);
+    bencher.counter(BytesCount::of_str(&source)).bench(|| sites::locate(&SETTINGS[1], source.as_bytes()));
+}
+
+#[divan::bench(args = BACKENDS, max_time = 5)]
+fn check(bencher: Bencher<'_, '_>, backends: usize) {
+    let home = Home::new(backends);
+    bencher.counter(ItemsCount::new(backends)).bench(|| home.check(backends));
+}
+
+#[divan::bench(args = BACKENDS, max_time = 5)]
+fn plan(bencher: Bencher<'_, '_>, backends: usize) {
+    let home = Home::new(backends);
+    let survey = patch::survey(home.root.path(), &[]).unwrap();
+    bencher.counter(ItemsCount::new(backends)).bench(|| {
+        let changes = survey.backends.iter().flat_map(|backend| backend.edits(Goal::Size(4096)).unwrap());
+        assert_eq!(changes.filter(Edit::is_change).count(), 2 * backends);
+    });
+}
+
+#[divan::bench(args = BACKENDS, sample_size = 1, max_time = 10)]
+fn set(bencher: Bencher<'_, '_>, backends: usize) {
+    let home = Home::new(backends);
+    home.set(SIZES[0], backends);
+    let mut sizes = SIZES.iter().rev().cycle();
+    bencher
+        .counter(ItemsCount::new(backends))
+        .with_inputs(|| *sizes.next().unwrap())
+        .bench_local_values(|size| home.set(size, backends));
+}
+
+/// What else is in `site-packages`: so many files of one other package, or so many other packages.
+///
+/// The files here are no known release, so the names in `site-packages` are listed for a `RECORD`, and nothing below.
+const OTHERS: [Others; 4] = [Others::Files(10), Others::Files(10_000), Others::Packages(10), Others::Packages(10_000)];
+
+#[derive(Debug, Clone, Copy)]
+enum Others {
+    Files(usize),
+    Packages(usize),
+}
+
+#[divan::bench(args = OTHERS, max_time = 5)]
+fn check_beside(bencher: Bencher<'_, '_>, others: Others) {
+    let home = Home::new(1);
+    home.add(others);
+    bencher.bench(|| home.check(1));
+}
+
+#[divan::bench(args = OTHERS, sample_size = 1, max_time = 5)]
+fn set_beside(bencher: Bencher<'_, '_>, others: Others) {
+    let home = Home::new(1);
+    home.add(others);
+    home.set(SIZES[0], 1);
+    let mut sizes = SIZES.iter().rev().cycle();
+    bencher.with_inputs(|| *sizes.next().unwrap()).bench_local_values(|size| home.set(size, 1));
+}
+
+/// An LM Studio home on the disk that the build is on: a sync on tmpfs would cost nothing.
+struct Home {
+    root: TempDir,
+}
+
+impl Home {
+    fn new(backends: usize) -> Self {
+        let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (engine, generate) = (engine_since_2026("2048"), real_size_generate());
+        for number in 0..backends {
+            Layer::new(root.path(), &layer_name(number))
+                .with_engine(&engine)
+                .with_generate(&generate)
+                .with_record(&generate)
+                .with_bytecode("mlx_lm", "generate");
+        }
+        Self { root }
+    }
+
+    fn add(&self, others: Others) {
+        let layer = Layer::new(self.root.path(), &layer_name(0));
+        let add = |directory: &Path, file: String| {
+            fs::create_dir_all(directory).unwrap();
+            fs::write(directory.join(file), "x = 1\n").unwrap();
+        };
+        match others {
+            Others::Files(count) => (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py"))),
+            Others::Packages(count) => {
+                (0..count).for_each(|n| add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned()));
+            }
+        }
+    }
+
+    fn check(&self, backends: usize) {
+        let survey = patch::survey(self.root.path(), &[]).unwrap();
+        let understood = |backend: &&Backend| matches!(backend.state(), State::Stock | State::Patched);
+        assert_eq!(survey.backends.iter().filter(understood).count(), backends);
+    }
+
+    fn set(&self, size: u64, backends: usize) {
+        let (done, _) = patch::carry_out(self.root.path(), &[], Goal::Size(size)).unwrap();
+        let changed = |done: &&Done| matches!(done.deed, Deed::Changed) && done.after.has(size);
+        assert_eq!(done.iter().filter(changed).count(), backends);
+    }
+}
+
+fn layer_name(number: usize) -> String {
+    format!("app-mlx-generate-mac14-arm64@{number}")
+}
