@@ -184,7 +184,7 @@ impl Token<'_> {
 // triple quotes go over a line end. Bytes from 0x80 on are taken as letters, whatever the encoding.
 static TOKEN: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
     Regex::new(
-        r#"(?sx-u)
+        r#"(?sx-u) \A (?:
           [\x20\t\x0c]+ | \\(?:\r\n|[\r\n]) | \#[^\r\n]*
         | \r\n | [\r\n]
         | (?i:[urbft]|br|rb|fr|rf|tr|rt)?
@@ -193,7 +193,7 @@ static TOKEN: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
         | [A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*
         | \.?[0-9](?:[eE][+-][0-9]|[A-Za-z0-9_.])*
         | ==|!=|<=|>=|->|:= | (?:\*\*|//|>>|<<|[-+*/%&|^@])= | \*\*|//|<<|>>|\.\.\.
-        | ."#,
+        | . )"#,
     )
 });
 
@@ -204,16 +204,38 @@ fn tokens(source: &[u8]) -> Result<Vec<Token<'_>>, Unreadable> {
     let Ok(pattern) = TOKEN.as_ref() else {
         return Err(Unreadable { why: Why::Pattern, offset: 0 });
     };
-    let body_start = if source.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-    let body = source.get(body_start..).unwrap_or_default();
-    let mut tokens = Vec::with_capacity(body.len() / 4);
-    for found in pattern.find_iter(body) {
-        let start = body_start + found.start();
-        if let Some(kind) = kind(found.as_bytes(), source.get(start + found.len()), start)? {
-            tokens.push(Token { kind, text: found.as_bytes(), start });
+    let mut rest = source.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(source);
+    let mut tokens = Vec::with_capacity(rest.len() / 4);
+    while !rest.is_empty() {
+        let start = source.len() - rest.len();
+        let length = plain_length(rest).or_else(|| Some(pattern.find(rest)?.len())).unwrap_or(1);
+        let (text, behind) = rest.split_at(length);
+        if let Some(kind) = kind(text, behind.first(), start)? {
+            tokens.push(Token { kind, text, start });
         }
+        rest = behind;
     }
     Ok(tokens)
+}
+
+/// The length of a piece that its first bytes tell as the pattern would, at a tenth of the pattern's price.
+fn plain_length(rest: &[u8]) -> Option<usize> {
+    match rest {
+        [b' ', ..] => Some(run(rest, |byte| byte == b' ')),
+        [b'#', ..] => Some(run(rest, |byte| !matches!(byte, b'\r' | b'\n'))),
+        [b'_' | b'A'..=b'Z' | b'a'..=b'z' | 0x80.., ..] => {
+            let length = run(rest, |byte| byte == b'_' || byte.is_ascii_alphanumeric() || byte >= 0x80);
+            // Before a quote it may be the prefix of a string.
+            (!matches!(rest.get(length), Some(b'"' | b'\''))).then_some(length)
+        }
+        [b'\n' | b'(' | b')' | b'[' | b']' | b'{' | b'}' | b',', ..] => Some(1),
+        [b':' | b'=', next, ..] if *next != b'=' => Some(1),
+        _ => None,
+    }
+}
+
+fn run(rest: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
+    rest.iter().position(|byte| !belongs(*byte)).unwrap_or(rest.len())
 }
 
 /// What a piece of source is, told by its first and last byte; `None` for blanks and comments.
@@ -568,4 +590,24 @@ fn indent(source: &[u8], offset: usize) -> usize {
         // A byte order mark.
         _ => column,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{TOKEN, plain_length};
+
+    /// Every text of four of these bytes, which are one or more of each kind that the pattern tells apart.
+    #[test]
+    fn what_is_told_without_the_pattern_is_what_the_pattern_tells() {
+        const BYTES: &[u8] = b" \t\\#\r\n\"'bR_7.=:({,\xc3";
+        let pattern = TOKEN.as_ref().unwrap();
+        for number in 0..BYTES.len().pow(4) {
+            let text: Vec<u8> = (0..4).map(|place| BYTES[number / BYTES.len().pow(place) % BYTES.len()]).collect();
+            let Some(length) = plain_length(&text) else { continue };
+            let found = pattern.find(&text).map(|found| found.len());
+            // A run of blanks may be told in two pieces.
+            let is_blank = text[..length].iter().all(|byte| *byte == b' ');
+            assert!(found == Some(length) || is_blank && found > Some(length), "{text:?}");
+        }
+    }
 }

@@ -167,5 +167,8 @@ fn line_ends(source: &[u8], range: Range<usize>) -> usize {
     let text = source.get(range).unwrap_or_default();
     let returns = text.iter().filter(|byte| **byte == b'\r').count();
     let feeds = text.iter().filter(|byte| **byte == b'\n').count();
+    if returns == 0 {
+        return feeds;
+    }
     returns + feeds - text.windows(2).filter(|pair| *pair == b"\r\n").count()
 }
