@@ -10,6 +10,7 @@ pub mod outcome;
 pub mod patch;
 pub mod report;
 pub mod session;
+pub mod side_by_side;
 pub mod ui;
 
 use anyhow::{Context as _, Result};

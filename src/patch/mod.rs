@@ -12,13 +12,15 @@ pub mod replace;
 pub mod settings;
 pub mod sites;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use glob::Pattern;
 
 use crate::lmstudio::backends::{self, MissingLayer};
-use backend::{Backend, Hindrance};
+use crate::side_by_side;
+use backend::{Backend, Edit, Hindrance};
 use inspect::inspect;
 use plan::Goal;
 
@@ -30,6 +32,8 @@ pub struct Survey {
     /// The layers that manifests name and that are not there.
     pub missing: Vec<MissingLayer>,
 }
+
+type Plan<'a> = Result<Vec<Edit<'a>>, Hindrance>;
 
 /// What was done to every backend, and the layers that manifests name and that are not there.
 pub type Doings = (Vec<Done>, Vec<MissingLayer>);
@@ -55,7 +59,7 @@ pub enum Deed {
 #[derive(Debug)]
 pub struct Change {
     /// The file.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// What it holds.
     pub before: Vec<u8>,
     /// What it would hold.
@@ -76,7 +80,7 @@ pub struct Done {
 /// Looks at every backend of `home` whose layer's name matches one of `wanted`. Writes nothing.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let found = backends::find(home, wanted)?;
-    Ok(Survey { backends: found.layers.into_iter().map(inspect).collect(), missing: found.missing })
+    Ok(Survey { backends: side_by_side::map(found.layers, inspect), missing: found.missing })
 }
 
 /// Brings every backend of `home` to the goal; each wholly or not at all, all planned before the first write.
@@ -85,26 +89,42 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
     let _lock = lock::hold(&backends::open(home)?)?;
     let survey = survey(home, wanted)?;
-    let plans: Vec<_> = survey.backends.iter().map(|backend| backend.edits(goal)).collect();
-    let deeds: Vec<Deed> = plans
-        .into_iter()
-        .map(|plan| match plan {
-            Err(hindrance) => hindered(hindrance),
-            Ok(edits) => match apply::apply(&edits) {
-                Err(error) => Deed::Failed(format!("{error:#}")),
-                Ok(()) if edits.iter().any(backend::Edit::is_change) => Deed::Changed,
-                Ok(()) => Deed::Unchanged,
-            },
-        })
-        .collect();
-    let done = survey.backends.into_iter().zip(deeds).map(|(before, deed)| {
+    let plans = side_by_side::map(survey.backends.iter().collect(), |backend| backend.edits(goal));
+    let deeds = carry_out_plans(plans);
+    let done = side_by_side::map(survey.backends.into_iter().zip(deeds).collect(), |(before, deed)| {
         let after = match deed {
             Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
             _ => before.clone(),
         };
         Done { before, deed, after }
     });
-    Ok((done.collect(), survey.missing))
+    Ok((done, survey.missing))
+}
+
+/// Backends are independent, except where two layers are links to one directory: those take turns.
+fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
+    let mut turns: BTreeMap<Option<PathBuf>, Vec<(usize, Plan<'_>)>> = BTreeMap::new();
+    for (index, plan) in plans.into_iter().enumerate() {
+        let first = plan.as_ref().ok().and_then(|edits| Some(edits.first()?.file.path.clone()));
+        turns.entry(first).or_default().push((index, plan));
+    }
+    let carry_out = |turn: Vec<(usize, Plan<'_>)>| -> Vec<_> {
+        turn.into_iter().map(|(index, plan)| (index, carry_out_plan(plan))).collect()
+    };
+    let mut deeds: Vec<_> = side_by_side::map(turns.into_values().collect(), carry_out).into_iter().flatten().collect();
+    deeds.sort_by_key(|(index, _)| *index);
+    deeds.into_iter().map(|(_, deed)| deed).collect()
+}
+
+fn carry_out_plan(plan: Plan<'_>) -> Deed {
+    match plan {
+        Err(hindrance) => hindered(hindrance),
+        Ok(edits) => match apply::apply(&edits) {
+            Err(error) => Deed::Failed(format!("{error:#}")),
+            Ok(()) if edits.iter().any(Edit::is_change) => Deed::Changed,
+            Ok(()) => Deed::Unchanged,
+        },
+    }
 }
 
 /// What [`carry_out`] would do. Writes nothing and takes no lock.
@@ -120,7 +140,7 @@ pub fn rehearse(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
     Ok((done.collect(), survey.missing))
 }
 
-fn would_change(edits: &[backend::Edit<'_>]) -> Deed {
+fn would_change(edits: &[Edit<'_>]) -> Deed {
     let changes: Vec<_> = edits
         .iter()
         .filter(|edit| edit.is_change())
