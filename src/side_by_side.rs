@@ -5,10 +5,12 @@ use std::thread;
 
 /// A disk gains little from more requests at a time.
 const WORKERS: usize = 16;
+/// So few are done before the threads for them would have started to pay.
+const FEW: usize = 4;
 
 /// What `work` makes of each item, in the order of the items.
 pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let helpers = items.len().clamp(1, WORKERS) - 1;
+    let helpers = if items.len() <= FEW { 0 } else { items.len().min(WORKERS) - 1 };
     let queue = Mutex::new(items.into_iter().enumerate());
     let results = Mutex::new(Vec::new());
     let drain = || {

@@ -33,7 +33,8 @@ pub fn find(explicit: Option<&Path>) -> Result<Home> {
     let cache = user.join(".cache/lm-studio");
     let usual = user.join(".lmstudio");
     let mut candidates: Vec<_> = pointed.into_iter().collect();
-    if cache.exists() {
+    // Where it cannot be told, it counts as there: another home is not patched in its place.
+    if cache.try_exists().unwrap_or_else(|error| !files::is_absence(&error)) {
         candidates.push(cache);
     }
     candidates.push(usual);

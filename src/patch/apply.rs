@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 
 use super::backend::Edit;
 use super::inspect::{saved_path, saved_sha256};
@@ -58,8 +58,12 @@ fn save_original(edit: &Edit<'_>) -> Result<Option<PathBuf>> {
     if is_new {
         replace::save(&copy, &edit.file.path, bytes)?;
     }
-    let read_back = files::read(&copy).map(|bytes| sha256_hex(&bytes)).unwrap_or_default();
-    ensure!(read_back == sha256, "{} is not what its name says; move it away and run lmpatch again", copy.display());
+    let read_back = files::read(&copy).map_err(|why| anyhow!("{} {why}", copy.display()))?;
+    ensure!(
+        sha256_hex(&read_back) == sha256,
+        "{} is not what its name says; move it away and run lmpatch again",
+        copy.display()
+    );
     Ok(is_new.then_some(copy))
 }
 

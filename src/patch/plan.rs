@@ -103,7 +103,10 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
 }
 
 /// Whether the file must be saved before an edit: its vendor's bytes could not be proven or found again after it.
+///
+/// Where a saved copy is there that is no longer what was saved, a file with other than stock values has been edited
+/// since, and is no original.
 #[must_use]
 pub fn must_save(content: &Content) -> bool {
-    content.original.proof == Proof::Unknown
+    content.original.proof == Proof::Unknown && (content.original.spoiled.is_empty() || content.has_stock_values())
 }
