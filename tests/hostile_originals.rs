@@ -168,13 +168,13 @@ fn a_file_whose_saved_copy_was_tampered_with_is_not_saved_as_an_original() {
     let layer = usual_layer(&env.lmstudio(), LAYER);
     env.run(["8192"]).exits(0);
     let directory = layer.path("mlx_engine");
-    let is_copy = |path: &std::path::PathBuf| path.to_string_lossy().contains("lmpatch-original");
+    let is_copy = |path: &PathBuf| path.to_string_lossy().contains("lmpatch-original");
     let copies =
         || fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).filter(is_copy).collect::<Vec<_>>();
     let copy = copies().pop().unwrap();
     fs::write(&copy, fs::read_to_string(&copy).unwrap() + " ").unwrap();
     env.run(["4096"]).exits(0);
-    assert_eq!(copies(), [copy.clone()]);
+    assert_eq!(copies(), std::slice::from_ref(&copy));
     env.run(["--revert"]).exits(1).says("is not what its name says").says(copy.to_str().unwrap());
     assert!(fs::read_to_string(layer.engine()).unwrap().contains("= 4096"));
 }

@@ -63,9 +63,7 @@ fn read(layer: &Layer, site_packages: &Path, setting: &'static Setting, path: Pa
     let found = match files::read(&resolved) {
         Ok(bytes) => understand(setting, site_packages, &resolved, bytes),
         Err(NotRead::Missing) => Found::Missing,
-        // Permissions are put right where they are, all else only by getting the file anew.
-        Err(why) if why.is_denied() => refused(format!("{} {why}", resolved.display())),
-        Err(why) => refused(format!("{} {why}; {ANEW}", resolved.display())),
+        Err(why) => refused(unreadable(&resolved, &why)),
     };
     VendorFile { setting, path: resolved, found }
 }
@@ -74,13 +72,19 @@ fn refused(why: String) -> Found {
     Found::Refused { why, is_vendors: false }
 }
 
+/// Permissions are put right where they are, all else only by getting the file anew.
+fn unreadable(path: &Path, why: &NotRead) -> String {
+    let next_step = if why.is_denied() { String::new() } else { format!("; {ANEW}") };
+    format!("{} {why}{next_step}", path.display())
+}
+
 /// The real path of a vendor file, which must be inside the real directory of its layer.
 fn inside(layer: &Layer, path: &Path) -> Result<PathBuf, String> {
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
         Err(NotRead::Missing) => return Ok(path.to_owned()),
-        Err(why) => return Err(format!("{} {why}", path.display())),
+        Err(why) => return Err(unreadable(path, &why)),
     };
     match fs::canonicalize(&layer.path) {
         Ok(root) if real.starts_with(&root) => Ok(real),
