@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ColorChoice, Parser};
+use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
 use crate::patch::plan::Goal;
@@ -34,9 +34,13 @@ Exit codes:
 
 /// Set the prefill chunk size of LM Studio's MLX backends, exactly and reversibly
 #[derive(Debug, Parser)]
-#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
+#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90, args_conflicts_with_subcommands = true)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct Cli {
+    /// What else there is to do, beside the patching that a bare call does
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Tokens per prefill chunk, 64 to 131072; 8k is 8192 [default: 4096]
     #[arg(value_parser = parse_size)]
     pub size: Option<u64>,
@@ -78,7 +82,30 @@ pub struct Cli {
     pub color: ColorChoice,
 }
 
-/// What was asked.
+/// Everything that is no patching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Print a shell's completion script
+    Completions {
+        /// The shell that it is for
+        shell: Shell,
+    },
+    /// Print the manual page; `lmpatch man | man -l -` shows it
+    Man,
+}
+
+/// The shells that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// Bash, with or without the bash-completion package.
+    Bash,
+    /// Zsh, the Mac's own.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
+/// What was asked of the patcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Show; and tell whether every backend has this chunk, in tokens.
@@ -100,7 +127,7 @@ impl Cli {
         }
     }
 
-    /// What was asked.
+    /// What was asked of the patcher, where no command was given.
     #[must_use]
     pub fn request(&self) -> Request {
         if self.check {

@@ -10,12 +10,13 @@ pub mod outcome;
 pub mod patch;
 pub mod report;
 pub mod session;
+pub mod shell;
 pub mod side_by_side;
 pub mod ui;
 
 use anyhow::{Context as _, Result};
 
-use cli::{Cli, Request};
+use cli::{Cli, Command, Request};
 use lmstudio::home;
 use outcome::Outcome;
 use report::{Report, json};
@@ -25,8 +26,21 @@ use ui::Ui;
 /// Does what was asked and tells it. Fails only where nothing could be told.
 pub fn run(cli: &Cli) -> Result<Outcome> {
     let ui = Ui::new(cli.stream_colour(), cli.quiet, cli.verbose);
+    match cli.command {
+        None => look_or_change(cli, &ui),
+        Some(Command::Completions { shell }) => hand_out(&ui, &shell::completions(shell)),
+        Some(Command::Man) => hand_out(&ui, &shell::manual_page()?),
+    }
+}
+
+fn hand_out(ui: &Ui, text: &[u8]) -> Result<Outcome> {
+    ui.print_raw(text).context("cannot write to stdout")?;
+    Ok(Outcome::Done)
+}
+
+fn look_or_change(cli: &Cli, ui: &Ui) -> Result<Outcome> {
     let mut report = Report::new(cli.request());
-    let outcome = answer(cli, &ui, &mut report).unwrap_or_else(|error| {
+    let outcome = answer(cli, ui, &mut report).unwrap_or_else(|error| {
         report.error = Some(format!("{error:#}"));
         Outcome::Failed
     });
