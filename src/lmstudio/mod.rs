@@ -1,5 +1,6 @@
-//! What LM Studio is on disk; knows nothing of patching.
+//! What LM Studio is, on disk and over HTTP; knows nothing of patching.
 
 pub mod backends;
 pub mod home;
 pub mod runtimes;
+pub mod server;

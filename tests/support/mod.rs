@@ -24,6 +24,7 @@ pub mod home;
 pub mod laws;
 pub mod nasty;
 pub mod strace;
+pub mod server;
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");

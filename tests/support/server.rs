@@ -1,0 +1,359 @@
+//! A fake LM Studio on loopback: the REST routes, and models that take the chunk from disk when they are loaded.
+//!
+//! To add routes, extend [`route`]; it is the only place that knows them. An [`Answer::Stream`] writes its body itself.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A fake LM Studio. It ends when it is dropped.
+pub struct FakeLmStudio {
+    address: SocketAddr,
+    shared: Arc<Mutex<State>>,
+    listener: Option<JoinHandle<()>>,
+}
+
+/// Everything that the fake knows and can be told.
+pub struct State {
+    /// The `cache_wrapper.py` whose chunk a model takes when it is loaded.
+    pub engine: PathBuf,
+    /// The models on disk.
+    pub models: Vec<Model>,
+    /// The token that is asked for, if any.
+    pub token: Option<String>,
+    /// What goes wrong, by path: `/api/v1/models/load`.
+    pub faults: BTreeMap<String, Fault>,
+    /// Every request so far, oldest first.
+    pub requests: Vec<Request>,
+    /// Which dated version of the documentation the answers follow.
+    pub dialect: Dialect,
+    /// Whether a load request may ask for `parallel`; the newest documentation does not list it.
+    pub takes_parallel: bool,
+    /// Where it is set, the server answers only while this file is there; without it no model is loaded.
+    pub running: Option<PathBuf>,
+    is_over: bool,
+}
+
+/// A model on disk.
+pub struct Model {
+    pub key: String,
+    pub format: String,
+    pub instances: Vec<Instance>,
+}
+
+/// A loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub id: String,
+    pub context_length: u64,
+    pub parallel: u64,
+    /// The chunk that the engine's file had when this was loaded.
+    pub chunk: Option<u64>,
+    pub loaded_at: Instant,
+}
+
+/// What goes wrong with a request.
+#[derive(Clone)]
+pub enum Fault {
+    /// This status, always.
+    Status(u16),
+    /// "Busy" for so many requests, then well.
+    Busy(usize),
+    /// An answer that comes this late.
+    Slow(Duration),
+    /// A connection that ends before the answer.
+    Cut,
+    /// An answer that is no JSON.
+    Garbage,
+}
+
+/// A dated version of the documentation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Options at top level, `instance_id`.
+    Newest,
+    /// Options under `config`, `model_instance_id`.
+    October2025,
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    pub authorization: Option<String>,
+    pub body: Value,
+}
+
+/// One answer.
+pub enum Answer {
+    Json(u16, Value),
+    /// Writes head and body itself.
+    Stream(Box<dyn FnOnce(&mut TcpStream) + Send>),
+}
+
+impl Answer {
+    /// An error in the shape that LM Studio gives it.
+    pub fn error(status: u16, message: &str) -> Self {
+        Self::Json(status, json!({ "error": { "message": message, "type": "invalid_request" } }))
+    }
+}
+
+/// What every request may use.
+pub type Shared<'s> = &'s Arc<Mutex<State>>;
+
+/// The routes. This is the place for more of them.
+fn route(shared: Shared, request: &Request) -> Answer {
+    match (request.method.as_str(), request.path.as_str()) {
+        ("GET", "/api/v1/models") => list(&lock(shared)),
+        ("POST", "/api/v1/models/load") => load(&mut lock(shared), &request.body),
+        ("POST", "/api/v1/models/unload") => unload(&mut lock(shared), &request.body),
+        (method, path) => Answer::error(404, &format!("Unexpected endpoint or method. ({method} {path})")),
+    }
+}
+
+fn list(state: &State) -> Answer {
+    let models = state.models.iter().map(|model| {
+        let instances = model.instances.iter().map(|instance| {
+            let config = json!({ "context_length": instance.context_length, "parallel": instance.parallel });
+            json!({ "id": instance.id, "config": config })
+        });
+        json!({
+            "type": "llm", "key": model.key, "format": model.format, "display_name": model.key,
+            "max_context_length": 262_144, "loaded_instances": instances.collect::<Vec<_>>(),
+        })
+    });
+    Answer::Json(200, json!({ "models": models.collect::<Vec<_>>() }))
+}
+
+fn load(state: &mut State, body: &Value) -> Answer {
+    let chunk = chunk_on_disk(&state.engine);
+    let dialect = state.dialect;
+    let options = if dialect == Dialect::October2025 { &body["config"] } else { body };
+    let takes_parallel = state.takes_parallel;
+    if !takes_parallel && options.get("parallel").is_some() {
+        return Answer::error(400, "Unrecognized key(s) in object: 'parallel'");
+    }
+    let Some(model) = state.models.iter_mut().find(|model| body["model"] == model.key.as_str()) else {
+        return Answer::error(404, "Model not found");
+    };
+    let ids = (1..).map(|number| if number == 1 { model.key.clone() } else { format!("{}:{number}", model.key) });
+    let id = ids.into_iter().find(|id| model.instances.iter().all(|instance| instance.id != *id)).unwrap();
+    let context_length = options["context_length"].as_u64().unwrap_or(4096);
+    let parallel = options["parallel"].as_u64().unwrap_or(4);
+    let instance = Instance { id: id.clone(), context_length, parallel, chunk, loaded_at: Instant::now() };
+    model.instances.push(instance);
+    let config = json!({ "context_length": context_length });
+    Answer::Json(
+        200,
+        match dialect {
+            Dialect::Newest => {
+                json!({ "type": "llm", "instance_id": id, "load_time_seconds": 0.1, "status": "loaded", "load_config": config })
+            }
+            Dialect::October2025 => json!({ "model_instance_id": id, "config": config, "load_time_seconds": 0.1 }),
+        },
+    )
+}
+
+fn unload(state: &mut State, body: &Value) -> Answer {
+    let id = body["instance_id"].as_str().unwrap_or_default();
+    let is_it = |instance: &Instance| instance.id == id;
+    match state.models.iter_mut().find(|model| model.instances.iter().any(is_it)) {
+        Some(model) => {
+            model.instances.retain(|instance| !is_it(instance));
+            Answer::Json(200, json!({ "instance_id": id }))
+        }
+        None => Answer::error(404, "No such instance"),
+    }
+}
+
+/// The chunk that an engine's file says, as Python would read it.
+pub fn chunk_on_disk(engine: &Path) -> Option<u64> {
+    let text = fs::read_to_string(engine).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("PROMPT_PROCESSING_CHUNK_SIZE = "))?;
+    line.trim().parse().ok()
+}
+
+impl FakeLmStudio {
+    /// A server whose models take their chunk from `engine`, a `cache_wrapper.py`.
+    pub fn start(engine: &Path) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Mutex::new(State {
+            engine: engine.to_owned(),
+            models: Vec::new(),
+            token: None,
+            faults: BTreeMap::new(),
+            requests: Vec::new(),
+            dialect: Dialect::Newest,
+            takes_parallel: true,
+            running: None,
+            is_over: false,
+        }));
+        let state = Arc::clone(&shared);
+        let listener = thread::spawn(move || {
+            for stream in listener.incoming() {
+                if lock(&state).is_over {
+                    return;
+                }
+                let state = Arc::clone(&state);
+                thread::spawn(move || stream.ok().and_then(|stream| serve(&state, stream)));
+            }
+        });
+        Self { address, shared, listener: Some(listener) }
+    }
+
+    /// Where it listens, as `--url` takes it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Writes its port where LM Studio's settings have it.
+    pub fn announce(&self, lmstudio: &Path) {
+        let settings = json!({ "port": self.address.port(), "networkInterface": "127.0.0.1" });
+        fs::create_dir_all(lmstudio.join(".internal")).unwrap();
+        fs::write(lmstudio.join(".internal/http-server-config.json"), settings.to_string()).unwrap();
+    }
+
+    /// What it knows, to be read or changed; keep it for no longer than that.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared)
+    }
+
+    /// Puts a model on its disk.
+    pub fn add_model(&self, key: &str, format: &str) {
+        self.state().models.push(Model { key: key.to_owned(), format: format.to_owned(), instances: Vec::new() });
+    }
+
+    /// Loads a model that is on its disk, as the app would; returns the instance.
+    pub fn load_now(&self, key: &str, context_length: u64, parallel: u64) -> Instance {
+        let options = json!({ "model": key, "context_length": context_length, "parallel": parallel });
+        let mut state = self.state();
+        let (dialect, takes_parallel) = (state.dialect, state.takes_parallel);
+        (state.dialect, state.takes_parallel) = (Dialect::Newest, true);
+        assert!(matches!(load(&mut state, &options), Answer::Json(200, _)), "{key} is not on the fake's disk");
+        (state.dialect, state.takes_parallel) = (dialect, takes_parallel);
+        let model = state.models.iter().find(|model| model.key == key).unwrap();
+        model.instances.last().unwrap().clone()
+    }
+
+    /// Every loaded instance, in the order of the models.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.state().models.iter().flat_map(|model| model.instances.clone()).collect()
+    }
+
+    /// Makes every request of `path` go wrong.
+    pub fn fails(&self, path: &str, fault: Fault) {
+        self.state().faults.insert(path.to_owned(), fault);
+    }
+
+    /// The paths that were asked for, oldest first.
+    pub fn paths(&self) -> Vec<String> {
+        self.state().requests.iter().map(|request| request.path.clone()).collect()
+    }
+}
+
+impl Drop for FakeLmStudio {
+    fn drop(&mut self) {
+        lock(&self.shared).is_over = true;
+        // Wakes the listener, so that it sees that it is over.
+        let _ = TcpStream::connect(self.address);
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
+    }
+}
+
+/// A test that failed while it held the lock is no reason for another panic.
+fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
+    shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Answers one request; none where the client or a fault ended it.
+fn serve(shared: Shared, mut stream: TcpStream) -> Option<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    if !is_running(&mut lock(shared)) {
+        return None;
+    }
+    let request = read_request(&stream)?;
+    let (fault, token) = {
+        let mut state = lock(shared);
+        state.requests.push(request.clone());
+        (take_fault(&mut state, &request.path), state.token.clone())
+    };
+    if let Some(Fault::Slow(delay)) = fault {
+        thread::sleep(delay);
+    }
+    let is_authorized = token.is_none_or(|token| request.authorization == Some(format!("Bearer {token}")));
+    let answer = match fault {
+        Some(Fault::Cut) => return None,
+        Some(Fault::Garbage) => Answer::Stream(Box::new(|stream| write_answer(stream, 200, "<html>no</html>"))),
+        Some(Fault::Status(status)) => Answer::error(status, "told to fail"),
+        Some(Fault::Busy(_)) => Answer::error(409, "Model is busy"),
+        _ if !is_authorized => Answer::error(401, "Malformed or missing LM Studio API token"),
+        Some(Fault::Slow(_)) | None => route(shared, &request),
+    };
+    match answer {
+        Answer::Json(status, value) => write_answer(&mut stream, status, &value.to_string()),
+        Answer::Stream(write) => write(&mut stream),
+    }
+    Some(())
+}
+
+/// Whether the app is there at all; where it is not, it has forgotten what was loaded.
+fn is_running(state: &mut State) -> bool {
+    let is_running = state.running.as_ref().is_none_or(|file| file.exists());
+    if !is_running {
+        state.models.iter_mut().for_each(|model| model.instances.clear());
+    }
+    is_running
+}
+
+fn take_fault(state: &mut State, path: &str) -> Option<Fault> {
+    let fault = state.faults.get_mut(path)?;
+    if let Fault::Busy(left) = fault {
+        if *left == 0 {
+            return None;
+        }
+        *left -= 1;
+    }
+    Some(fault.clone())
+}
+
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok()?;
+    let mut words = line.split(' ');
+    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let (mut length, mut authorization) = (0, None);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        let Some((name, value)) = header.trim_end().split_once(':') else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse().ok()?,
+            "authorization" => authorization = Some(value.trim().to_owned()),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some(Request { method, path, authorization, body: serde_json::from_slice(&body).unwrap_or_default() })
+}
+
+/// Writes a whole answer with its head. The client may be gone; that is its own affair.
+pub fn write_answer(stream: &mut TcpStream, status: u16, body: &str) {
+    let head = format!(
+        "HTTP/1.1 {status} Fake\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    let _ = stream.write_all(format!("{head}{body}").as_bytes());
+}
