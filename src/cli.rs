@@ -1,13 +1,16 @@
 //! The command line: every flag, validated; what was typed, and nothing that the environment adds.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
+use crate::lmstudio::server::parse_url;
 use crate::patch::plan::Goal;
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
+use crate::reload::How;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -22,6 +25,7 @@ Examples:
   lmpatch --check         show every backend
   lmpatch 4096 --dry-run  show what would change, write nothing
   lmpatch --revert        give every backend the vendor's own files back
+  lmpatch 8192 --reload   the same for models that are loaded now
 
 A size that is a backend's own stock value (512 until March 2026, 2048 since)
 gives that backend the vendor's files back, byte for byte.
@@ -56,6 +60,22 @@ pub struct Cli {
     /// Show what would change as a unified diff; write nothing
     #[arg(long, conflicts_with = "check")]
     pub dry_run: bool,
+
+    /// Then unload and load every loaded MLX model, so that the values take effect now
+    #[arg(long, conflicts_with_all = ["check", "dry_run"])]
+    pub reload: bool,
+
+    /// Then quit and open LM Studio, and load the MLX models that were loaded
+    #[arg(long, conflicts_with_all = ["check", "dry_run", "reload"])]
+    pub restart: bool,
+
+    /// How long --reload waits for a busy model, and --restart for the app
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "120")]
+    pub wait: Duration,
+
+    /// LM Studio's server [default: this machine, at the port in LM Studio's settings]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
+    pub url: Option<String>,
 
     /// An LM Studio home other than the one LM Studio itself would use
     #[arg(long, value_name = "DIR")]
@@ -127,6 +147,16 @@ impl Cli {
         }
     }
 
+    /// What is to make new values take effect, if anything is.
+    #[must_use]
+    pub fn reload(&self) -> Option<How> {
+        match (self.reload, self.restart) {
+            (true, _) => Some(How::Models),
+            (_, true) => Some(How::App),
+            _ => None,
+        }
+    }
+
     /// What was asked of the patcher, where no command was given.
     #[must_use]
     pub fn request(&self) -> Request {
@@ -148,6 +178,13 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     size.filter(|size| SIZES.contains(size))
         .ok_or_else(|| format!("the size must be from {} to {} tokens", SIZES.start(), SIZES.end()))
+}
+
+/// A time in seconds, also parts of one; no longer than a day.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    (duration <= Duration::from_secs(86_400)).then_some(duration).ok_or_else(|| "at most a day, 86400".to_owned())
 }
 
 #[cfg(test)]

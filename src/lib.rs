@@ -4,10 +4,13 @@
 //! `lmstudio` knows where those files are, `patch` how they are edited, `report` how that is told.
 
 pub mod cli;
+pub mod command;
+pub mod effect;
 pub mod files;
 pub mod lmstudio;
 pub mod outcome;
 pub mod patch;
+pub mod reload;
 pub mod report;
 pub mod session;
 pub mod shell;

@@ -6,13 +6,16 @@ use anyhow::{Context as _, Result, bail};
 use glob::Pattern;
 
 use crate::cli::Cli;
+use crate::effect::{self, Effect};
 use crate::lmstudio::backends::{MissingLayer, amphibian};
+use crate::lmstudio::server::{self, Patience, Server};
 use crate::outcome::Outcome;
 use crate::patch::backend::{Backend, Hindrance};
 use crate::patch::plan::Goal;
 use crate::patch::{self, Deed, Doings, Done};
+use crate::reload::{How, Reload, Reloaded};
 use crate::report::human::{self, Layout};
-use crate::report::{BackendReport, Report, advice};
+use crate::report::{BackendReport, ReloadReport, Report, advice};
 use crate::ui::Ui;
 
 /// What one run works with.
@@ -32,7 +35,9 @@ impl Session<'_> {
         let survey = patch::survey(self.home, &self.cli.backend)?;
         let backends: Vec<_> = survey.backends.iter().map(BackendReport::looked_at).collect();
         self.fill(report, backends, survey.missing)?;
-        let printed = if self.shows_tables() { self.print(&human::check(report, self.layout())) } else { Ok(()) };
+        self.look(report, &survey.backends.iter().collect::<Vec<_>>());
+        let table = || format!("{}{}", human::check(report, self.layout()), human::effects(report));
+        let printed = if self.shows_tables() { self.print(&table()) } else { Ok(()) };
         self.tell_reasons(report);
         self.tell_notes(report, advice::on_sizes(report, None));
         printed.map(|()| check_outcome(&survey.backends, size))
@@ -62,8 +67,67 @@ impl Session<'_> {
         };
         let on_sizes = size.map(|size| advice::on_sizes(report, Some(size))).unwrap_or_default();
         self.tell_notes(report, on_sizes.into_iter().chain(done.iter().flat_map(advice::on_originals)));
-        self.tell_end(report, &done);
-        printed.map(|()| Outcome::of(done.iter().map(|done| &done.deed)))
+        let outcome = Outcome::of(done.iter().map(|done| &done.deed));
+        self.tell_summary(report, &done);
+        let Some(how) = self.cli.reload() else {
+            self.tell_what_holds_old_values(report, &done);
+            return printed.map(|()| outcome);
+        };
+        let is_any = done.iter().any(|done| matches!(done.deed, Deed::Changed | Deed::Unchanged));
+        let is_reloaded = is_any && self.reload(report, how);
+        printed.map(|()| if is_reloaded { outcome } else { Outcome::Failed })
+    }
+
+    /// Adds to the report whether the values are in effect. A run that prints errors only has no use for it.
+    fn look(self, report: &mut Report, backends: &[&Backend]) {
+        if self.ui.is_quiet && !self.cli.json {
+            return;
+        }
+        let mut sight = effect::look(self.home);
+        sight.ask(&self.server(Patience::SHORT), backends);
+        report.add_effects(&sight, backends.iter().copied());
+    }
+
+    fn server(self, patience: Patience) -> Server {
+        let base = self.cli.url.clone().unwrap_or_else(|| server::base_url(self.home));
+        Server::new(base, std::env::var(server::TOKEN_VARIABLE).ok().as_deref(), patience)
+    }
+
+    /// Makes the values take effect and tells of it; whether that worked.
+    fn reload(self, report: &mut Report, how: How) -> bool {
+        let server = self.server(Patience::default());
+        let reload = Reload { home: self.home, server: &server, wait: self.cli.wait };
+        let (models, error) = match reload.carry_out(how) {
+            Ok(models) => (models, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        if how == How::App && error.is_none() {
+            self.ui.say("LM Studio was restarted.");
+        } else if models.is_empty() && error.is_none() {
+            self.ui.say("No MLX model is loaded; the next one that is takes these values.");
+        }
+        for model in &models {
+            self.tell_reloaded(model);
+        }
+        if let Some(error) = &error {
+            self.ui.error(&format!("the files are done, but no model was loaded again: {error}"));
+        }
+        let worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
+        report.reload = Some(ReloadReport { how, models, error });
+        worked
+    }
+
+    fn tell_reloaded(self, model: &Reloaded) {
+        if let Some(why) = &model.failed {
+            self.ui.error(&format!("the files are done, but {} was not loaded again: {why}", model.instance));
+            return;
+        }
+        let number = |value: Option<u64>| value.map_or_else(|| "as by default".to_owned(), |value| value.to_string());
+        let (context, parallel) = (number(model.context_length), number(model.parallel));
+        self.ui.say(&format!("{} is loaded again (context {context}, parallel {parallel}).", model.instance));
+        if let Some(note) = &model.note {
+            self.ui.note(&format!("{}: {note}", model.instance));
+        }
     }
 
     fn fill(self, report: &mut Report, backends: Vec<BackendReport>, missing: Vec<MissingLayer>) -> Result<()> {
@@ -131,16 +195,33 @@ impl Session<'_> {
         report.notes.extend(notes);
     }
 
-    fn tell_end(self, report: &Report, done: &[Done]) {
+    fn tell_summary(self, report: &Report, done: &[Done]) {
         self.ui.say(&human::summary(report));
         if done.iter().any(|done| matches!(done.deed, Deed::Refused(_))) {
             self.ui.say(
                 "A refused backend is as it was; if it came with a current LM Studio, please report what was found.",
             );
         }
+    }
+
+    fn tell_what_holds_old_values(self, report: &mut Report, done: &[Done]) {
         if report.dry_run {
             self.ui.say("Dry run: nothing was written.");
-        } else if done.iter().any(|done| matches!(done.deed, Deed::Changed)) {
+            return;
+        }
+        self.look(report, &done.iter().map(|done| &done.after).collect::<Vec<_>>());
+        let stale: Vec<_> =
+            report.backends.iter().filter(|backend| backend.in_effect == Some(Effect::ReloadNeeded)).collect();
+        if !stale.is_empty() {
+            let note = format!(
+                "loaded models still hold the old values: worker {} was started before the files were written; add --reload to load \
+                 them again, or --restart to restart LM Studio",
+                human::stale_workers(&stale)
+            );
+            self.ui.note(&note);
+            report.notes.push(note);
+        }
+        if done.iter().any(|done| matches!(done.deed, Deed::Changed)) {
             self.ui.say("It takes effect when a model is next loaded; restarting LM Studio makes sure.");
         }
     }

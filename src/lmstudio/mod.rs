@@ -1,6 +1,7 @@
-//! What LM Studio is, on disk and over HTTP; knows nothing of patching.
+//! What LM Studio is, on disk, over HTTP and as processes; knows nothing of patching.
 
 pub mod backends;
 pub mod home;
+pub mod process;
 pub mod runtimes;
 pub mod server;

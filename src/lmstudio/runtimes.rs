@@ -2,12 +2,17 @@
 //!
 //! All of it is LM Studio's private format: whatever is missing or odd makes this say less, never fail.
 
+use std::fs;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use serde_json::Value;
 use walkdir::WalkDir;
 
 use crate::files;
+
+/// Where LM Studio keeps which runtime is selected, below its home.
+const PREFERENCES: &str = ".internal/backend-preferences-v1.json";
 
 /// One runtime, as its `backend-manifest.json` describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +38,7 @@ impl Runtime {
 /// Every MLX runtime in `directory`, newest first.
 #[must_use]
 pub fn read(home: &Path, directory: &Path) -> Vec<Runtime> {
-    let preferences = home.join(".internal/backend-preferences-v1.json");
-    let selected = parse_preferences(&files::read(&preferences).unwrap_or_default());
+    let selected = parse_preferences(&files::read(&home.join(PREFERENCES)).unwrap_or_default());
     let entries = WalkDir::new(directory).min_depth(1).max_depth(1).follow_links(true).sort_by_file_name();
     let mut runtimes: Vec<Runtime> = entries
         .into_iter()
@@ -43,6 +47,20 @@ pub fn read(home: &Path, directory: &Path) -> Vec<Runtime> {
         .collect();
     runtimes.sort_by_key(|runtime| std::cmp::Reverse(version_key(&runtime.version)));
     runtimes
+}
+
+/// Since when at the latest the selected MLX runtime has been selected, in seconds since 1970; none where none is.
+#[must_use]
+pub fn selected_since(home: &Path) -> Option<u64> {
+    let preferences = home.join(PREFERENCES);
+    if selected(&preferences).is_empty() { None } else { modified(&preferences) }
+}
+
+/// When a file was last written, in seconds since 1970.
+#[must_use]
+pub fn modified(path: &Path) -> Option<u64> {
+    let modified = fs::metadata(path).ok()?.modified().ok()?;
+    Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 fn version_key(version: &str) -> Vec<u64> {

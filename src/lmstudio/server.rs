@@ -35,6 +35,12 @@ pub struct Patience {
     pub load: Duration,
 }
 
+impl Patience {
+    /// For a question whose answer is good to have and not needed.
+    pub const SHORT: Self =
+        Self { connect: Duration::from_secs(1), answer: Duration::from_secs(2), load: Duration::from_secs(2) };
+}
+
 impl Default for Patience {
     fn default() -> Self {
         Self { connect: Duration::from_secs(2), answer: Duration::from_secs(30), load: Duration::from_secs(600) }

@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use similar::TextDiff;
 
 use super::{BackendReport, FileReport, Report, RuntimeReport, SiteReport};
+use crate::effect::Effect;
 use crate::patch::backend::State;
 use crate::patch::original::Proof;
 use crate::patch::{Change, Deed, Done};
@@ -43,6 +44,47 @@ pub fn check(report: &Report, layout: Layout) -> String {
         State::Refused => Some(BAD),
     };
     with_details(&table, report, layout, |backend| (backend.state.word(), paint(backend)))
+}
+
+/// Whether the values are in effect: one line where it is the same for every backend, else one for each.
+#[must_use]
+pub fn effects(report: &Report) -> String {
+    let mut effects: Vec<_> = report.backends.iter().filter_map(|backend| backend.in_effect).collect();
+    effects.sort_unstable();
+    effects.dedup();
+    match effects.as_slice() {
+        [] => String::new(),
+        [only] => format!("Loaded models: {}\n", effect(*only, &report.backends.iter().collect::<Vec<_>>())),
+        several => {
+            let of = |wanted: &Effect| {
+                let backends: Vec<_> =
+                    report.backends.iter().filter(|backend| backend.in_effect == Some(*wanted)).collect();
+                let names = backends.iter().map(|backend| format!("\n  {}", printable(&backend.layer)));
+                format!("{}{}\n", effect(*wanted, &backends), names.collect::<String>())
+            };
+            format!("Loaded models:\n{}", several.iter().map(of).collect::<String>())
+        }
+    }
+}
+
+/// The words for it, and what they rest on.
+fn effect(effect: Effect, backends: &[&BackendReport]) -> String {
+    let (style, rest) = match effect {
+        Effect::ReloadNeeded => (NOTE, format!("older than the files: worker {}", stale_workers(backends))),
+        Effect::InEffect => (GOOD, "every loaded model has these values".to_owned()),
+        Effect::NotRunning => (Style::new(), "no model is loaded there".to_owned()),
+        Effect::Unknown => (Style::new(), "what is loaded cannot be told".to_owned()),
+    };
+    format!("{style}{}{style:#} ({rest})", effect.words())
+}
+
+/// The workers that hold older values, each once: `812, 813`.
+#[must_use]
+pub fn stale_workers(backends: &[&BackendReport]) -> String {
+    let mut pids: Vec<_> = backends.iter().flat_map(|backend| &backend.stale_workers).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The table of a run that set or reverted.

@@ -9,12 +9,15 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cli::Request;
+use crate::effect::{Effect, Sight};
 use crate::lmstudio::backends::MissingLayer;
+use crate::lmstudio::process::Worker;
 use crate::outcome::Outcome;
 use crate::patch::backend::{Backend, Found, Hindrance, State, VendorFile};
 use crate::patch::original::Proof;
 use crate::patch::plan::Goal;
 use crate::patch::{Deed, Done};
+use crate::reload::{How, Reloaded};
 
 /// The version of the JSON report's shape; it grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 1;
@@ -44,6 +47,23 @@ pub struct Report {
     pub missing_layers: Vec<MissingReport>,
     /// What is good to know about this run, a sentence each.
     pub notes: Vec<String>,
+    /// LM Studio's workers; none where they were not looked at or cannot be told.
+    pub workers: Option<Vec<Worker>>,
+    /// Why the workers cannot be told.
+    pub workers_unknown: Option<String>,
+    /// What was done to make the values take effect.
+    pub reload: Option<ReloadReport>,
+}
+
+/// What was done to make the values take effect.
+#[derive(Debug, Serialize)]
+pub struct ReloadReport {
+    /// `models` or `app`.
+    pub how: How,
+    /// What became of each MLX model that was loaded.
+    pub models: Vec<Reloaded>,
+    /// Why nothing could be done.
+    pub error: Option<String>,
 }
 
 /// One backend.
@@ -69,6 +89,10 @@ pub struct BackendReport {
     pub result: Option<&'static str>,
     /// Why it was refused, left alone, or failed.
     pub why: Option<String>,
+    /// Whether its values are in effect; none where that was not looked at.
+    pub in_effect: Option<Effect>,
+    /// The process ids of the workers that hold older values.
+    pub stale_workers: Vec<u32>,
     /// Its vendor files.
     pub files: Vec<FileReport>,
 }
@@ -146,7 +170,23 @@ impl Report {
             backends: Vec::new(),
             missing_layers: Vec::new(),
             notes: Vec::new(),
+            workers: None,
+            workers_unknown: None,
+            reload: None,
         }
+    }
+
+    /// Adds whether each backend's values are in effect; `backends` are those of this report, in its order.
+    pub fn add_effects<'b>(&mut self, sight: &Sight, backends: impl Iterator<Item = &'b Backend>) {
+        for (report, backend) in self.backends.iter_mut().zip(backends) {
+            let effect = sight.effect(backend);
+            report.in_effect = Some(effect);
+            if effect == Effect::ReloadNeeded {
+                report.stale_workers = sight.stale(backend).iter().map(|worker| worker.pid).collect();
+            }
+        }
+        self.workers = sight.workers.as_ref().ok().cloned();
+        self.workers_unknown = sight.workers.as_ref().err().cloned();
     }
 
     /// Adds what was found in `home`.
@@ -179,6 +219,8 @@ impl BackendReport {
             state: backend.state(),
             result: None,
             why: backend.hindrance().map(Hindrance::into_why),
+            in_effect: None,
+            stale_workers: Vec::new(),
             files: backend.files.iter().map(FileReport::of).collect(),
         }
     }

@@ -25,6 +25,7 @@ pub mod laws;
 pub mod nasty;
 pub mod strace;
 pub mod server;
+pub mod standins;
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
