@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
 use crate::lmstudio::server::parse_url;
@@ -38,10 +38,11 @@ Exit codes:
 
 /// Set the prefill chunk size of LM Studio's MLX backends, exactly and reversibly
 #[derive(Debug, Parser)]
-#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90, args_conflicts_with_subcommands = true)]
+#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
+#[command(args_conflicts_with_subcommands = true)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct Cli {
-    /// What else there is to do, beside the patching that a bare call does
+    /// What else than the patching itself is asked for.
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -78,7 +79,7 @@ pub struct Cli {
     pub url: Option<String>,
 
     /// An LM Studio home other than the one LM Studio itself would use
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub home: Option<PathBuf>,
 
     /// Only layers whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
@@ -86,25 +87,30 @@ pub struct Cli {
     pub backend: Vec<Pattern>,
 
     /// Print the report as JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
 
     /// Print errors only
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, conflicts_with = "verbose", global = true)]
     pub quiet: bool,
 
     /// Show every site: file, line, owner, value
-    #[arg(short, long)]
+    #[arg(short, long, global = true)]
     pub verbose: bool,
 
     /// When to use colour
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
     pub color: ColorChoice,
 }
 
-/// Everything that is no patching.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+/// What else than the patching itself can be asked for.
+#[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Keep the size after updates of LM Studio, which bring new backends
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Tell on one page whether it worked and why it may be slow; change nothing
+    Doctor,
     /// Print a shell's completion script
     Completions {
         /// The shell that it is for
@@ -123,6 +129,44 @@ pub enum Shell {
     Zsh,
     /// Fish.
     Fish,
+}
+
+/// What can be asked of the agent.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Install the launchd agent that sets backends that are new, or update it
+    Install {
+        /// Tokens per prefill chunk
+        #[arg(value_parser = parse_size, default_value_t = DEFAULT_SIZE)]
+        size: u64,
+    },
+    /// Show whether it works, and what it did
+    Status,
+    /// Remove it and everything it has written for itself
+    Uninstall,
+    /// What launchd runs
+    #[command(hide = true)]
+    Run(KeepArgs),
+}
+
+/// How one run of the agent goes.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Tokens per prefill chunk
+    #[arg(value_parser = parse_size)]
+    pub size: u64,
+
+    /// For how long no file of a layer may change before it is taken for complete
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "5")]
+    pub settle: Duration,
+
+    /// After how long a layer that is not complete is left alone
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "900")]
+    pub patience: Duration,
+
+    /// The time between two looks
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
+    pub poll: Duration,
 }
 
 /// What was asked of the patcher.

@@ -3,8 +3,10 @@
 //! LM Studio feeds a prompt to an MLX model in chunks whose size is a constant in the Python files of each backend.
 //! `lmstudio` knows where those files are, `patch` how they are edited, `report` how that is told.
 
+pub mod agent;
 pub mod cli;
 pub mod command;
+pub mod doctor;
 pub mod effect;
 pub mod files;
 pub mod lmstudio;
@@ -29,9 +31,11 @@ use ui::Ui;
 /// Does what was asked and tells it. Fails only where nothing could be told.
 pub fn run(cli: &Cli) -> Result<Outcome> {
     let ui = Ui::new(cli.stream_colour(), cli.quiet, cli.verbose);
-    match cli.command {
+    match &cli.command {
         None => look_or_change(cli, &ui),
-        Some(Command::Completions { shell }) => hand_out(&ui, &shell::completions(shell)),
+        Some(Command::Agent(command)) => agent::run(cli, &ui, command),
+        Some(Command::Doctor) => doctor::run(cli, &ui),
+        Some(Command::Completions { shell }) => hand_out(&ui, &shell::completions(*shell)),
         Some(Command::Man) => hand_out(&ui, &shell::manual_page()?),
     }
 }

@@ -15,7 +15,7 @@ use crate::files::{directory_error, is_absence, is_dir};
 pub const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
 
 /// How the names of MLX layers start, as far as any has been seen.
-const LAYER_PREFIX: &str = "app-mlx-generate";
+pub const LAYER_PREFIX: &str = "app-mlx-generate";
 
 /// One layer that holds an MLX engine.
 #[derive(Debug, Clone)]
@@ -31,6 +31,12 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// The layer at `path`, unless it is surely no MLX engine; which runtimes use it is not looked up.
+    #[must_use]
+    pub fn at(path: &Path) -> Option<Self> {
+        layer(path)
+    }
+
     /// Whether LM Studio's selected runtime uses it.
     #[must_use]
     pub fn is_selected(&self) -> bool {
@@ -100,7 +106,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
     let all = list(&directory)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
         .map_err(|error| directory_error("list", &directory, error))?;
-    let runtimes = runtimes::read(home, &vendor_parent(home));
+    let runtimes = runtimes(home);
     let mut layers: Vec<Layer> = all.into_iter().filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
     layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
     for layer in &mut layers {
@@ -109,6 +115,12 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
     }
     let missing = missing(&directory, &runtimes).into_iter().filter(|missing| is_wanted(&missing.layer)).collect();
     Ok(Found { layers, missing })
+}
+
+/// Every MLX runtime of `home`, newest first.
+#[must_use]
+pub fn runtimes(home: &Path) -> Vec<Runtime> {
+    runtimes::read(home, &vendor_parent(home))
 }
 
 /// Sorts `…@9` before `…@34`.

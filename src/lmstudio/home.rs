@@ -12,8 +12,36 @@ use crate::files;
 pub struct Home {
     /// The directory, as it was named.
     pub path: PathBuf,
+    /// By which rule it was found.
+    pub found_by: FoundBy,
     /// Said to the user where this is not the home that LM Studio itself would use, or its pointer is of no use.
     pub note: Option<String>,
+}
+
+/// By which rule a home was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundBy {
+    /// The user named it.
+    Given,
+    /// LM Studio's pointer file names it.
+    Pointer,
+    /// `~/.cache/lm-studio` exists.
+    Cache,
+    /// `~/.lmstudio`, the usual place.
+    Usual,
+}
+
+impl FoundBy {
+    /// The words for it.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Given => "given with --home",
+            Self::Pointer => "named by ~/.lmstudio-home-pointer",
+            Self::Cache => "~/.cache/lm-studio exists",
+            Self::Usual => "LM Studio's usual place",
+        }
+    }
 }
 
 /// Where the pointer file stands in the user's home directory.
@@ -26,18 +54,18 @@ const POINTER: &str = ".lmstudio-home-pointer";
 /// of them has, the other is taken and said. Fails where there is no such directory.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
     if let Some(path) = explicit {
-        return Ok(Home { path: path.to_owned(), note: None });
+        return Ok(Home { path: path.to_owned(), found_by: FoundBy::Given, note: None });
     }
     let user = dirs::home_dir().context("your home directory is unknown; set HOME or give --home DIR")?;
     let (pointed, pointer_note) = read_pointer(&user);
     let cache = user.join(".cache/lm-studio");
     let usual = user.join(".lmstudio");
-    let mut candidates: Vec<_> = pointed.into_iter().collect();
+    let mut candidates: Vec<_> = pointed.into_iter().map(|home| (home, FoundBy::Pointer)).collect();
     // Where it cannot be told, it counts as there: another home is not patched in its place.
     if cache.try_exists().unwrap_or_else(|error| !files::is_absence(&error)) {
-        candidates.push(cache);
+        candidates.push((cache, FoundBy::Cache));
     }
-    candidates.push(usual);
+    candidates.push((usual, FoundBy::Usual));
     choose(&candidates, pointer_note)
 }
 
@@ -60,13 +88,13 @@ fn read_pointer(user: &Path) -> (Option<PathBuf>, Option<String>) {
     }
 }
 
-fn choose(candidates: &[PathBuf], pointer_note: Option<String>) -> Result<Home> {
-    let chosen = candidates.iter().find(|home| backends::has_any(home));
-    let Some(first) = candidates.first() else {
+fn choose(candidates: &[(PathBuf, FoundBy)], pointer_note: Option<String>) -> Result<Home> {
+    let chosen = candidates.iter().find(|(home, _)| backends::has_any(home));
+    let Some((first, _)) = candidates.first() else {
         bail!("no LM Studio home is known; give --home DIR");
     };
-    let Some(path) = chosen else {
-        let all: Vec<_> = candidates.iter().map(|home| home.display().to_string()).collect();
+    let Some((path, found_by)) = chosen else {
+        let all: Vec<_> = candidates.iter().map(|(home, _)| home.display().to_string()).collect();
         let pointer = pointer_note.map(|note| format!("{note}. ")).unwrap_or_default();
         bail!(
             "{pointer}no MLX backend found in {}; install an MLX runtime in LM Studio, or give --home DIR",
@@ -76,5 +104,5 @@ fn choose(candidates: &[PathBuf], pointer_note: Option<String>) -> Result<Home> 
     let elsewhere = (path != first).then(|| {
         format!("LM Studio's home is {}, but it has no MLX backends; using {}", first.display(), path.display())
     });
-    Ok(Home { path: path.clone(), note: elsewhere.or(pointer_note) })
+    Ok(Home { path: path.clone(), found_by: *found_by, note: elsewhere.or(pointer_note) })
 }

@@ -6,11 +6,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::files::{directory_error, is_absence};
+use crate::files::{self, directory_error, is_absence};
+
+/// The flags of a `.pyc` that is never compared with its source.
+const UNCHECKED_HASH: u32 = 1;
 
 /// Removes every cached `.pyc` of `source`, of any interpreter and optimisation level.
 ///
@@ -27,6 +31,29 @@ pub fn remove(source: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The cached `.pyc`s of `source` that are older than it and that Python would take for current all the same.
+#[must_use]
+pub fn stale(source: &Path) -> Vec<PathBuf> {
+    let cached = list(source).unwrap_or_default();
+    cached.into_iter().filter(|cached| is_stale(cached, source).unwrap_or(false)).collect()
+}
+
+fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
+    let (of_source, of_cached) = (fs::metadata(source).ok()?, fs::metadata(cached).ok()?);
+    let header = files::read(cached).ok()?;
+    let word = |index: usize| Some(u32::from_le_bytes(header.get(index * 4..index * 4 + 4)?.try_into().ok()?));
+    // PEP 552: flags; then a hash, or the source's modification second and size, both cut to 32 bits.
+    let is_taken = match word(1)? {
+        0 => {
+            let low = |number: u64| u32::try_from(number & u64::from(u32::MAX)).ok();
+            word(2) == low(of_source.mtime().cast_unsigned()) && word(3) == low(of_source.len())
+        }
+        UNCHECKED_HASH => true,
+        _ => false,
+    };
+    Some(is_taken && of_cached.modified().ok()? < of_source.modified().ok()?)
 }
 
 fn list(source: &Path) -> Result<Vec<PathBuf>> {

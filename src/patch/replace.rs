@@ -73,6 +73,18 @@ pub fn is_temporary(name: &str, target: &str) -> bool {
     ours.is_some_and(|_| name.contains(TEMP_MARK))
 }
 
+/// The temp files for `target` that killed runs have left.
+#[must_use]
+pub fn temporaries(target: &Path) -> Vec<PathBuf> {
+    let (Some(directory), Some(file)) = (target.parent(), target.file_name()) else {
+        return Vec::new();
+    };
+    let file = file.to_string_lossy();
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let ours = entries.filter(|entry| is_temporary(&entry.file_name().to_string_lossy(), &file));
+    ours.map(|entry| entry.path()).collect()
+}
+
 fn temp_beside(target: &Path, metadata: &Metadata, content: &[u8]) -> Result<NamedTempFile> {
     let directory = parent(target)?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();

@@ -12,6 +12,7 @@ use crate::cli::Request;
 use crate::effect::{Effect, Sight};
 use crate::lmstudio::backends::MissingLayer;
 use crate::lmstudio::process::Worker;
+use crate::lmstudio::runtimes::Runtime;
 use crate::outcome::Outcome;
 use crate::patch::backend::{Backend, Found, Hindrance, State, VendorFile};
 use crate::patch::original::Proof;
@@ -203,11 +204,7 @@ impl BackendReport {
     #[must_use]
     pub fn looked_at(backend: &Backend) -> Self {
         let (chunk, stock) = backend.chunk_and_stock().unzip();
-        let runtimes = backend.layer.runtimes.iter().map(|runtime| RuntimeReport {
-            name: runtime.name.clone(),
-            version: runtime.version.clone(),
-            selected: runtime.is_selected,
-        });
+        let runtimes = backend.layer.runtimes.iter().map(RuntimeReport::of);
         Self {
             layer: backend.layer.name.to_string_lossy().into_owned(),
             path: backend.layer.path.display().to_string(),
@@ -242,6 +239,14 @@ impl BackendReport {
             why: why.cloned(),
             ..Self::looked_at(&done.after)
         }
+    }
+}
+
+impl RuntimeReport {
+    /// One runtime.
+    #[must_use]
+    pub fn of(runtime: &Runtime) -> Self {
+        Self { name: runtime.name.clone(), version: runtime.version.clone(), selected: runtime.is_selected }
     }
 }
 
