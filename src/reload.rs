@@ -14,6 +14,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long a program that quits or opens the app may take.
 const APP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// For how long an app that is still quitting may keep a new one from opening.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What makes new values take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -140,22 +143,21 @@ impl Reload<'_> {
     }
 
     fn restart(&self) -> Result<Vec<Reloaded>, String> {
-        // Where the server is off nothing can be loaded through it either.
         let targets = match self.server.models() {
             Ok(models) => targets(&models),
-            Err(Trouble::NotRunning(_)) => Vec::new(),
+            // A server that was off stays off, and nothing could be loaded through it: the app alone is restarted.
+            Err(Trouble::NotRunning(_)) => {
+                self.quit(|| !process::workers(self.home).is_ok_and(|workers| !workers.is_empty()))?;
+                return self.open().map(|()| Vec::new());
+            }
             Err(trouble) => return Err(trouble.to_string()),
         };
         for target in &targets {
             self.until_idle(target).map_err(|why| format!("{}: {why}; the app was not quit", target.instance))?;
         }
-        process::quit(APP_PATIENCE)?;
-        let is_gone = || matches!(self.server.models(), Err(Trouble::NotRunning(_) | Trouble::Unreadable(_)));
-        poll(self.wait, || is_gone().then_some(())).ok_or_else(|| {
-            format!("LM Studio's server still answers {} seconds after the app was quit", self.wait.as_secs_f64())
-        })?;
+        self.quit(|| matches!(self.server.models(), Err(Trouble::NotRunning(_) | Trouble::Unreadable(_))))?;
         wait_for_the_next_second();
-        process::open(APP_PATIENCE)?;
+        self.open()?;
         let models = self.until_answer(&targets)?;
         let is_back = |target: &Target| {
             let model = models.iter().find(|model| model.key == target.model);
@@ -163,6 +165,21 @@ impl Reload<'_> {
         };
         let load = |target: &Target| if is_back(target) { target.done() } else { self.load(target) };
         Ok(targets.iter().map(load).collect())
+    }
+
+    /// Quits the app and waits until it is gone.
+    fn quit(&self, is_gone: impl Fn() -> bool) -> Result<(), String> {
+        process::quit(APP_PATIENCE)?;
+        poll(self.wait, || is_gone().then_some(())).ok_or_else(|| {
+            format!("LM Studio still runs {} seconds after it was told to quit", self.wait.as_secs_f64())
+        })
+    }
+
+    /// Opens the app; macOS refuses that for a moment while the old one is still on its way out.
+    fn open(&self) -> Result<(), String> {
+        let mut last = None;
+        let attempt = || process::open(APP_PATIENCE).map_err(|why| last = Some(why)).ok();
+        poll(self.wait.min(OPEN_PATIENCE), attempt).ok_or_else(|| last.unwrap_or_default())
     }
 
     fn until_answer(&self, targets: &[Target]) -> Result<Vec<Model>, String> {

@@ -103,8 +103,9 @@ impl Session<'_> {
         };
         if how == How::App && error.is_none() {
             self.ui.say("LM Studio was restarted.");
-        } else if models.is_empty() && error.is_none() {
-            self.ui.say("No MLX model is loaded; the next one that is takes these values.");
+        }
+        if models.is_empty() && error.is_none() {
+            self.ui.say("No MLX model was loaded; the next one that is takes these values.");
         }
         for model in &models {
             self.tell_reloaded(model);

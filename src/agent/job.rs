@@ -88,7 +88,9 @@ pub fn lasting_program(program: &Path) -> Result<PathBuf> {
         if path.ancestors().skip(1).any(is_cargo_target) {
             return refuse(&program, "is in a cargo target directory");
         }
-        if temporary_directories().iter().any(|directory| path.starts_with(directory)) {
+        // From there macOS runs what was downloaded and not yet moved to its place.
+        let is_translocated = path.components().any(|part| part.as_os_str() == "AppTranslocation");
+        if is_translocated || temporary_directories().iter().any(|directory| path.starts_with(directory)) {
             return refuse(&program, "is in a temporary directory");
         }
     }
@@ -103,9 +105,8 @@ fn is_cargo_target(directory: &Path) -> bool {
 fn temporary_directories() -> Vec<PathBuf> {
     let own = std::env::temp_dir();
     let real = fs::canonicalize(&own).ok();
-    // Where macOS really keeps them, and from where it runs an app that was not moved to its place.
-    let macos = ["/private/tmp", "/private/var/folders"].map(PathBuf::from);
-    std::iter::once(own).chain(real).chain(macos).collect()
+    // What /tmp really is on macOS.
+    [own, "/private/tmp".into()].into_iter().chain(real).collect()
 }
 
 /// Homebrew removes a version's own directory on upgrade; the link in its `bin` stays.
