@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use plist::Value;
 use support::home::{Layer, SITE_PACKAGES, engine_since_2026, generate, stock_generate, usual_layer};
 use support::standins::{StandIns, until};
-use support::{Env, Ran, differences, snapshot};
+use support::{Env, Ran, aloud, differences, snapshot};
 
 const OLD: &str = "app-mlx-generate-mac14-arm64@34";
 const NEW: &str = "app-mlx-generate-mac14-arm64@36";
@@ -127,6 +127,10 @@ fn install_writes_a_valid_job_and_hands_it_to_launchd() {
     assert_eq!(job["RunAtLoad"].as_boolean(), Some(true));
     let xml = fs::read_to_string(user.job()).unwrap();
     assert!(xml.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!DOCTYPE plist PUBLIC"), "{xml}");
+    match Command::new("plutil").arg("-lint").arg(user.job()).output() {
+        Ok(lint) => assert!(lint.status.success(), "{lint:?}"),
+        Err(_) => aloud("skipped: plutil -lint on the agent's job: only macOS has it"),
+    }
     let domain = format!("gui/{}", user.uid());
     assert_eq!(
         user.standins.calls(),

@@ -3,12 +3,13 @@
 
 mod support;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use support::Env;
 use support::home::{Layer, usual_layer};
 use support::server::{FakeLmStudio, Fault};
-use support::standins::{StandIns, executable};
+use support::standins::{StandIns, ago, executable, worker};
 
 const LIST: &str = "/api/v1/models";
 const LOAD: &str = "/api/v1/models/load";
@@ -63,7 +64,7 @@ fn with_nothing_loaded_it_says_so() {
     let env = Env::new();
     let (_layer, fake) = home(&env);
     fake.load_now("llama/tiny", 4096, 4);
-    env.run(["4096", "--reload"]).exits(0).says("No MLX model is loaded");
+    env.run(["4096", "--reload"]).exits(0).says("No MLX model was loaded");
     assert_eq!(fake.paths(), [LIST]);
 }
 
@@ -116,7 +117,7 @@ fn nobody_there_is_exit_1_with_the_files_done() {
 fn the_token_and_the_url_are_the_users() {
     let env = Env::new();
     let (_layer, fake) = home(&env);
-    std::fs::remove_file(env.lmstudio().join(".internal/http-server-config.json")).unwrap();
+    fs::remove_file(env.lmstudio().join(".internal/http-server-config.json")).unwrap();
     fake.state().token = Some("secret".to_owned());
     fake.load_now("qwen/tiny", 12345, 3);
     let mut command = env.command(["4096", "--reload", "--url", &fake.url()]);
@@ -151,7 +152,7 @@ fn a_model_that_stays_busy_is_named_after_a_bounded_wait_and_the_others_are_load
     assert_eq!(loaded(&fake), [row("qwen/tiny", 12345, 3, 2048), row("gemma/tiny", 8000, 1, 4096)]);
     env.run(["--check", "4096"]).exits(0);
     // The same where only the server says so.
-    std::fs::remove_file(env.lmstudio().join("bin/lms")).unwrap();
+    fs::remove_file(env.lmstudio().join("bin/lms")).unwrap();
     fake.fails(UNLOAD, Fault::Busy(1_000_000));
     env.run(["4096", "--reload", "--wait", "0.5"])
         .exits(1)
@@ -162,7 +163,7 @@ fn a_model_that_stays_busy_is_named_after_a_bounded_wait_and_the_others_are_load
 fn app<'e>(env: &'e Env, fake: &FakeLmStudio) -> StandIns<'e> {
     let standins = StandIns::new(env);
     let running = standins.file("running");
-    std::fs::write(&running, "").unwrap();
+    fs::write(&running, "").unwrap();
     standins.script("osascript", &format!("rm '{}'", running.display()));
     standins.script("open", &format!("touch '{}'", running.display()));
     fake.state().running = Some(running);
@@ -188,7 +189,7 @@ fn a_restart_quits_opens_waits_and_loads_what_was_loaded() {
 fn a_restart_that_fails_is_exit_1_with_the_files_done() {
     for (program, body, said) in [
         ("osascript", "echo 'User canceled. (-128)' >&2; exit 1", "User canceled"),
-        ("osascript", "true", "still answers"),
+        ("osascript", "true", "still runs 0.5 seconds"),
         ("open", "echo 'Unable to find application' >&2; exit 1", "Unable to find application"),
         ("open", "true", "LM Studio was opened, but after 0.5 seconds"),
     ] {
@@ -201,6 +202,26 @@ fn a_restart_that_fails_is_exit_1_with_the_files_done() {
         ran.says("the files are done").says(said);
         standins.run(["--check", "4096"]).exits(0);
     }
+}
+
+#[test]
+fn an_app_whose_server_is_off_is_restarted_all_the_same() {
+    let env = Env::new();
+    let (_layer, fake) = home(&env);
+    drop(fake);
+    let standins = StandIns::new(&env);
+    // Its worker ends a moment after the app was told to quit, and a moment later it can be opened again.
+    standins.ps(&[(812, ago(60), worker(&env.lmstudio()))]);
+    let (table, quitting) = (standins.file("table").display().to_string(), standins.file("quitting"));
+    fs::write(&quitting, "").unwrap();
+    standins.script("osascript", &format!("(sleep 0.5; : > '{table}') >/dev/null 2>&1 &"));
+    let quitting = quitting.display();
+    standins.script("open", &format!("[ ! -e '{quitting}' ] || {{ rm '{quitting}'; echo 'error -600' >&2; exit 1; }}"));
+    standins.run(["4096", "--restart"]).exits(0).says("LM Studio was restarted").says("No MLX model was loaded");
+    let calls = standins.calls();
+    assert_eq!(calls.first().map(String::as_str), Some("osascript -e quit app \"LM Studio\""));
+    assert_eq!(calls.iter().filter(|call| call.starts_with("open ")).count(), 2, "{calls:?}");
+    assert!(calls.iter().filter(|call| call.starts_with("ps ")).count() > 1, "{calls:?}");
 }
 
 #[test]
