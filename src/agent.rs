@@ -60,7 +60,7 @@ pub fn run(cli: &Cli, ui: &Ui, command: &AgentCommand) -> Result<Outcome> {
         AgentCommand::Uninstall => uninstall(ui, &user, &store),
         AgentCommand::Run(args) => {
             let home = cli.home.as_deref().context("agent run needs --home")?;
-            Keeper { home, args, store: &store }.run()
+            Keeper { home, args, store: &store, ui }.run()
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::patch::original::{sha256_hex, with_values};
 use crate::patch::plan::Goal;
 use crate::patch::settings::SETTINGS;
 use crate::patch::{self, Deed};
+use crate::ui::Ui;
 
 /// One run of the agent.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Keeper<'a> {
     pub args: &'a KeepArgs,
     /// Its memory and its log.
     pub store: &'a Store,
+    /// Where somebody who runs it by hand sees what it waits for.
+    pub ui: &'a Ui,
 }
 
 /// A directory among the layers, whatever it is.
@@ -70,14 +73,19 @@ impl Keeper<'_> {
     pub fn run(&self) -> Result<Outcome> {
         let deadline = Instant::now() + self.args.patience;
         let mut pending = BTreeMap::new();
+        let mut had_home = true;
         self.begin()?;
         loop {
-            let has_home = self.look(&mut pending)?;
-            if has_home && pending.is_empty() {
+            let is_there = self.look(&mut pending)?;
+            if had_home && !is_there {
+                self.ui.say(&format!("{} is not there; waiting for it", backends::amphibian(self.home).display()));
+            }
+            had_home = is_there;
+            if is_there && pending.is_empty() {
                 return Ok(Outcome::Done);
             }
             if Instant::now() >= deadline {
-                return self.give_up(has_home, &pending);
+                return self.give_up(is_there, &pending);
             }
             thread::sleep(self.args.poll);
         }
@@ -129,6 +137,9 @@ impl Keeper<'_> {
 
     /// Whether no file of the layer has changed for long enough.
     fn is_quiet(&self, entry: &Entry, pending: &mut BTreeMap<OsString, Pending>) -> bool {
+        if !pending.contains_key(&entry.name) {
+            self.ui.say(&format!("{} is new; waiting until it is complete", entry.name.to_string_lossy()));
+        }
         let shot = shoot(&entry.path);
         let begin =
             || Pending { born: entry.born, shot, since: Instant::now(), why: "its files kept changing".to_owned() };

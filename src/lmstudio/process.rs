@@ -38,15 +38,15 @@ pub struct Worker {
 /// The workers of the LM Studio that lives in `home`, by one call of `ps`; or why that cannot be told.
 pub fn workers(home: &Path) -> Result<Vec<Worker>, String> {
     let mut ps = Command::new("ps");
-    // Names and times in one language and one time zone. Only BSD's ps knows jobc: elsewhere, where LM Studio has no
-    // MLX engine, ps refuses it and nothing is claimed.
+    // Names and times in one language and one time zone. Only BSD's ps has a number for jobc: elsewhere, where LM Studio
+    // has no MLX engine, ps refuses it or prints a dash, and nothing is claimed.
     ps.env("LC_ALL", "C").env("TZ", "UTC0");
     ps.args(["-axww", "-o", "pid=", "-o", "jobc=", "-o", "lstart=", "-o", "command="]);
     let finished = command::run(&mut ps, PATIENCE).map_err(|error| format!("ps cannot be run ({error})"))?;
     if !finished.status.success() {
         return Err("this system's ps does not tell".to_owned());
     }
-    let rows = parse(&finished.stdout).ok_or("ps printed something else than a process table")?;
+    let rows = parse(&finished.stdout).ok_or("ps did not print a process table as macOS does")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     // ps lists itself, and it was started just now: the proof that its clock and its time zone are read right.
     let is_itself = |row: &Row<'_>| row.pid == finished.pid && row.started.abs_diff(now) <= CLOCK_TOLERANCE;
