@@ -4,9 +4,10 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use plist::Value;
@@ -78,22 +79,23 @@ impl<'e> User<'e> {
     }
 
     /// The agent's command as the job has it, with short waits.
-    fn keeper(&self, patience: &str) -> Command {
+    fn keeper(&self, settle: &str, patience: &str) -> Command {
         let job = Value::from_file(self.job()).unwrap().into_dictionary().unwrap();
         let arguments = job["ProgramArguments"].as_array().unwrap().iter().map(|text| text.as_string().unwrap());
         let arguments: Vec<_> = arguments.collect();
         let mut command = Command::new(arguments[0]);
         self.standins.prepare(&mut command).args(&arguments[1..]);
-        command.args(["--settle", "0.4", "--poll", "0.05", "--patience", patience]);
+        command.args(["--settle", settle, "--poll", "0.05", "--patience", patience]);
         command
     }
 
     fn keeps(&self) -> Ran {
-        Ran::of(&self.keeper("20").output().unwrap())
+        Ran::of(&self.keeper("0.4", "20").output().unwrap())
     }
 
-    fn starts_to_keep(&self, patience: &str) -> Child {
-        self.keeper(patience).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    fn starts_to_keep(&self, settle: &str, patience: &str) -> Keeping {
+        let mut child = self.keeper(settle, patience).stderr(Stdio::piped()).spawn().unwrap();
+        Keeping { said: BufReader::new(child.stderr.take().unwrap()), child }
     }
 
     fn chunk(&self, layer: &str) -> u64 {
@@ -102,9 +104,30 @@ impl<'e> User<'e> {
     }
 }
 
-#[track_caller]
-fn ends(child: Child, code: i32) {
-    Ran::of(&child.wait_with_output().unwrap()).exits(code);
+/// The agent's command while it runs.
+struct Keeping {
+    child: Child,
+    said: BufReader<ChildStderr>,
+}
+
+impl Keeping {
+    /// Waits until it says `text`; fails where it ends without.
+    #[track_caller]
+    fn says(&mut self, text: &str) {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "it ended without saying {text:?}");
+        }
+    }
+
+    #[track_caller]
+    fn ends(mut self, code: i32) {
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).unwrap();
+        assert!(!rest.contains("panicked"), "{rest}");
+        assert_eq!(self.child.wait().unwrap().code(), Some(code), "{rest}");
+    }
 }
 
 fn texts(value: &Value) -> Vec<&str> {
@@ -278,9 +301,9 @@ fn a_layer_that_appears_file_by_file_is_set_once_it_is_complete() {
     let user = User::new(&env);
     user.run(&["agent", "install"]).exits(0);
     let layer = Layer::new(&env.lmstudio(), NEW);
-    let keeper = user.starts_to_keep("20");
+    let mut keeper = user.starts_to_keep("1.5", "30");
+    keeper.says("is new; waiting");
     let pause = || std::thread::sleep(Duration::from_millis(150));
-    pause();
     let layer = layer.with_generate(stock_generate());
     pause();
     // A file that is still being written: first not there, then without its end, then whole.
@@ -296,8 +319,8 @@ fn a_layer_that_appears_file_by_file_is_set_once_it_is_complete() {
     let layer = layer.with_engine(&whole);
     let begin = Instant::now();
     until("the layer is set", || fs::read_to_string(layer.engine()).unwrap() == engine_since_2026("4096"));
-    assert!(begin.elapsed() >= Duration::from_millis(350), "it waited: {:?}", begin.elapsed());
-    ends(keeper, 0);
+    assert!(begin.elapsed() >= Duration::from_millis(1400), "it waited: {:?}", begin.elapsed());
+    keeper.ends(0);
     assert_eq!((user.chunk(OLD), user.chunk(NEW)), (2048, 4096));
     assert_eq!(user.log().lines().count(), 1, "{}", user.log());
     user.run(&["agent", "status"]).exits(0).shows(&format!("{NEW}: 2048 → 4096"));
@@ -351,11 +374,11 @@ fn a_layer_that_stays_incomplete_is_left_alone_and_reported_once() {
     let before = snapshot(&layer.root);
     for _ in 0..2 {
         let begin = Instant::now();
-        Ran::of(&user.keeper("1").output().unwrap()).exits(1);
+        Ran::of(&user.keeper("0.4", "1").output().unwrap()).exits(1);
         assert!(begin.elapsed() < Duration::from_secs(10));
+        assert_eq!(user.log().lines().count(), 1, "{}", user.log());
     }
     assert_eq!(differences(&before, &snapshot(&layer.root)), Vec::<String>::new());
-    assert_eq!(user.log().lines().count(), 1, "{}", user.log());
     assert!(user.log().contains("mlx_engine/cache_wrapper.py is not there"), "{}", user.log());
     // Once the update goes on, it is set all the same.
     layer.with_engine(engine_since_2026("2048"));
@@ -382,16 +405,16 @@ fn a_layer_or_a_home_that_disappears_ends_in_peace() {
     let user = User::new(&env);
     user.run(&["agent", "install"]).exits(0);
     let layer = Layer::new(&env.lmstudio(), NEW).with_generate(stock_generate());
-    let keeper = user.starts_to_keep("20");
-    std::thread::sleep(Duration::from_millis(300));
+    let mut keeper = user.starts_to_keep("0.4", "20");
+    keeper.says("is new; waiting");
     fs::remove_dir_all(&layer.root).unwrap();
-    ends(keeper, 0);
+    keeper.ends(0);
     assert!(user.log().contains(&format!("{NEW}: gone before it was complete")), "{}", user.log());
     Layer::new(&env.lmstudio(), NEW).with_generate(stock_generate());
-    let keeper = user.starts_to_keep("1.5");
-    std::thread::sleep(Duration::from_millis(300));
+    let mut keeper = user.starts_to_keep("0.4", "3");
+    keeper.says("is new; waiting");
     fs::remove_dir_all(env.lmstudio()).unwrap();
-    ends(keeper, 1);
+    keeper.ends(1);
     assert!(user.log().contains("_amphibian is not there"), "{}", user.log());
     assert!(!env.lmstudio().exists());
 }
@@ -402,14 +425,14 @@ fn a_home_that_is_replaced_is_a_new_one() {
     let user = User::new(&env);
     user.run(&["agent", "install"]).exits(0);
     usual_layer(&env.lmstudio(), NEW).with_engine("x = (\n");
-    let keeper = user.starts_to_keep("20");
-    std::thread::sleep(Duration::from_millis(300));
+    let mut keeper = user.starts_to_keep("0.4", "20");
+    keeper.says("is new; waiting");
     fs::rename(env.lmstudio(), env.user().join("old")).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    keeper.says("is not there; waiting for it");
     usual_layer(&env.user().join("next"), OLD);
     usual_layer(&env.user().join("next"), NEW);
     fs::rename(env.user().join("next"), env.lmstudio()).unwrap();
-    ends(keeper, 0);
+    keeper.ends(0);
     assert_eq!((user.chunk(OLD), user.chunk(NEW)), (4096, 4096));
 }
 
