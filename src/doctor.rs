@@ -59,23 +59,7 @@ struct Page {
 pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
     let mut report = Report::new(Request::Check(None));
     let mut findings = Vec::new();
-    let mut runtimes = Vec::new();
-    let mut found_by = None;
-    match home::find(cli.home.as_deref()) {
-        Ok(home) => {
-            found_by = Some(home.found_by.words());
-            if let Some(note) = &home.note {
-                findings.push(note_of(note.clone(), "give the home you mean with --home DIR"));
-            }
-            runtimes = backends::runtimes(&home.path).iter().map(RuntimeReport::of).collect();
-            examine(cli, &home.path, &mut report, &mut findings)?;
-            on_selection(&runtimes, &report, &mut findings);
-        }
-        Err(error) => findings.push(problem(
-            format!("{error:#}"),
-            "install LM Studio and an MLX runtime in it, or give its home with --home DIR",
-        )),
-    }
+    let (found_by, runtimes) = on_home(cli, &mut report, &mut findings)?;
     let agent = agent::look()?;
     on_agent(&agent, &mut findings);
     findings.sort();
@@ -102,6 +86,29 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
     };
     ui.print(&text).context("cannot write to stdout")?;
     Ok(outcome)
+}
+
+/// Looks at the home, if there is one; returns how it was found, and its runtimes.
+fn on_home(
+    cli: &Cli,
+    report: &mut Report,
+    findings: &mut Vec<Finding>,
+) -> Result<(Option<&'static str>, Vec<RuntimeReport>)> {
+    let home = match home::find(cli.home.as_deref()) {
+        Ok(home) => home,
+        Err(error) => {
+            let next = "install LM Studio and an MLX runtime in it, or give its home with --home DIR";
+            findings.push(problem(format!("{error:#}"), next));
+            return Ok((None, Vec::new()));
+        }
+    };
+    if let Some(note) = &home.note {
+        findings.push(note_of(note.clone(), "give the home you mean with --home DIR"));
+    }
+    let runtimes: Vec<_> = backends::runtimes(&home.path).iter().map(RuntimeReport::of).collect();
+    examine(cli, &home.path, report, findings)?;
+    on_selection(&runtimes, report, findings);
+    Ok((Some(home.found_by.words()), runtimes))
 }
 
 fn problem(what: String, next: impl Into<String>) -> Finding {
