@@ -14,7 +14,8 @@ mod support;
 use std::ops::Range;
 use std::time::Duration;
 
-use lmpatch::patch::original::parse_record;
+use lmpatch::patch::original::{Evidence, parse_record};
+use lmpatch::patch::plan::{Goal, must_save, plan};
 use lmpatch::patch::python;
 use lmpatch::patch::settings::{SETTINGS, SIZES, Setting};
 use lmpatch::patch::sites::locate;
@@ -44,20 +45,17 @@ proptest! {
 
     #[test]
     fn the_sites_of_a_constant_are_those_planted(woven in constant_file(), size in SIZES) {
-        woven.is_located(&SETTINGS[0]);
-        laws::set_and_revert(&SETTINGS[0], &woven.source, size);
+        woven.keeps_the_laws(&SETTINGS[0], size);
     }
 
     #[test]
     fn the_sites_of_a_method_parameter_are_those_planted(woven in parameter_file(), size in SIZES) {
-        woven.is_located(&SETTINGS[0]);
-        laws::set_and_revert(&SETTINGS[0], &woven.source, size);
+        woven.keeps_the_laws(&SETTINGS[0], size);
     }
 
     #[test]
     fn the_sites_of_mlx_lm_are_those_planted(woven in generate_file(), size in SIZES) {
-        woven.is_located(&SETTINGS[1]);
-        laws::set_and_revert(&SETTINGS[1], &woven.source, size);
+        woven.keeps_the_laws(&SETTINGS[1], size);
     }
 
     #[test]
@@ -80,6 +78,25 @@ proptest! {
         let sizes: Vec<_> = found.iter().map(|print| print.size).collect();
         prop_assert_eq!(sizes, [content.len()]);
         prop_assert_eq!(laws::fingerprint(&content), found[0].clone());
+    }
+}
+
+/// `RECORD` proves these, but an edit writes over what the stock values alone do not bring back.
+#[test]
+#[ignore = "fails: must_save takes every proven file for one that can be put back without a copy"]
+fn what_cannot_be_put_back_is_saved_first() {
+    for source in [
+        "def generate_step(prefill_step_size: int = 2_048): pass\n",
+        "def generate_step(prefill_step_size: int = 1024): pass\n",
+        "def generate_step(prefill_step_size=2048): pass\ndef f(prefill_step_size=512): pass\n",
+    ] {
+        let record = vec![laws::fingerprint(source.as_bytes())];
+        let evidence = Evidence { record, ..Evidence::default() };
+        let content = laws::understand(&SETTINGS[1], source.as_bytes(), &evidence);
+        let after = plan(&SETTINGS[1], &content, Goal::Size(4096), None).unwrap();
+        let edited = laws::understand(&SETTINGS[1], &after, &evidence);
+        let is_put_back = plan(&SETTINGS[1], &edited, Goal::Vendor, None).is_ok_and(|bytes| bytes == source.as_bytes());
+        assert!(is_put_back || must_save(&content), "{source}");
     }
 }
 
@@ -221,6 +238,13 @@ impl Woven {
             let before = String::from_utf8_lossy(&self.source[..site.range.start]);
             assert_eq!(site.line, 1 + before.replace("\r\n", "\n").matches(['\r', '\n']).count(), "\n{shown}");
         }
+    }
+
+    /// Also where the size is one that a site has already, in whatever way it is written.
+    fn keeps_the_laws(&self, setting: &Setting, size: u64) {
+        self.is_located(setting);
+        laws::set_and_revert(setting, &self.source, size);
+        laws::set_and_revert(setting, &self.source, self.planted[0].1);
     }
 
     /// Takes the marks out of a source: `«0x800|2048»` is a planted literal and its value.
