@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use lmpatch::patch::original::{
     Evidence, Proof, SavedCopy, identify, parse_record, sha256_hex, values_if_same_otherwise, with_values,
 };
-use lmpatch::patch::plan::{Content, Goal, NotPlanned, plan};
+use lmpatch::patch::plan::{Content, Goal, NotPlanned, must_save, plan};
 use lmpatch::patch::settings::{SETTINGS, Setting};
 use lmpatch::patch::sites::locate;
 
@@ -133,4 +133,19 @@ fn a_goal_of_the_vendors_bytes_is_never_met_by_a_guess() {
     );
     let untouched = content(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 512\n", &Evidence::default());
     assert_eq!(plan(ENGINE, &untouched, Goal::Vendor, Some(512)), Ok(untouched.bytes.clone()));
+}
+
+#[test]
+fn what_record_proves_but_stock_values_would_not_give_back_is_saved() {
+    let vendors = "def generate_step(prefill_step_size: int = 2_048): pass\ndef f(prefill_step_size=512): pass\n";
+    let record = parse_record(record_row(vendors).as_bytes(), "mlx_lm/generate.py");
+    let untouched = content(GENERATE, vendors, &Evidence { record: record.clone(), saved: Vec::new() });
+    assert!(must_save(&untouched));
+    let edited = vendors.replace("2_048", "2048").replace("512", "2048");
+    let without = content(GENERATE, &edited, &Evidence { record: record.clone(), saved: Vec::new() });
+    assert!(without.original.is_disproved && !without.is_stock());
+    assert!(matches!(plan(GENERATE, &without, Goal::Vendor, Some(2048)), Err(NotPlanned::OriginalUnknown { .. })));
+    let with = content(GENERATE, &edited, &Evidence { record, ..saved(vendors) });
+    assert_eq!((with.original.proof, must_save(&with)), (Proof::Record, false));
+    assert_eq!(plan(GENERATE, &with, Goal::Vendor, Some(2048)), Ok(vendors.as_bytes().to_vec()));
 }

@@ -83,7 +83,6 @@ proptest! {
 
 /// `RECORD` proves these, but an edit writes over what the stock values alone do not bring back.
 #[test]
-#[ignore = "fails: must_save takes every proven file for one that can be put back without a copy"]
 fn what_cannot_be_put_back_is_saved_first() {
     for source in [
         "def generate_step(prefill_step_size: int = 2_048): pass\n",

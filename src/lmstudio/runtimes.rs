@@ -53,7 +53,11 @@ pub fn read(home: &Path, directory: &Path) -> Vec<Runtime> {
 #[must_use]
 pub fn selected_since(home: &Path) -> Option<u64> {
     let preferences = home.join(PREFERENCES);
-    if parse_preferences(&files::read(&preferences).unwrap_or_default()).is_empty() { None } else { modified(&preferences) }
+    if parse_preferences(&files::read(&preferences).unwrap_or_default()).is_empty() {
+        None
+    } else {
+        modified(&preferences)
+    }
 }
 
 /// When a file was last written, in seconds since 1970.

@@ -99,7 +99,7 @@ impl Edit<'_> {
     pub fn restores(&self) -> bool {
         match &self.content.original.bytes {
             Some(original) => *original == self.after,
-            None => !self.is_change() && self.content.has_stock_values(),
+            None => !self.is_change() && self.content.is_stock(),
         }
     }
 }
@@ -240,6 +240,11 @@ impl Backend {
 fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) -> Hindrance {
     let path = file.short_path();
     Hindrance::Refused(match why {
+        NotPlanned::OriginalUnknown { found, stock, spoiled } if found == stock => format!(
+            "{path}: it has the values that such files ship with but is not the file that its package's RECORD lists, \
+             and {}, so the vendor's bytes are not known; reinstall the runtime in LM Studio",
+            copies(file, spoiled)
+        ),
         NotPlanned::OriginalUnknown { found, stock, spoiled } => format!(
             "{path}: it says {} where such files ship with {}, it is no known release and {}, \
              so the vendor's bytes are not known; `lmpatch {}` writes those numbers, or reinstall the runtime in LM Studio",

@@ -41,6 +41,10 @@ pub struct Original {
     pub stock: Vec<u64>,
     /// The SHA-256s in the names of saved copies that are no longer what was saved, and so prove nothing.
     pub spoiled: Vec<String>,
+    /// Whether the vendor's bytes could not be known again after an edit, unless they are saved before it.
+    pub needs_copy: bool,
+    /// Whether `RECORD` lists the file, but neither as it is nor with its stock values put back.
+    pub is_disproved: bool,
 }
 
 impl Original {
@@ -115,22 +119,37 @@ fn hex(digest: &[u8; 32]) -> String {
 pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evidence) -> Original {
     let rule: Vec<u64> = sites.iter().map(|site| setting.stock.value(source, &site.owner)).collect();
     let now: Vec<u64> = sites.iter().map(|site| site.value).collect();
-    let spoiled: Vec<_> =
-        evidence.saved.iter().filter(|copy| !copy.is_intact()).map(|copy| copy.named_sha256.clone()).collect();
     let put_back = with_values(source, sites, &rule);
+    let (intact, spoiled): (Vec<_>, Vec<_>) = evidence.saved.iter().partition(|copy| copy.is_intact());
+    let unknown = Original {
+        proof: Proof::Unknown,
+        bytes: None,
+        stock: rule.clone(),
+        spoiled: spoiled.into_iter().map(|copy| copy.named_sha256.clone()).collect(),
+        needs_copy: true,
+        is_disproved: !evidence.record.is_empty(),
+    };
     for (candidate, stock) in [(source, &now), (&put_back, &rule)] {
         if let Some(proof) = prove(setting, candidate, &evidence.record) {
-            return Original { proof, bytes: Some(candidate.to_vec()), stock: stock.clone(), spoiled };
+            let (bytes, needs_copy) = (Some(candidate.to_vec()), candidate != put_back);
+            return Original { proof, bytes, stock: stock.clone(), needs_copy, is_disproved: false, ..unknown };
         }
     }
-    let mut saved = evidence.saved.iter().filter(|copy| copy.is_intact()).filter_map(|copy| {
+    let copies = intact.into_iter().filter_map(|copy| {
         let values = values_if_same_otherwise(setting, source, sites, &copy.bytes)?;
-        let proof = if values == rule { Proof::Saved } else { Proof::Found };
-        Some((proof, copy.bytes.clone()))
+        Some(as_copied(setting, &copy.bytes, values, &unknown, evidence))
     });
-    match saved.next() {
-        Some((proof, bytes)) => Original { proof, bytes: Some(bytes), stock: rule, spoiled },
-        None => Original { proof: Proof::Unknown, bytes: None, stock: rule, spoiled },
+    // A copy that is proven to be the vendor's comes before one that only may be.
+    copies.max_by_key(|copy| !copy.is_disproved).unwrap_or(unknown)
+}
+
+/// What a saved copy makes known, on top of what is known without it.
+fn as_copied(setting: &Setting, copy: &[u8], values: Vec<u64>, unknown: &Original, evidence: &Evidence) -> Original {
+    let unknown = Original { bytes: Some(copy.to_vec()), needs_copy: false, ..unknown.clone() };
+    match prove(setting, copy, &evidence.record) {
+        Some(proof) => Original { proof, stock: values, is_disproved: false, ..unknown },
+        None if values == unknown.stock && !unknown.is_disproved => Original { proof: Proof::Saved, ..unknown },
+        None => Original { proof: Proof::Found, ..unknown },
     }
 }
 

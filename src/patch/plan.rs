@@ -29,7 +29,8 @@ impl Content {
     /// Whether every site has its stock value and, where the vendor's bytes are known, the file is those bytes.
     #[must_use]
     pub fn is_stock(&self) -> bool {
-        self.original.vendor().map_or_else(|| self.has_stock_values(), |vendor| vendor == self.bytes)
+        let looks_like_it = || self.has_stock_values() && !self.original.is_disproved;
+        self.original.vendor().map_or_else(looks_like_it, |vendor| vendor == self.bytes)
     }
 
     /// Whether every site has its stock value.
@@ -86,7 +87,7 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
     let after = match (&content.original.bytes, content.original.vendor()) {
         (_, Some(vendor)) if wants_stock => vendor.to_vec(),
         (Some(found), None) if goal == Goal::Vendor => return Ok(found.clone()),
-        (None, _) if goal == Goal::Vendor && !content.has_stock_values() => {
+        (None, _) if goal == Goal::Vendor && !content.is_stock() => {
             let found = content.sites.iter().map(|site| site.value).collect();
             let spoiled = content.original.spoiled.clone();
             return Err(NotPlanned::OriginalUnknown { found, stock: values, spoiled });
@@ -108,5 +109,7 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
 /// since, and is no original.
 #[must_use]
 pub fn must_save(content: &Content) -> bool {
-    content.original.proof == Proof::Unknown && (content.original.spoiled.is_empty() || content.has_stock_values())
+    let original = &content.original;
+    let is_edited = original.proof == Proof::Unknown && !original.spoiled.is_empty() && !content.has_stock_values();
+    original.needs_copy && !is_edited
 }

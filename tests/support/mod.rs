@@ -23,9 +23,9 @@ pub mod child;
 pub mod home;
 pub mod laws;
 pub mod nasty;
-pub mod strace;
 pub mod server;
 pub mod standins;
+pub mod strace;
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
