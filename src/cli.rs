@@ -7,6 +7,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
+use crate::bench::view::Output;
 use crate::lmstudio::server::parse_url;
 use crate::patch::plan::Goal;
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
@@ -106,6 +107,9 @@ pub struct Cli {
 /// What else than the patching itself can be asked for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure prefill, compare sizes, and say which one to keep
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
     /// Keep the size after updates of LM Studio, which bring new backends
     #[command(subcommand)]
     Agent(AgentCommand),
@@ -167,6 +171,102 @@ pub struct KeepArgs {
     /// The time between two looks
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1")]
     pub poll: Duration,
+}
+
+const BENCH_HELP: &str = "\
+Examples:
+  lmpatch bench --model KEY                             the chunk as it is now
+  lmpatch bench --model KEY --sizes 512,2048,4096,8192  set, reload, measure each;
+                                                        then put back what was there
+  lmpatch bench --direct --model PATH --sizes 512,4096  without LM Studio
+
+The size to keep is the smallest whose median speed is within the noise of the
+best. The noise is the largest of 2 %, the drift over the sweep, and the sum of
+both spreads (1.4826 x the median absolute deviation).
+
+Exit codes:
+  0  every size was measured
+  1  something failed, or a size did not take effect
+  2  the command line is wrong";
+
+/// What is measured, and how.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The model's key in LM Studio; with --direct its directory
+    #[arg(long, value_name = "KEY|PATH")]
+    pub model: String,
+
+    /// Chunk sizes to compare, e.g. 512,1024,2048,4096,8192
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
+    pub sizes: Vec<u64>,
+
+    /// Set sizes only in layers whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
+    #[arg(long, value_name = "GLOB", value_parser = Pattern::new)]
+    pub backend: Vec<Pattern>,
+
+    /// Use the backend's own Python and mlx-lm; LM Studio is not needed
+    #[arg(long, requires = "sizes")]
+    pub direct: bool,
+
+    /// The Python of --direct instead of the layer's own
+    #[arg(long, value_name = "PATH", requires = "direct")]
+    pub python: Option<PathBuf>,
+
+    /// Tokens of every prompt [default: 40000, or all of --prompt-file]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub prompt_tokens: Option<u64>,
+
+    /// A text to make the prompts of, instead of a generated one
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+
+    /// Runs of each size that count
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+
+    /// Where LM Studio's server is [default: this machine, at the port of its settings, usually 1234]
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
+    pub url: Option<String>,
+
+    /// The API token of the server [default: `$LM_API_TOKEN`]
+    #[arg(long)]
+    pub token: Option<String>,
+
+    /// How a size takes effect: reload the model, restart the app, or a command of your own
+    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = parse_reload, requires = "sizes")]
+    pub reload: Reload,
+
+    /// How long the server may be silent, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+
+    /// Set the size to keep at the end, instead of what was there before
+    #[arg(long, requires = "sizes")]
+    pub apply_best: bool,
+
+    /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
+    #[arg(long, value_name = "FILE", value_parser = Output::parse)]
+    pub output: Vec<Output>,
+}
+
+/// How an edit takes effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    /// Unload and load the model.
+    Model,
+    /// Quit and open LM Studio.
+    App,
+    /// A command for the shell.
+    Command(String),
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape that clap asks for")]
+fn parse_reload(text: &str) -> Result<Reload, String> {
+    Ok(match text {
+        "model" => Reload::Model,
+        "app" => Reload::App,
+        command => Reload::Command(command.to_owned()),
+    })
 }
 
 /// What was asked of the patcher.

@@ -4,6 +4,7 @@
 //! `lmstudio` knows where those files are, `patch` how they are edited, `report` how that is told.
 
 pub mod agent;
+pub mod bench;
 pub mod cli;
 pub mod command;
 pub mod doctor;
@@ -33,6 +34,7 @@ pub fn run(cli: &Cli) -> Result<Outcome> {
     let ui = Ui::new(cli.stream_colour(), cli.quiet, cli.verbose);
     match &cli.command {
         None => look_or_change(cli, &ui),
+        Some(Command::Bench(args)) => bench::run(cli, args, &ui),
         Some(Command::Agent(command)) => agent::run(cli, &ui, command),
         Some(Command::Doctor) => doctor::run(cli, &ui),
         Some(Command::Completions { shell }) => hand_out(&ui, &shell::completions(*shell)),

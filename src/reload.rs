@@ -155,7 +155,7 @@ impl Reload<'_> {
         for target in &targets {
             self.until_idle(target).map_err(|why| format!("{}: {why}; the app was not quit", target.instance))?;
         }
-        self.quit(|| matches!(self.server.models(), Err(Trouble::NotRunning(_) | Trouble::Unreadable(_))))?;
+        self.quit(|| matches!(self.server.models(), Err(Trouble::NotRunning(_) | Trouble::CutOff(_))))?;
         wait_for_the_next_second();
         self.open()?;
         let models = self.until_answer(&targets)?;

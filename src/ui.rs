@@ -52,6 +52,12 @@ impl Ui {
         io::stdout().is_terminal().then(width_of_terminal)
     }
 
+    /// Whether stderr may show a progress bar.
+    #[must_use]
+    pub fn shows_progress(&self) -> bool {
+        !self.is_quiet && io::stderr().is_terminal()
+    }
+
     /// Whether stdout gets colour.
     #[must_use]
     pub fn has_colour(&self) -> bool {

@@ -95,7 +95,7 @@ fn every_trouble_is_told_apart_and_bounded_in_time() {
     assert!(matches!(with(Fault::Status(404)), Trouble::NotFound(said) if said.contains("0.4.0")));
     assert!(matches!(with(Fault::Busy(1)), Trouble::Busy(said) if said == "Model is busy"));
     assert!(matches!(with(Fault::Garbage), Trouble::Unreadable(_)));
-    assert!(matches!(with(Fault::Cut), Trouble::Unreadable(_)));
+    assert!(matches!(with(Fault::Cut), Trouble::CutOff(_)));
     let begin = Instant::now();
     assert!(matches!(with(Fault::Slow(Duration::from_secs(3))), Trouble::TooSlow(_)));
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());

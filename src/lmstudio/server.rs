@@ -4,7 +4,7 @@
 //! lmstudio-ai/docs. Where its dated versions differ, every one of them is understood and the newest is spoken.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder};
 
+use super::chat::Api;
 use crate::files;
 
 /// The port that LM Studio's server has unless its owner chose another one.
@@ -48,7 +49,7 @@ impl Default for Patience {
 }
 
 /// LM Studio's server.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Server {
     /// `http://127.0.0.1:1234`, without a slash at its end.
     base: String,
@@ -99,6 +100,37 @@ pub struct InstanceConfig {
     pub parallel: Option<u64>,
 }
 
+/// A model that is on disk, as version 0 of the interface tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ModelV0 {
+    /// What it is asked for by.
+    pub id: String,
+    /// `mlx` or `gguf`.
+    #[serde(default)]
+    pub compatibility_type: Option<String>,
+    /// The context that it was loaded with, in tokens; none where it is not loaded.
+    #[serde(default, deserialize_with = "whole_number")]
+    pub loaded_context_length: Option<u64>,
+}
+
+/// An answer that has begun.
+pub struct Opened {
+    /// Whether it is a stream of events.
+    pub is_stream: bool,
+    /// The rest of it.
+    pub body: ureq::BodyReader<'static>,
+}
+
+impl Opened {
+    /// All of it, where it is no stream.
+    pub fn json(&mut self) -> Result<Value, Trouble> {
+        let mut body = Vec::new();
+        let read = (&mut self.body).take(MAX_ANSWER).read_to_end(&mut body);
+        read.map_err(|error| Trouble::CutOff(error.to_string()))?;
+        parse(&body)
+    }
+}
+
 /// A model that was just loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Loaded {
@@ -127,6 +159,10 @@ pub enum Trouble {
     Refused(u16, String),
     /// What came is not what LM Studio answers; what is wrong with it.
     Unreadable(String),
+    /// It began to answer and broke off; how.
+    CutOff(String),
+    /// The user wanted to stop.
+    Stopped,
 }
 
 impl fmt::Display for Trouble {
@@ -148,6 +184,8 @@ impl fmt::Display for Trouble {
             Self::Busy(said) => write!(f, "LM Studio says that the model is at work ({said})"),
             Self::Refused(status, said) => write!(f, "LM Studio's server answered {status}: {said}"),
             Self::Unreadable(why) => write!(f, "what answered is not LM Studio's server as lmpatch knows it: {why}"),
+            Self::CutOff(how) => write!(f, "LM Studio's server broke off ({how}); did the model or the app end?"),
+            Self::Stopped => f.write_str("stopped"),
         }
     }
 }
@@ -212,6 +250,43 @@ impl Server {
         Ok(answer.models)
     }
 
+    /// The best interface that it has. Fails where nobody answers, or a token is wanted.
+    pub fn api(&self) -> Result<Api, Trouble> {
+        match self.models() {
+            Ok(_) => return Ok(Api::V1),
+            Err(Trouble::NotFound(_) | Trouble::Refused(..) | Trouble::Unreadable(_)) => {}
+            Err(trouble) => return Err(trouble),
+        }
+        Ok(if self.models_v0().is_ok() { Api::V0 } else { Api::OpenAi })
+    }
+
+    /// Every model on disk, as version 0 tells it: `GET /api/v0/models`.
+    pub fn models_v0(&self) -> Result<Vec<ModelV0>, Trouble> {
+        #[derive(Deserialize)]
+        struct Answer {
+            data: Vec<ModelV0>,
+        }
+        self.get::<Answer>("/api/v0/models").map(|answer| answer.data)
+    }
+
+    /// Sends a request whose answer may take as long as it likes and may come as a stream of events.
+    pub fn open(&self, path: &str, body: &Value) -> Result<Opened, Trouble> {
+        let mut request = self.agent.post(format!("{}{path}", self.base));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let patience = self.patience.connect;
+        let response = request.content_type("application/json").send(body.to_string());
+        let response = response.map_err(|error| self.trouble(&error, patience))?;
+        if !response.status().is_success() {
+            let refusal = read::<Value>(response, |error| self.trouble(error, patience));
+            return Err(refusal.err().unwrap_or_else(|| Trouble::Unreadable("no answer".to_owned())));
+        }
+        let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        Ok(Opened { is_stream, body: response.into_body().into_reader() })
+    }
+
     /// Loads a model, with this context in tokens and this many predictions at a time where they are given:
     /// `POST /api/v1/models/load`.
     ///
@@ -265,9 +340,15 @@ impl Server {
             | ureq::Error::HostNotFound => nobody(),
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => nobody(),
             ureq::Error::Timeout(_) => Trouble::TooSlow(patience),
+            ureq::Error::Io(error) if is_hang_up(error.kind()) => Trouble::CutOff(error.to_string()),
             other => Trouble::Unreadable(other.to_string()),
         }
     }
+}
+
+fn is_hang_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 fn insert(request: &mut Value, key: &str, value: Option<u64>) {
@@ -286,7 +367,7 @@ fn read<T: for<'de> Deserialize<'de>>(
     let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
     let body = body.map_err(|error| trouble(&error))?;
     if (200..300).contains(&status) {
-        return serde_json::from_slice(&body).map_err(|error| Trouble::Unreadable(error.to_string()));
+        return parse(&body);
     }
     let said = message(&body);
     Err(match status {
@@ -295,6 +376,16 @@ fn read<T: for<'de> Deserialize<'de>>(
         409 | 423 | 429 | 503 => Trouble::Busy(said),
         _ => Trouble::Refused(status, said),
     })
+}
+
+/// The body of an answer that says it is one.
+fn parse<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Trouble> {
+    // LM Studio answers 200 to routes that it does not know, and says so in the body.
+    let said = message(body);
+    if said.starts_with("Unexpected endpoint") {
+        return Err(Trouble::NotFound(said));
+    }
+    serde_json::from_slice(body).map_err(|error| Trouble::Unreadable(error.to_string()))
 }
 
 /// What an error answer says: `{"error":{"message":…}}`, `{"error":…}`, or the start of whatever came.

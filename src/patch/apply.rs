@@ -123,6 +123,12 @@ fn spare(edit: &Edit<'_>) -> Result<Vec<PathBuf>> {
     Ok(spare.map(|name| directory.join(name)).collect())
 }
 
+/// Removes the saved copy of `bytes` beside a file, if there is one.
+pub fn forget_copy(path: &Path, bytes: &[u8]) -> Result<()> {
+    let copy = saved_path(path, &sha256_hex(bytes));
+    if fs::symlink_metadata(&copy).is_ok() { remove_ours(&copy) } else { Ok(()) }
+}
+
 fn remove_ours(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| {
         format!("the files are as they should be, but {} could not be removed; remove it by hand", path.display())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::inspect::saved_path;
+use super::original::values_if_same_otherwise;
 use super::plan::{Content, Goal, NotPlanned, plan};
 use super::settings::Setting;
 use crate::files::MAX_BYTES;
@@ -225,6 +226,23 @@ impl Backend {
                 let after = plan(file.setting, content, goal, stock).map_err(|why| not_planned(file, &why, stock))?;
                 edits.push(Edit { file, content, after });
             }
+        }
+        Ok(edits)
+    }
+
+    /// What every file must hold to be as `earlier` found it.
+    pub fn edits_back_to(&self, earlier: &Self) -> Result<Vec<Edit<'_>>, Hindrance> {
+        if let Some(hindrance) = self.hindrance() {
+            return Err(hindrance);
+        }
+        let mut edits = Vec::new();
+        for (file, then) in self.files.iter().zip(&earlier.files) {
+            let (Some(content), Some(then)) = (file.content(), then.content()) else { continue };
+            if values_if_same_otherwise(file.setting, &content.bytes, &content.sites, &then.bytes).is_none() {
+                let why = "was changed by somebody else since; left as it is";
+                return Err(Hindrance::Refused(format!("{} {why}", file.short_path())));
+            }
+            edits.push(Edit { file, content, after: then.bytes.clone() });
         }
         Ok(edits)
     }

@@ -91,13 +91,8 @@ pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> 
     let survey = survey(home, wanted)?;
     let plans = side_by_side::map(survey.backends.iter().collect(), |backend| backend.edits(goal));
     let deeds = carry_out_plans(plans);
-    let done = side_by_side::map(survey.backends.into_iter().zip(deeds).collect(), |(before, deed)| {
-        let after = match deed {
-            Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
-            _ => before.clone(),
-        };
-        Done { before, deed, after }
-    });
+    let pairs = survey.backends.into_iter().zip(deeds).collect();
+    let done = side_by_side::map(pairs, |(before, deed)| read_back(before, deed));
     Ok((done, survey.missing))
 }
 
@@ -109,14 +104,46 @@ fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
         turns.entry(first).or_default().push((index, plan));
     }
     let carry_out = |turn: Vec<(usize, Plan<'_>)>| -> Vec<_> {
-        turn.into_iter().map(|(index, plan)| (index, carry_out_plan(plan))).collect()
+        turn.into_iter().map(|(index, plan)| (index, apply_plan(plan))).collect()
     };
     let mut deeds: Vec<_> = side_by_side::map(turns.into_values().collect(), carry_out).into_iter().flatten().collect();
     deeds.sort_by_key(|(index, _)| *index);
     deeds.into_iter().map(|(_, deed)| deed).collect()
 }
 
-fn carry_out_plan(plan: Plan<'_>) -> Deed {
+/// Gives every backend the bytes back that an earlier survey found, whatever they were: a mix of sizes, or a number
+/// that was written in another way.
+///
+/// A backend that is no longer the same but for the settings was updated since and is refused. Fails where the lock
+/// cannot be had or the layers cannot be listed.
+pub fn put_back(home: &Path, earlier: &[Backend]) -> Result<Vec<Done>> {
+    let _lock = lock::hold(&backends::open(home)?)?;
+    let survey = survey(home, &[])?;
+    let find = |earlier: &Backend| survey.backends.iter().find(|now| now.layer.path == earlier.layer.path);
+    let deeds = earlier.iter().filter(|backend| backend.hindrance().is_none()).map(|earlier| {
+        if let Some(now) = find(earlier) {
+            let deed = match apply_plan(now.edits_back_to(earlier)) {
+                Deed::Changed => {
+                    forget_copies(earlier).map_or_else(|error| Deed::Failed(format!("{error:#}")), |()| Deed::Changed)
+                }
+                other => other,
+            };
+            return read_back(now.clone(), deed);
+        }
+        let deed = Deed::Refused("it has vanished since it was changed; LM Studio removed it".to_owned());
+        Done { before: earlier.clone(), after: earlier.clone(), deed }
+    });
+    Ok(deeds.collect())
+}
+
+/// Removes the copies that were saved between the survey and now: where one was needed then, there was none.
+fn forget_copies(earlier: &Backend) -> Result<()> {
+    let contents = earlier.files.iter().filter_map(|file| Some((file, file.content()?)));
+    let mut copied = contents.filter(|(_, content)| content.original.needs_copy);
+    copied.try_for_each(|(file, content)| apply::forget_copy(&file.path, &content.bytes))
+}
+
+fn apply_plan(plan: Plan<'_>) -> Deed {
     match plan {
         Err(hindrance) => hindered(hindrance),
         Ok(edits) => match apply::apply(&edits) {
@@ -125,6 +152,14 @@ fn carry_out_plan(plan: Plan<'_>) -> Deed {
             Ok(()) => Deed::Unchanged,
         },
     }
+}
+
+fn read_back(before: Backend, deed: Deed) -> Done {
+    let after = match deed {
+        Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
+        _ => before.clone(),
+    };
+    Done { before, deed, after }
 }
 
 /// What [`carry_out`] would do. Writes nothing and takes no lock.

@@ -192,7 +192,9 @@ fn number(value: Option<u64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| value.to_string())
 }
 
-fn table<const N: usize>(
+/// A table without lines; the columns with these numbers are set to the right.
+#[must_use]
+pub fn table<const N: usize>(
     header: [&str; N],
     right: &[usize],
     rows: impl Iterator<Item = [String; N]>,

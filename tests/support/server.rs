@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -36,8 +36,18 @@ pub struct State {
     pub dialect: Dialect,
     /// Whether a load request may ask for `parallel`; the newest documentation does not list it.
     pub takes_parallel: bool,
+    /// The best interface that it has; the lesser ones are there too.
+    pub speaks: Speaks,
+    /// How long a prefill takes.
+    pub pace: Pace,
+    /// What goes wrong, or is odd, with prefills.
+    pub manner: Manner,
+    /// Every prefill that came to its end, oldest first.
+    pub prefills: Vec<Prefill>,
     /// Where it is set, the server answers only while this file is there; without it no model is loaded.
     pub running: Option<PathBuf>,
+    /// When that file was made: another one is another start of the app.
+    pub since: Option<SystemTime>,
     is_over: bool,
 }
 
@@ -57,6 +67,53 @@ pub struct Instance {
     /// The chunk that the engine's file had when this was loaded.
     pub chunk: Option<u64>,
     pub loaded_at: Instant,
+}
+
+/// The interfaces, the poorest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speaks {
+    OpenAi,
+    V0,
+    V1,
+}
+
+/// How long a prefill takes: so much for each chunk, and so much for each token.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub per_chunk: Duration,
+    pub per_token: Duration,
+}
+
+/// What is odd about prefills.
+#[derive(Clone, Default)]
+pub struct Manner {
+    /// Above this chunk memory runs out, which is told.
+    pub out_of_memory_above: Option<u64>,
+    /// Above this chunk the server dies in the middle: the file [`State::running`] goes away.
+    pub dies_above: Option<u64>,
+    /// From this chunk on nothing is said any more after the beginning.
+    pub stalls_from: Option<u64>,
+    /// From this chunk on the stream ends in the middle.
+    pub cuts_from: Option<u64>,
+    /// The chunk that is used whatever the file says.
+    pub stuck_at: Option<u64>,
+    /// Events are left out as if there were a limit on their rate.
+    pub is_throttled: bool,
+    /// No progress is told.
+    pub is_silent: bool,
+    /// The prompt cache looks for the prompt's end instead of its beginning: every prompt is a hit.
+    pub always_hits: bool,
+}
+
+/// One prefill, as it really was.
+#[derive(Clone, Debug)]
+pub struct Prefill {
+    pub chunk: u64,
+    pub tokens: u64,
+    pub cached: u64,
+    /// From the request received to the first token sent.
+    pub seconds: f64,
+    pub prompt: String,
 }
 
 /// What goes wrong with a request.
@@ -111,10 +168,25 @@ pub type Shared<'s> = &'s Arc<Mutex<State>>;
 
 /// The routes. This is the place for more of them.
 fn route(shared: Shared, request: &Request) -> Answer {
+    let needed = match request.path.as_str() {
+        path if path.starts_with("/api/v1/") => Speaks::V1,
+        path if path.starts_with("/api/v0/") => Speaks::V0,
+        _ => Speaks::OpenAi,
+    };
+    if lock(shared).speaks < needed {
+        // As LM Studio does it: 200, and the truth in the body.
+        let said =
+            format!("Unexpected endpoint or method. ({} {}). Returning 200 anyway", request.method, request.path);
+        return Answer::Json(200, json!({ "error": said }));
+    }
     match (request.method.as_str(), request.path.as_str()) {
         ("GET", "/api/v1/models") => list(&lock(shared)),
         ("POST", "/api/v1/models/load") => load(&mut lock(shared), &request.body),
         ("POST", "/api/v1/models/unload") => unload(&mut lock(shared), &request.body),
+        ("POST", "/api/v1/chat") => chat(shared, Speaks::V1, &request.body),
+        ("GET", "/api/v0/models") => list_v0(&lock(shared)),
+        ("POST", "/api/v0/chat/completions") => chat(shared, Speaks::V0, &request.body),
+        ("POST", "/v1/chat/completions") => chat(shared, Speaks::OpenAi, &request.body),
         (method, path) => Answer::error(404, &format!("Unexpected endpoint or method. ({method} {path})")),
     }
 }
@@ -174,6 +246,184 @@ fn unload(state: &mut State, body: &Value) -> Answer {
     }
 }
 
+fn list_v0(state: &State) -> Answer {
+    let models = state.models.iter().map(|model| {
+        let loaded = model.instances.first();
+        json!({
+            "id": model.key, "object": "model", "compatibility_type": model.format, "max_context_length": 262_144,
+            "state": if loaded.is_some() { "loaded" } else { "not-loaded" },
+            "loaded_context_length": loaded.map(|instance| instance.context_length),
+        })
+    });
+    Answer::Json(200, json!({ "object": "list", "data": models.collect::<Vec<_>>() }))
+}
+
+/// The tokens that the chat template adds.
+const TEMPLATE: u64 = 16;
+
+/// Four characters are a token.
+fn tokens(characters: usize) -> u64 {
+    u64::try_from(characters / 4).unwrap()
+}
+
+/// One prefill that is under way.
+struct Work {
+    speaks: Speaks,
+    chunk: u64,
+    prompt: String,
+    tokens: u64,
+    cached: u64,
+    pace: Pace,
+    manner: Manner,
+}
+
+/// Prefills and answers with one token, in the way of each interface.
+fn chat(shared: Shared, speaks: Speaks, body: &Value) -> Answer {
+    let received = Instant::now();
+    let mut state = lock(shared);
+    let key = body["model"].as_str().unwrap_or_default().to_owned();
+    let instance = state.models.iter().find(|model| model.key == key).map(|model| model.instances.first().cloned());
+    let chunk = match instance {
+        None => return Answer::error(404, "Model not found"),
+        Some(Some(instance)) => instance.chunk,
+        // Loaded because it was asked for.
+        Some(None) => {
+            load(&mut state, &json!({ "model": key }));
+            chunk_on_disk(&state.engine)
+        }
+    };
+    let prompt = body["input"].as_str().or(body["messages"][0]["content"].as_str()).unwrap_or_default().to_owned();
+    let manner = state.manner.clone();
+    let chunk = manner.stuck_at.or(chunk).unwrap_or(512);
+    let common = |earlier: &Prefill| earlier.prompt.chars().zip(prompt.chars()).take_while(|(a, b)| a == b).count();
+    let mut cached = tokens(state.prefills.iter().map(common).max().unwrap_or_default());
+    let total = TEMPLATE + tokens(prompt.chars().count());
+    if manner.always_hits && state.prefills.iter().any(|earlier| earlier.tokens.abs_diff(total) < 100) {
+        cached = total - total / 20;
+    }
+    let work = Work { speaks, chunk, prompt, tokens: total, cached, pace: state.pace, manner };
+    let shared = Arc::clone(shared);
+    Answer::Stream(Box::new(move |stream| {
+        // The client may have gone.
+        let _ = prefill(&shared, &work, received, stream);
+    }))
+}
+
+fn prefill(shared: Shared, work: &Work, received: Instant, stream: &mut TcpStream) -> std::io::Result<()> {
+    let is_full = work.tokens >= 2 * work.chunk;
+    if work.manner.out_of_memory_above.is_some_and(|chunk| work.chunk > chunk) && is_full {
+        return fail(work, stream, "[metal::malloc] out of memory");
+    }
+    let is_stream = work.speaks != Speaks::V0;
+    if is_stream {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")?;
+    }
+    let (mut done, mut due) = (work.cached, received);
+    let mut number = 0;
+    progress(work, stream, done)?;
+    while done < work.tokens {
+        let step = work.chunk.min(work.tokens - done);
+        due += work.pace.per_chunk + work.pace.per_token * u32::try_from(step).unwrap();
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        done += step;
+        number += 1;
+        // Of five events the second and the third are left out.
+        if !work.manner.is_throttled || !matches!(number % 5, 2 | 3) {
+            progress(work, stream, done)?;
+        }
+        if is_full && number == 1 && interrupted(shared, work) {
+            return Ok(());
+        }
+    }
+    let seconds = received.elapsed().as_secs_f64();
+    let (chunk, tokens, cached, prompt) = (work.chunk, work.tokens, work.cached, work.prompt.clone());
+    lock(shared).prefills.push(Prefill { chunk, tokens, cached, seconds, prompt });
+    finish(work, stream, seconds)
+}
+
+/// Whether the prefill ends here, in the middle.
+fn interrupted(shared: Shared, work: &Work) -> bool {
+    let manner = &work.manner;
+    if manner.dies_above.is_some_and(|chunk| work.chunk > chunk) {
+        let running = lock(shared).running.clone().unwrap();
+        fs::remove_file(running).unwrap();
+        return true;
+    }
+    if manner.stalls_from.is_some_and(|chunk| work.chunk >= chunk) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !lock(shared).is_over && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        return true;
+    }
+    manner.cuts_from.is_some_and(|chunk| work.chunk >= chunk)
+}
+
+fn fail(work: &Work, stream: &mut TcpStream, why: &str) -> std::io::Result<()> {
+    let error = json!({ "type": "error", "error": { "type": "internal_error", "message": why } });
+    if work.speaks == Speaks::V1 {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")?;
+        event(stream, "error", &error)?;
+        return event(stream, "chat.end", &json!({ "type": "chat.end", "result": { "stats": {} } }));
+    }
+    write_answer(stream, 500, &error.to_string());
+    Ok(())
+}
+
+fn progress(work: &Work, stream: &mut TcpStream, done: u64) -> std::io::Result<()> {
+    if work.manner.is_silent {
+        return Ok(());
+    }
+    match work.speaks {
+        Speaks::V0 => Ok(()),
+        Speaks::OpenAi => stream.write_all(format!(": keepalive {done}/{}\n\n", work.tokens).as_bytes()),
+        Speaks::V1 => {
+            let part = f64::from(u32::try_from(done).unwrap()) / f64::from(u32::try_from(work.tokens).unwrap());
+            let kind = "prompt_processing.progress";
+            event(stream, kind, &json!({ "type": kind, "progress": part }))
+        }
+    }
+}
+
+fn finish(work: &Work, stream: &mut TcpStream, seconds: f64) -> std::io::Result<()> {
+    let usage = json!({ "prompt_tokens": work.tokens, "completion_tokens": 1, "total_tokens": work.tokens + 1 });
+    match work.speaks {
+        Speaks::V1 => {
+            event(stream, "message.delta", &json!({ "type": "message.delta", "content": "x" }))?;
+            let stats = json!({
+                "input_tokens": work.tokens, "total_output_tokens": 1, "tokens_per_second": 50.0,
+                "time_to_first_token_seconds": seconds,
+            });
+            event(stream, "chat.end", &json!({ "type": "chat.end", "result": { "output": [], "stats": stats } }))
+        }
+        Speaks::V0 => {
+            // Decoding takes time too, and must not be counted.
+            thread::sleep(Duration::from_millis(200));
+            let answer = json!({
+                "choices": [{ "index": 0, "message": { "content": "x" }, "finish_reason": "length" }], "usage": usage,
+                "stats": { "tokens_per_second": 50.0, "time_to_first_token": seconds, "generation_time": 0.2 },
+                "runtime": { "name": "mlx-llm", "version": "1.11.0" },
+            });
+            write_answer(stream, 200, &answer.to_string());
+            Ok(())
+        }
+        Speaks::OpenAi => {
+            let mut usage = usage;
+            usage["prompt_tokens_details"] = json!({ "cached_tokens": work.cached });
+            event(stream, "", &json!({ "choices": [{ "index": 0, "delta": { "content": "x" } }] }))?;
+            thread::sleep(Duration::from_millis(200));
+            event(stream, "", &json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "length" }] }))?;
+            event(stream, "", &json!({ "choices": [], "usage": usage }))?;
+            stream.write_all(b"data: [DONE]\n\n")
+        }
+    }
+}
+
+fn event(stream: &mut TcpStream, name: &str, data: &Value) -> std::io::Result<()> {
+    let name = if name.is_empty() { String::new() } else { format!("event: {name}\n") };
+    stream.write_all(format!("{name}data: {data}\n\n").as_bytes())
+}
+
 /// The chunk that an engine's file says, as Python would read it.
 pub fn chunk_on_disk(engine: &Path) -> Option<u64> {
     let text = fs::read_to_string(engine).ok()?;
@@ -194,7 +444,12 @@ impl FakeLmStudio {
             requests: Vec::new(),
             dialect: Dialect::Newest,
             takes_parallel: true,
+            speaks: Speaks::V1,
+            pace: Pace { per_chunk: Duration::from_millis(20), per_token: Duration::from_micros(20) },
+            manner: Manner::default(),
+            prefills: Vec::new(),
             running: None,
+            since: None,
             is_over: false,
         }));
         let state = Arc::clone(&shared);
@@ -309,8 +564,12 @@ fn serve(shared: Shared, mut stream: TcpStream) -> Option<()> {
 
 /// Whether the app is there at all; where it is not, it has forgotten what was loaded.
 fn is_running(state: &mut State) -> bool {
-    let is_running = state.running.as_ref().is_none_or(|file| file.exists());
-    if !is_running {
+    let Some(running) = &state.running else { return true };
+    let since = fs::metadata(running).and_then(|file| file.modified()).ok();
+    let is_running = since.is_some();
+    let is_another = state.since.is_some() && state.since != since;
+    state.since = since.or(state.since);
+    if is_another {
         state.models.iter_mut().for_each(|model| model.instances.clear());
     }
     is_running
