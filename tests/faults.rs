@@ -31,6 +31,10 @@ type Tree = BTreeMap<OsString, Entry>;
 /// A backend of two files, of which lmpatch can prove one and has to save the other, and one of a single file.
 const LAYERS: [&str; 2] = ["app-mlx-generate-mac14-arm64@19", "app-mlx-generate-mac14-arm64@34"];
 
+/// Errors are printed all the same; without it `ps` is asked about loaded models, and how many calls that takes depends
+/// on what else runs on the machine.
+const QUIET: &str = "-q";
+
 /// A run that is let fail, from the state that `before` leaves.
 struct Scenario {
     before: Option<&'static str>,
@@ -115,7 +119,7 @@ fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
     }
     let old = snapshot(&made.lmstudio());
     let env = home_of(&old);
-    let calls = strace::record(&env, &[scenario.args]);
+    let calls = strace::record(&env, &[QUIET, scenario.args]);
     let new = snapshot(&env.lmstudio());
     let reverted = vendor.into_iter().filter(|(path, _)| !is_bytecode_of_edited(path)).collect();
     finishes(&env, "--revert", &reverted).unwrap();
@@ -198,7 +202,7 @@ fn survives(case: &Case<'_>) -> Result<()> {
     let Rehearsal { scenario, old, new, reverted, .. } = case.rehearsal;
     let env = home_of(old);
     let tampering = case.fault.tampering(case.call.occurrence);
-    let (output, was_injected) = strace::inject(&env, &case.call.name, &tampering, &[scenario.args]);
+    let (output, was_injected) = strace::inject(&env, &case.call.name, &tampering, &[QUIET, scenario.args]);
     let ran = Ran::of(&output);
     ensure!(was_injected, "the run did not get to this call: {ran:#?}");
     let after = snapshot(&env.lmstudio());

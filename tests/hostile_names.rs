@@ -162,7 +162,7 @@ fn homes_of_any_name_are_worked_on_and_shown_safely() {
         fs::remove_dir_all(env.user().join(&name).join("extensions")).unwrap();
         assert_tame(&in_home(&["4096"]).exits(1).says("is not there"));
         fs::remove_dir_all(&home).unwrap();
-        assert_tame(&in_home(&["4096"]).exits(1).says("is not a directory"));
+        assert_tame(&in_home(&["4096"]).exits(1).says("is not there"));
     }
 }
 
@@ -173,7 +173,7 @@ fn a_home_that_is_no_directory_is_said() {
     fs::write(&file, "kept").unwrap();
     for home in [file.as_path(), Path::new("/dev/null")] {
         let mut command = env.command(["4096", "--home"]);
-        finish(command.arg(home)).exits(1).says("is not a directory").says("--home takes LM Studio's home");
+        finish(command.arg(home)).exits(1).says("is not there").says("Usually that is ~/.lmstudio");
     }
     env.finish(["4096", "--home", ""]).exits(2).says("--home <DIR>");
     assert_eq!(fs::read_to_string(file).unwrap(), "kept");

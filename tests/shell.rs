@@ -93,7 +93,7 @@ fn man_renders_the_page_without_a_warning() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     for text in [
         "--backend <GLOB>",
-        "lmpatch completions <SHELL>",
+        "lmpatch completions [OPTIONS] <SHELL>",
         "  lmpatch --revert        give every backend the vendor's own files back\n",
         "  3  --check SIZE found another value\n",
     ] {

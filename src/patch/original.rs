@@ -131,7 +131,8 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
     };
     for (candidate, stock) in [(source, &now), (&put_back, &rule)] {
         if let Some(proof) = prove(setting, candidate, &evidence.record) {
-            let (bytes, needs_copy) = (Some(candidate.to_vec()), candidate != put_back);
+            let bytes = Some(candidate.to_vec());
+            let needs_copy = candidate != put_back || !is_plain(source, sites);
             return Original { proof, bytes, stock: stock.clone(), needs_copy, is_disproved: false, ..unknown };
         }
     }
@@ -141,6 +142,11 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
     });
     // A copy that is proven to be the vendor's comes before one that only may be.
     copies.max_by_key(|copy| !copy.is_disproved).unwrap_or(unknown)
+}
+
+/// Whether every literal is written as an edit would write it, so that putting its value back gives the same bytes.
+fn is_plain(source: &[u8], sites: &[Site]) -> bool {
+    sites.iter().all(|site| slice(source, site.range.clone()) == site.value.to_string().as_bytes())
 }
 
 /// What a saved copy makes known, on top of what is known without it.
