@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::files;
 use crate::lmstudio::process::{self, Worker};
 use crate::lmstudio::runtimes;
 use crate::lmstudio::server::Server;
@@ -114,6 +115,6 @@ impl Sight {
 
 /// When the last of the backend's files was written, in seconds since 1970.
 fn edited(backend: &Backend) -> Option<u64> {
-    let written = backend.files.iter().map(|file| runtimes::modified(&file.path));
+    let written = backend.files.iter().map(|file| files::modified(&file.path));
     written.collect::<Option<Vec<_>>>()?.into_iter().max()
 }

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 /// Nothing larger than this is read, in bytes. The largest vendor file so far has 78,615.
 pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -80,6 +81,13 @@ pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Erro
     let closed = path.ancestors().find(|ancestor| is_denied && fs::metadata(ancestor).is_ok());
     let fix = closed.map(|closed| format!("; allow it with: chmod u+rx '{}'", closed.display()));
     anyhow::Error::new(error).context(format!("cannot {act} {}{}", path.display(), fix.unwrap_or_default()))
+}
+
+/// When a file was last written, in seconds since 1970.
+#[must_use]
+pub fn modified(path: &Path) -> Option<u64> {
+    let modified = fs::metadata(path).ok()?.modified().ok()?;
+    Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// The names in a directory.

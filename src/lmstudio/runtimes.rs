@@ -2,9 +2,7 @@
 //!
 //! All of it is LM Studio's private format: whatever is missing or odd makes this say less, never fail.
 
-use std::fs;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 
 use serde_json::Value;
 use walkdir::WalkDir;
@@ -56,15 +54,8 @@ pub fn selected_since(home: &Path) -> Option<u64> {
     if parse_preferences(&files::read(&preferences).unwrap_or_default()).is_empty() {
         None
     } else {
-        modified(&preferences)
+        files::modified(&preferences)
     }
-}
-
-/// When a file was last written, in seconds since 1970.
-#[must_use]
-pub fn modified(path: &Path) -> Option<u64> {
-    let modified = fs::metadata(path).ok()?.modified().ok()?;
-    Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 fn version_key(version: &str) -> Vec<u64> {

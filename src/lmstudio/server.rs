@@ -228,12 +228,6 @@ impl Server {
         Self { base, authorization, patience, agent: config.build().into() }
     }
 
-    /// Where it listens.
-    #[must_use]
-    pub fn base(&self) -> &str {
-        &self.base
-    }
-
     /// Every model on disk, and what is loaded of it: `GET /api/v1/models`.
     pub fn models(&self) -> Result<Vec<Model>, Trouble> {
         #[derive(Deserialize)]
