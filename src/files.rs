@@ -63,9 +63,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     if metadata.len() > MAX_BYTES {
         return Err(NotRead::TooLarge(metadata.len()));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    // One byte more than allowed, in case the file grew since.
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; usize::try_from(metadata.len()).unwrap_or_default()];
+    let mut file = File::open(path)?;
+    file.read_exact(&mut bytes)?;
+    // In case the file grew since, up to one byte more than allowed.
+    file.take(MAX_BYTES + 1 - metadata.len()).read_to_end(&mut bytes)?;
     match u64::try_from(bytes.len()) {
         Ok(size) if size <= MAX_BYTES => Ok(bytes),
         _ => Err(NotRead::TooLarge(metadata.len())),

@@ -1,16 +1,34 @@
-//! Work on independent things several at a time: mostly waiting for a disk, which takes many requests as one.
+//! Work on independent things several at a time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// A disk gains little from more requests at a time.
-const WORKERS: usize = 16;
-/// So few are done before the threads for them would have started to pay.
+/// So few are done before a thread for them would have started to pay.
 const FEW: usize = 4;
 
+/// What the work is mostly for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// Reading files that were read before: as many workers as pay for their start.
+    Processor,
+    /// Waiting for a disk, which takes many requests as one.
+    Disk,
+}
+
+impl Load {
+    /// How many threads work beside this one.
+    fn helpers(self, items: usize) -> usize {
+        match self {
+            _ if items <= FEW => 0,
+            Self::Processor => (items / FEW).min(8) - 1,
+            Self::Disk => items.min(16) - 1,
+        }
+    }
+}
+
 /// What `work` makes of each item, in the order of the items.
-pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let helpers = if items.len() <= FEW { 0 } else { items.len().min(WORKERS) - 1 };
+pub fn map<T: Send, R: Send>(load: Load, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let helpers = load.helpers(items.len());
     let queue = Mutex::new(items.into_iter().enumerate());
     let results = Mutex::new(Vec::new());
     let drain = || {
@@ -42,13 +60,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::map;
+    use super::{Load, map};
 
     #[test]
     fn results_keep_the_order_of_the_items() {
         let items: Vec<u64> = (0..500).rev().collect();
         let doubled: Vec<u64> = items.iter().map(|item| item * 2).collect();
-        assert_eq!(map(items, |item| item * 2), doubled);
-        assert!(map(Vec::<u64>::new(), |item| item).is_empty());
+        for load in [Load::Processor, Load::Disk] {
+            assert_eq!(map(load, items.clone(), |item| item * 2), doubled);
+            assert!(map(load, Vec::<u64>::new(), |item| item).is_empty());
+        }
     }
 }

@@ -143,7 +143,7 @@ fn judge(directory: &Path) -> Option<String> {
 fn compare(path: &Path, expected: Vec<Integer>, tally: &mut Tally) {
     let source = fs::read(path).unwrap();
     tally.files += 1;
-    let module = match python::read(&source) {
+    let module = match python::read(&source, |_| true) {
         Ok(module) => module,
         Err(error) => return tally.refused.push(format!("{}, byte {}: {}", path.display(), error.offset, error.why)),
     };

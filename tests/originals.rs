@@ -81,7 +81,7 @@ fn a_record_proves_what_is_there_and_what_could_be_put_back() {
     let evidence = Evidence { record: row, saved: Vec::new() };
     for patched in [stock.to_owned(), stock.replace("2048", "4096").replace("512", "4096")] {
         let content = content(GENERATE, &patched, &evidence);
-        assert_eq!((content.original.proof, content.original.vendor()), (Proof::Record, Some(stock.as_bytes())));
+        assert_eq!((content.original.proof, content.original_bytes()), (Proof::Record, Some(stock.as_bytes().into())));
         assert_eq!(plan(GENERATE, &content, Goal::Vendor, Some(2048)), Ok(stock.as_bytes().to_vec()));
     }
     // A release with other stock values than any so far is known by its RECORD as long as it is untouched.

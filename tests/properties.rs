@@ -37,7 +37,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_panic(bytes in any_bytes(), size in SIZES) {
-        let _ = python::read(&bytes);
+        let _ = python::read(&bytes, |_| true);
         for setting in &SETTINGS {
             laws::set_and_revert(setting, &bytes, size);
         }

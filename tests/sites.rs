@@ -7,7 +7,7 @@
     reason = "a test fails by panicking"
 )]
 
-use lmpatch::patch::python::integer;
+use lmpatch::patch::lex::integer;
 use lmpatch::patch::settings::{SETTINGS, Setting};
 use lmpatch::patch::sites::locate;
 

@@ -9,7 +9,7 @@ use lmpatch::patch::settings::SETTINGS;
 mod laws;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = python::read(bytes);
+    let _ = python::read(bytes, |_| true);
     for setting in &SETTINGS {
         laws::set_and_revert(setting, bytes, 4096);
     }

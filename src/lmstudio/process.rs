@@ -6,8 +6,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use regex::Regex;
 use serde::Serialize;
 use serde_json::Value;
 use time::PrimitiveDateTime;
@@ -69,25 +71,16 @@ fn parse(table: &str) -> Option<Vec<Row<'_>>> {
     table.lines().filter(|line| !line.trim().is_empty()).map(row).collect()
 }
 
-/// `  812     0 Mon Nov 23 07:41:27 2026     /path/of/node -e …`
-fn row(line: &str) -> Option<Row<'_>> {
-    let (pid, rest) = word(line)?;
-    let (job_control_count, mut rest) = word(rest)?;
-    job_control_count.parse::<i32>().ok()?;
-    let mut start = Vec::new();
-    for _ in 0..5 {
-        let (part, after) = word(rest)?;
-        start.push(part);
-        rest = after;
-    }
-    Some(Row { pid: pid.parse().ok()?, started: seconds(&start.join(" "))?, command: rest.trim() })
-}
+// `  812     0 Mon Nov  3 07:41:27 2026     /path/of/node -e …`: a process id, BSD's job control count, when it was
+// started, the command line.
+static ROW: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
+    Regex::new(r"^ *([0-9]+) +-?[0-9]+ +([A-Z][a-z]{2}) +([A-Z][a-z]{2}) +([0-9]+) +([0-9:]+) +([0-9]+) +(.*)$")
+});
 
-/// The first word, and what is after it.
-fn word(text: &str) -> Option<(&str, &str)> {
-    let text = text.trim_start();
-    let (word, rest) = text.split_at_checked(text.find(char::is_whitespace).unwrap_or(text.len()))?;
-    (!word.is_empty()).then_some((word, rest))
+fn row(line: &str) -> Option<Row<'_>> {
+    let (_, [pid, weekday, month, day, clock, year, command]) = ROW.as_ref().ok()?.captures(line)?.extract();
+    let started = seconds(&format!("{weekday} {month} {day} {clock} {year}"))?;
+    Some(Row { pid: pid.parse().ok()?, started, command: command.trim() })
 }
 
 /// `Mon Nov 3 07:41:27 2026`, in UTC, as seconds since 1970.

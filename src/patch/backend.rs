@@ -98,8 +98,8 @@ impl Edit<'_> {
     /// Whether the file is to be as it was before any edit, so that nothing of lmpatch's need stay beside it.
     #[must_use]
     pub fn restores(&self) -> bool {
-        match &self.content.original.bytes {
-            Some(original) => *original == self.after,
+        match self.content.original_bytes() {
+            Some(original) => original == self.after,
             None => !self.is_change() && self.content.is_stock(),
         }
     }

@@ -21,13 +21,14 @@ const ANEW: &str = "move it away and reinstall the runtime in LM Studio";
 /// Reads every vendor file of `layer`.
 #[must_use]
 pub fn inspect(layer: Layer) -> Backend {
+    let root = fs::canonicalize(&layer.path).unwrap_or_else(|_| layer.path.clone());
     let mut vendor_files = Vec::new();
     for site_packages in layer.site_packages.iter().flatten() {
         for setting in &SETTINGS {
             let package = site_packages.join(setting.package);
             match files::is_dir(&package) {
                 Ok(false) => {}
-                Ok(true) => vendor_files.push(read(&layer, site_packages, setting, package.join(setting.file))),
+                Ok(true) => vendor_files.push(read(&layer, &root, site_packages, setting)),
                 Err(error) => vendor_files.push(VendorFile {
                     setting,
                     path: package.join(setting.file),
@@ -55,8 +56,10 @@ pub fn saved_sha256<'n>(name: &'n str, file: &str) -> Option<&'n str> {
     (sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(sha256)
 }
 
-fn read(layer: &Layer, site_packages: &Path, setting: &'static Setting, path: PathBuf) -> VendorFile {
-    let resolved = match inside(layer, &path) {
+/// Reads one vendor file; `root` is the real directory of its layer.
+fn read(layer: &Layer, root: &Path, site_packages: &Path, setting: &'static Setting) -> VendorFile {
+    let path = site_packages.join(setting.package).join(setting.file);
+    let resolved = match inside(layer, root, &path) {
         Ok(resolved) => resolved,
         Err(why) => return VendorFile { setting, path, found: refused(why) },
     };
@@ -79,16 +82,20 @@ fn unreadable(path: &Path, why: &NotRead) -> String {
 }
 
 /// The real path of a vendor file, which must be inside the real directory of its layer.
-fn inside(layer: &Layer, path: &Path) -> Result<PathBuf, String> {
-    let real = match fs::canonicalize(path).map_err(NotRead::from) {
-        Ok(real) => real,
+fn inside(layer: &Layer, root: &Path, path: &Path) -> Result<PathBuf, String> {
+    let mut below = path.ancestors().take_while(|ancestor| *ancestor != layer.path);
+    // A fifth of the calls that resolving the whole path takes.
+    if below.all(|ancestor| fs::symlink_metadata(ancestor).is_ok_and(|metadata| !metadata.is_symlink()))
+        && let Ok(rest) = path.strip_prefix(&layer.path)
+    {
+        return Ok(root.join(rest));
+    }
+    match fs::canonicalize(path).map_err(NotRead::from) {
+        Ok(real) if real.starts_with(root) => Ok(real),
+        Ok(real) => Err(format!("{} is a link out of its layer, to {}; {ANEW}", path.display(), real.display())),
         // Whether it is missing or dangling is told by reading it.
-        Err(NotRead::Missing) => return Ok(path.to_owned()),
-        Err(why) => return Err(unreadable(path, &why)),
-    };
-    match fs::canonicalize(&layer.path) {
-        Ok(root) if real.starts_with(&root) => Ok(real),
-        _ => Err(format!("{} is a link out of its layer, to {}; {ANEW}", path.display(), real.display())),
+        Err(NotRead::Missing) => Ok(path.to_owned()),
+        Err(why) => Err(unreadable(path, &why)),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod backend;
 pub mod bytecode;
 pub mod inspect;
+pub mod lex;
 pub mod lock;
 pub mod original;
 pub mod plan;
@@ -19,7 +20,7 @@ use anyhow::Result;
 use glob::Pattern;
 
 use crate::lmstudio::backends::{self, MissingLayer};
-use crate::side_by_side;
+use crate::side_by_side::{Load, map};
 use backend::{Backend, Edit, Hindrance};
 use inspect::inspect;
 use plan::Goal;
@@ -80,7 +81,7 @@ pub struct Done {
 /// Looks at every backend of `home` whose layer's name matches one of `wanted`. Writes nothing.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let found = backends::find(home, wanted)?;
-    Ok(Survey { backends: side_by_side::map(found.layers, inspect), missing: found.missing })
+    Ok(Survey { backends: map(Load::Processor, found.layers, inspect), missing: found.missing })
 }
 
 /// Brings every backend of `home` to the goal; each wholly or not at all, all planned before the first write.
@@ -89,10 +90,10 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
     let _lock = lock::hold(&backends::open(home)?)?;
     let survey = survey(home, wanted)?;
-    let plans = side_by_side::map(survey.backends.iter().collect(), |backend| backend.edits(goal));
+    let plans = map(Load::Processor, survey.backends.iter().collect(), |backend| backend.edits(goal));
     let deeds = carry_out_plans(plans);
     let pairs = survey.backends.into_iter().zip(deeds).collect();
-    let done = side_by_side::map(pairs, |(before, deed)| read_back(before, deed));
+    let done = map(Load::Processor, pairs, |(before, deed)| read_back(before, deed));
     Ok((done, survey.missing))
 }
 
@@ -106,7 +107,7 @@ fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
     let carry_out = |turn: Vec<(usize, Plan<'_>)>| -> Vec<_> {
         turn.into_iter().map(|(index, plan)| (index, apply_plan(plan))).collect()
     };
-    let mut deeds: Vec<_> = side_by_side::map(turns.into_values().collect(), carry_out).into_iter().flatten().collect();
+    let mut deeds: Vec<_> = map(Load::Disk, turns.into_values().collect(), carry_out).into_iter().flatten().collect();
     deeds.sort_by_key(|(index, _)| *index);
     deeds.into_iter().map(|(_, deed)| deed).collect()
 }

@@ -3,7 +3,9 @@
 //! Three things can prove it, strongest first: the hash that the package's `RECORD` lists, the table of known
 //! releases, and a copy that lmpatch saved before its own first edit. Nothing is ever guessed.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -36,7 +38,7 @@ pub struct Original {
     /// How they are known.
     pub proof: Proof,
     /// The bytes that `--revert` gives back, where there are any.
-    pub bytes: Option<Vec<u8>>,
+    pub bytes: Option<Bytes>,
     /// The stock value of each site, in the order of the sites; an inference where the vendor's bytes are not known.
     pub stock: Vec<u64>,
     /// The SHA-256s in the names of saved copies that are no longer what was saved, and so prove nothing.
@@ -47,12 +49,13 @@ pub struct Original {
     pub is_disproved: bool,
 }
 
-impl Original {
-    /// The vendor's bytes, where they are known.
-    #[must_use]
-    pub fn vendor(&self) -> Option<&[u8]> {
-        self.bytes.as_deref().filter(|_| self.proof != Proof::Found)
-    }
+/// Bytes that were in a file before an edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bytes {
+    /// Those that it has now, with the stock values put back.
+    PutBack,
+    /// Those of a saved copy.
+    Copy(Vec<u8>),
 }
 
 /// A digest and a size, as `RECORD` and the table give them.
@@ -65,8 +68,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn of(bytes: &[u8]) -> Self {
-        Self { sha256: Sha256::digest(bytes).into(), size: bytes.len() }
+    fn of(pieces: &[Cow<'_, [u8]>]) -> Self {
+        let mut hasher = Sha256::new();
+        for piece in pieces {
+            hasher.update(piece);
+        }
+        Self { sha256: hasher.finalize().into(), size: size(pieces) }
     }
 }
 
@@ -99,7 +106,7 @@ pub struct Evidence {
 /// SHA-256 in hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Fingerprint::of(bytes).sha256)
+    hex(&Fingerprint::of(&[bytes.into()]).sha256)
 }
 
 fn hex(digest: &[u8; 32]) -> String {
@@ -119,7 +126,6 @@ fn hex(digest: &[u8; 32]) -> String {
 pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evidence) -> Original {
     let rule: Vec<u64> = sites.iter().map(|site| setting.stock.value(source, &site.owner)).collect();
     let now: Vec<u64> = sites.iter().map(|site| site.value).collect();
-    let put_back = with_values(source, sites, &rule);
     let (intact, spoiled): (Vec<_>, Vec<_>) = evidence.saved.iter().partition(|copy| copy.is_intact());
     let unknown = Original {
         proof: Proof::Unknown,
@@ -129,11 +135,11 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
         needs_copy: true,
         is_disproved: !evidence.record.is_empty(),
     };
-    for (candidate, stock) in [(source, &now), (&put_back, &rule)] {
-        if let Some(proof) = prove(setting, candidate, &evidence.record) {
-            let bytes = Some(candidate.to_vec());
-            let needs_copy = candidate != put_back || !is_plain(source, sites);
-            return Original { proof, bytes, stock: stock.clone(), needs_copy, is_disproved: false, ..unknown };
+    for stock in [&now, &rule] {
+        if let Some(proof) = prove_pieces(setting, &pieces(source, sites, stock), &evidence.record) {
+            let needs_copy = *stock != rule || !is_plain(source, sites);
+            let (bytes, stock) = (Some(Bytes::PutBack), stock.clone());
+            return Original { proof, bytes, stock, needs_copy, is_disproved: false, ..unknown };
         }
     }
     let copies = intact.into_iter().filter_map(|copy| {
@@ -151,7 +157,7 @@ fn is_plain(source: &[u8], sites: &[Site]) -> bool {
 
 /// What a saved copy makes known, on top of what is known without it.
 fn as_copied(setting: &Setting, copy: &[u8], values: Vec<u64>, unknown: &Original, evidence: &Evidence) -> Original {
-    let unknown = Original { bytes: Some(copy.to_vec()), needs_copy: false, ..unknown.clone() };
+    let unknown = Original { bytes: Some(Bytes::Copy(copy.to_vec())), needs_copy: false, ..unknown.clone() };
     match prove(setting, copy, &evidence.record) {
         Some(proof) => Original { proof, stock: values, is_disproved: false, ..unknown },
         None if values == unknown.stock && !unknown.is_disproved => Original { proof: Proof::Saved, ..unknown },
@@ -162,11 +168,20 @@ fn as_copied(setting: &Setting, copy: &[u8], values: Vec<u64>, unknown: &Origina
 /// Whether `RECORD` or the table says that `bytes` are the vendor's.
 #[must_use]
 pub fn prove(setting: &Setting, bytes: &[u8], record: &[Fingerprint]) -> Option<Proof> {
-    let print = Fingerprint::of(bytes);
+    prove_pieces(setting, &[bytes.into()], record)
+}
+
+fn prove_pieces(setting: &Setting, pieces: &[Cow<'_, [u8]>], record: &[Fingerprint]) -> Option<Proof> {
+    let releases = releases(&setting.record_path(), size(pieces));
+    // Most candidates have a size that nothing has; hashing is what proving takes its time for.
+    if releases.is_empty() && record.iter().all(|row| row.size != size(pieces)) {
+        return None;
+    }
+    let print = Fingerprint::of(pieces);
     if record.contains(&print) {
         return Some(Proof::Record);
     }
-    is_known_release(&setting.record_path(), &print).then_some(Proof::Release)
+    releases.contains(&hex(&print.sha256).as_str()).then_some(Proof::Release)
 }
 
 /// The bytes of `source` with the literal of each site replaced by `values`, in plain decimal.
@@ -174,19 +189,24 @@ pub fn prove(setting: &Setting, bytes: &[u8], record: &[Fingerprint]) -> Option<
 /// A literal that already has its value is left as it is written.
 #[must_use]
 pub fn with_values(source: &[u8], sites: &[Site], values: &[u64]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(source.len() + 8 * sites.len());
-    let mut copied = 0;
-    for (site, value) in sites.iter().zip(values) {
-        out.extend_from_slice(slice(source, copied..site.range.start));
-        if site.value == *value {
-            out.extend_from_slice(slice(source, site.range.clone()));
-        } else {
-            out.extend_from_slice(value.to_string().as_bytes());
-        }
-        copied = site.range.end;
+    pieces(source, sites, values).concat()
+}
+
+/// What [`with_values`] is made of.
+fn pieces<'a>(source: &'a [u8], sites: &[Site], values: &[u64]) -> Vec<Cow<'a, [u8]>> {
+    let mut pieces = Vec::with_capacity(2 * sites.len() + 1);
+    let mut taken = 0;
+    for (site, value) in sites.iter().zip(values).filter(|(site, value)| site.value != **value) {
+        pieces.push(slice(source, taken..site.range.start).into());
+        pieces.push(value.to_string().into_bytes().into());
+        taken = site.range.end;
     }
-    out.extend_from_slice(slice(source, copied..source.len()));
-    out
+    pieces.push(slice(source, taken..source.len()).into());
+    pieces
+}
+
+fn size(pieces: &[Cow<'_, [u8]>]) -> usize {
+    pieces.iter().map(|piece| piece.len()).sum()
 }
 
 /// The values in `copy`, if it is `source` with other values and no other difference.
@@ -211,9 +231,19 @@ fn slice(source: &[u8], range: Range<usize>) -> &[u8] {
 /// One row per distinct vendor file: path, SHA-256, bytes, date, releases.
 const RELEASES: &str = include_str!("releases.tsv");
 
-fn is_known_release(path: &str, print: &Fingerprint) -> bool {
-    let row = format!("{path}\t{}\t{}\t", hex(&print.sha256), print.size);
-    RELEASES.lines().any(|line| line.starts_with(&row))
+/// Path, SHA-256 in hexadecimal and size in bytes of every row.
+static ROWS: LazyLock<Vec<(&str, &str, usize)>> = LazyLock::new(|| {
+    let row = |line: &'static str| {
+        let mut fields = line.split('\t');
+        Some((fields.next()?, fields.next()?, fields.next()?.parse().ok()?))
+    };
+    RELEASES.lines().filter_map(row).collect()
+});
+
+/// The SHA-256s of the releases of `path` that have this many bytes, in hexadecimal.
+fn releases(path: &str, size: usize) -> Vec<&'static str> {
+    let is_like = |row: &&(&str, &str, usize)| row.2 == size && row.0 == path;
+    ROWS.iter().filter(is_like).map(|row| row.1).collect()
 }
 
 /// The fingerprints that a `RECORD` lists for `path`; rows that cannot be read are passed over.

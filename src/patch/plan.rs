@@ -1,6 +1,8 @@
 //! PURE: what is in the files + what is wanted → the bytes that each file must have, or why not.
 
-use super::original::{Original, Proof, values_if_same_otherwise, with_values};
+use std::borrow::Cow;
+
+use super::original::{Bytes, Original, Proof, values_if_same_otherwise, with_values};
 use super::settings::Setting;
 use super::sites::Site;
 use crate::files::MAX_BYTES;
@@ -29,8 +31,25 @@ impl Content {
     /// Whether every site has its stock value and, where the vendor's bytes are known, the file is those bytes.
     #[must_use]
     pub fn is_stock(&self) -> bool {
-        let looks_like_it = || self.has_stock_values() && !self.original.is_disproved;
-        self.original.vendor().map_or_else(looks_like_it, |vendor| vendor == self.bytes)
+        match &self.original.bytes {
+            Some(Bytes::Copy(copy)) if self.is_vendor_known() => *copy == self.bytes,
+            _ => self.has_stock_values() && !self.original.is_disproved,
+        }
+    }
+
+    /// The bytes that `--revert` gives back, where there are any.
+    #[must_use]
+    pub fn original_bytes(&self) -> Option<Cow<'_, [u8]>> {
+        Some(match self.original.bytes.as_ref()? {
+            Bytes::PutBack => with_values(&self.bytes, &self.sites, &self.original.stock).into(),
+            Bytes::Copy(copy) => copy.into(),
+        })
+    }
+
+    /// Whether the bytes that `--revert` gives back are known to be the vendor's.
+    #[must_use]
+    pub fn is_vendor_known(&self) -> bool {
+        !matches!(self.original.proof, Proof::Found | Proof::Unknown)
     }
 
     /// Whether every site has its stock value.
@@ -84,9 +103,10 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
         Goal::Size(size) if !wants_stock => vec![size; content.sites.len()],
         _ => content.original.stock.clone(),
     };
-    let after = match (&content.original.bytes, content.original.vendor()) {
-        (_, Some(vendor)) if wants_stock => vendor.to_vec(),
-        (Some(found), None) if goal == Goal::Vendor => return Ok(found.clone()),
+    let original = wants_stock.then(|| content.original_bytes()).flatten();
+    let after = match (original, content.is_vendor_known()) {
+        (Some(vendor), true) if wants_stock => vendor.into_owned(),
+        (Some(found), false) if goal == Goal::Vendor => return Ok(found.into_owned()),
         (None, _) if goal == Goal::Vendor && !content.is_stock() => {
             let found = content.sites.iter().map(|site| site.value).collect();
             let spoiled = content.original.spoiled.clone();

@@ -4,6 +4,8 @@
 
 use std::ops::RangeInclusive;
 
+use memchr::memmem;
+
 /// The chunk sizes that can be set, in tokens. Below 1 the engine misbehaves; far above 8192 memory ends first.
 pub const SIZES: RangeInclusive<u64> = 64..=131_072;
 
@@ -104,7 +106,7 @@ impl StockRule {
     pub fn value(self, source: &[u8], owner: &str) -> u64 {
         let (applies, then, otherwise) = match self {
             Self::Mention { word, then, otherwise } => {
-                (source.windows(word.len()).any(|window| window == word.as_bytes()), then, otherwise)
+                (memmem::find(source, word.as_bytes()).is_some(), then, otherwise)
             }
             Self::Owner { owner: special, then, otherwise } => (owner == special, then, otherwise),
         };

@@ -44,8 +44,9 @@ impl fmt::Display for Refusal {
 /// Fails on source that cannot be read with certainty, on a computed value, on a value that is set a second time in
 /// another way, and on fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let module =
-        python::read(source).map_err(|e| refusal(Some(line_of(source, e.offset)), format!("{} here", e.why)))?;
+    let is_named = |name: &[u8]| setting.forms.iter().any(|form| form.name.as_bytes() == name);
+    let module = python::read(source, is_named)
+        .map_err(|e| refusal(Some(line_of(source, e.offset)), format!("{} here", e.why)))?;
     let mut present = setting.forms.iter().filter(|form| is_present(form, &module, source));
     let Some(form) = present.next() else {
         let names: Vec<_> = setting.forms.iter().map(describe).collect();
