@@ -1,10 +1,13 @@
 //! The command line: every flag, validated; what was typed, and nothing that the environment adds.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
 use crate::bench::view::Output;
@@ -40,7 +43,7 @@ Exit codes:
 /// Set the prefill chunk size of LM Studio's MLX backends, exactly and reversibly
 #[derive(Debug, Parser)]
 #[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(override_usage = "lmpatch [OPTIONS] [SIZE]\n       lmpatch [OPTIONS] <COMMAND>")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
 pub struct Cli {
     /// What else than the patching itself is asked for.
@@ -281,6 +284,22 @@ pub enum Request {
 }
 
 impl Cli {
+    /// What was typed. Fails, with what clap prints, on a wrong command line and on a call for help.
+    ///
+    /// Flags that every subcommand has too may stand in front of it, the patching's own may not.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let own =
+            command.get_arguments().find(|argument| !argument.is_global_set() && is_typed(argument.get_id().as_str()));
+        if let (Some(own), Some(subcommand)) = (own, matches.subcommand_name()) {
+            let what = format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
+            return Err(command.error(ErrorKind::ArgumentConflict, what));
+        }
+        Self::from_arg_matches(&matches)
+    }
+
     /// When to use colour, in the terms of the streams.
     #[must_use]
     pub fn stream_colour(&self) -> anstream::ColorChoice {

@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    match lmpatch::cli::Cli::try_parse() {
+    match lmpatch::cli::Cli::read(std::env::args_os()) {
         Ok(cli) => lmpatch::run(&cli).map_or_else(|error| lmpatch::ui::last_words(&error), ExitCode::from),
         Err(answer) => lmpatch::ui::print_answer(&answer),
     }

@@ -52,6 +52,26 @@ fn a_wrong_command_line_exits_2_and_changes_nothing() {
 }
 
 #[test]
+fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
+    let env = Env::with_fixture();
+    let (before, after) = (env.run(["--json", "doctor"]).exits(0), env.run(["doctor", "--json"]).exits(0));
+    assert!(before.stdout.starts_with('{') && before.stdout == after.stdout, "{}", before.stdout);
+    let home = snapshot(&env.lmstudio());
+    for (wrong, named) in [
+        (["4096", "doctor"], "[SIZE]"),
+        (["--check", "doctor"], "--check"),
+        (["--revert", "doctor"], "--revert"),
+        (["--dry-run", "man"], "--dry-run"),
+        (["--backend=*", "doctor"], "--backend"),
+        (["--wait=120", "doctor"], "--wait"),
+    ] {
+        let ran = env.run(wrong).exits(2);
+        assert!(ran.stderr.contains(named) && ran.stderr.contains("the subcommand"), "{wrong:?}: {}", ran.stderr);
+    }
+    assert_eq!(differences(&home, &snapshot(&env.lmstudio())), Vec::<String>::new());
+}
+
+#[test]
 fn the_default_is_4096_and_k_is_1024() {
     for (args, size) in
         [(vec![], 4096), (vec!["4096"], 4096), (vec!["8k"], 8192), (vec!["128K"], 131_072), (vec!["64"], 64)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use memchr::{memchr_iter, memmem};
+
 use super::python::{self, Definition, Module, Place, Value};
 use super::settings::{Form, FormPlace, Setting};
 
@@ -166,10 +168,6 @@ fn line_of(source: &[u8], offset: usize) -> usize {
 /// How many lines end within `range`, which does not split a `\r\n`; a lone `\r` ends a line too.
 fn line_ends(source: &[u8], range: Range<usize>) -> usize {
     let text = source.get(range).unwrap_or_default();
-    let returns = text.iter().filter(|byte| **byte == b'\r').count();
-    let feeds = text.iter().filter(|byte| **byte == b'\n').count();
-    if returns == 0 {
-        return feeds;
-    }
-    returns + feeds - text.windows(2).filter(|pair| *pair == b"\r\n").count()
+    let count = |byte| memchr_iter(byte, text).count();
+    count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
 }
