@@ -10,7 +10,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use support::home::{
@@ -19,6 +19,7 @@ use support::home::{
 use support::{Env, differences, snapshot};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
+const PREFIX: &str = "app-mlx-generate-mac14-arm64";
 /// The one engine shape whose bytes are known without a saved copy needs the vendor's own text, so every test engine
 /// here is one that is saved before its first edit; `generate.py` is proven by `RECORD`.
 const SAVED: &str = ".lmpatch-original.";
@@ -307,4 +308,35 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     env.run(["--revert"]).exits(0);
     let ran = env.run(["--revert", "--dry-run"]).exits(0).says("3 already so");
     assert_eq!(ran.stdout, "");
+}
+
+/// So many are looked at and written by several threads.
+#[test]
+fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
+    let env = Env::new();
+    let layers: Vec<_> = (1..=20).map(|number| usual_layer(&env.lmstudio(), &format!("{PREFIX}@{number}"))).collect();
+    fs::write(layers[6].engine(), "PROMPT_PROCESSING_CHUNK_SIZE = compute()\n").unwrap();
+    // The edit itself fails on this one: a cache that is a link is not followed.
+    let cache = layers[12].path("mlx_lm/__pycache__");
+    fs::remove_dir_all(&cache).ok();
+    symlink("/nowhere", &cache).unwrap();
+    let before = snapshot(&env.lmstudio());
+
+    let ran = env.run(["4096"]).exits(1).says("20 backends: 18 changed");
+    for (number, why) in [(7, "compute()"), (13, "is a link")] {
+        let line = ran.stderr.lines().find(|line| line.contains(&format!("{PREFIX}@{number}:")));
+        assert!(line.is_some_and(|line| line.contains(why)), "{number}: {}", ran.stderr);
+    }
+    for (index, layer) in layers.iter().enumerate() {
+        let is_done = text(layer.generate()) == generate("4096", "4096", "4096");
+        assert_eq!(is_done, ![6, 12].contains(&index), "{}", index + 1);
+    }
+    let changed = differences(&before, &snapshot(&env.lmstudio()));
+    assert!(changed.iter().all(|change| !change.contains("@7/") && !change.contains("@13/")), "{changed:?}");
+
+    fs::remove_file(&cache).unwrap();
+    env.run(["4096"]).exits(1).says("1 changed");
+    env.run(["--revert"]).exits(1);
+    let left = differences(&before, &snapshot(&env.lmstudio()));
+    assert_eq!(left.len(), 1, "only the link is gone: {left:?}");
 }

@@ -21,7 +21,7 @@ use lmpatch::patch::settings::{SETTINGS, SIZES, Setting};
 use lmpatch::patch::sites::locate;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{Index, select};
 use proptest::strategy::Union;
 
 use support::home::record_row;
@@ -56,6 +56,15 @@ proptest! {
     #[test]
     fn the_sites_of_mlx_lm_are_those_planted(woven in generate_file(), size in SIZES) {
         woven.keeps_the_laws(&SETTINGS[1], size);
+    }
+
+    #[test]
+    fn a_nul_byte_anywhere_is_refused(woven in generate_file(), at in any::<Index>()) {
+        let mut source = woven.source;
+        let at = at.index(source.len() + 1);
+        source.insert(at, 0);
+        let refusal = locate(&SETTINGS[1], &source).unwrap_err();
+        prop_assert!(refusal.to_string().contains("NUL"), "{}", refusal);
     }
 
     #[test]
