@@ -334,9 +334,11 @@ impl Cli {
 /// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
-    let hint = "give plain digits such as 4096, or 4k";
+    if text.starts_with(|first: char| first.is_ascii_alphabetic()) {
+        return Err("neither a size such as 4096 or 4k, nor a command".to_owned());
+    }
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(hint.to_owned());
+        return Err("give plain digits such as 4096, or 4k".to_owned());
     }
     let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     size.filter(|size| SIZES.contains(size))

@@ -17,7 +17,7 @@ use crate::patch::{self, bytecode, replace};
 use crate::report::advice::{self, Advice};
 use crate::report::human::{self, Layout};
 use crate::report::{BackendReport, MissingReport, Report, RuntimeReport, SCHEMA};
-use crate::ui::{BAD, GOOD, NOTE, STRONG, Ui, printable};
+use crate::ui::{BAD, GOOD, NOTE, STRONG, Ui, behind, printable};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,7 +82,7 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
         serde_json::to_string_pretty(&page)? + "\n"
     } else {
         let layout = Layout { width: ui.width(), is_verbose: ui.is_verbose };
-        head(&report, found_by, &runtimes) + &tables(&report, layout) + &agent.line() + &told(&findings)
+        head(&report, found_by, &runtimes) + &tables(&report, layout) + &agent.line() + &told(&findings, layout.width)
     };
     ui.print(&text).context("cannot write to stdout")?;
     Ok(outcome)
@@ -255,19 +255,20 @@ fn tables(report: &Report, layout: Layout) -> String {
     format!("\n{}{}\n", human::check(report, layout), human::effects(report))
 }
 
-fn told(findings: &[Finding]) -> String {
+fn told(findings: &[Finding], width: Option<u16>) -> String {
     if findings.is_empty() {
         return format!("\n{GOOD}Nothing to do.{GOOD:#}\n");
     }
     let tell = |finding: &Finding| {
-        let (style, word) = match finding.level {
-            Level::Problem => (BAD, "problem"),
-            Level::Note => (NOTE, "note"),
+        let (style, tag) = match finding.level {
+            Level::Problem => (BAD, "problem: "),
+            Level::Note => (NOTE, "note: "),
         };
+        let next = "   next: ";
         format!(
-            "\n{style}{word}:{style:#} {}\n   {STRONG}next:{STRONG:#} {}\n",
-            printable(&finding.what),
-            printable(&finding.next)
+            "\n{style}{tag}{style:#}{}\n{STRONG}{next}{STRONG:#}{}\n",
+            behind(tag, &finding.what, "  ", width),
+            behind(next, &finding.next, "     ", width)
         )
     };
     findings.iter().map(tell).collect()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
-use textwrap::Options;
+use textwrap::{Options, WordSplitter};
 
 use crate::outcome::Outcome;
 
@@ -102,19 +102,9 @@ impl Ui {
         self.tagged("error: ", BAD, text);
     }
 
-    /// On a terminal, words are kept whole and further lines indented.
     fn tagged(&self, tag: &str, style: Style, text: &str) {
-        let text = printable(text);
-        let lines = match io::stderr().is_terminal().then(width_of_terminal) {
-            Some(width) => {
-                textwrap::wrap(&text, Options::new(width.into()).initial_indent("       ").subsequent_indent("  "))
-                    .join("\n")
-                    .trim_start()
-                    .to_owned()
-            }
-            None => text,
-        };
-        self.talk(&format!("{style}{tag}{style:#}{lines}"));
+        let width = io::stderr().is_terminal().then(width_of_terminal);
+        self.talk(&format!("{style}{tag}{style:#}{}", behind(tag, text, "  ", width)));
     }
 
     fn talk(&self, text: &str) {
@@ -122,6 +112,19 @@ impl Ui {
         // Where stderr itself fails there is nobody left to tell.
         let _ = writeln!(stream, "{text}");
     }
+}
+
+/// `text`, made printable, as it goes on behind `tag` in the same line. On a terminal, which has a width, words are kept
+/// whole and further lines start with `indent`.
+#[must_use]
+pub fn behind(tag: &str, text: &str, indent: &str, width: Option<u16>) -> String {
+    let text = printable(text);
+    let Some(width) = width else { return text };
+    let taken = " ".repeat(tag.len());
+    // Names of layers have hyphens, and a path that is broken cannot be copied.
+    let options = Options::new(width.into()).word_splitter(WordSplitter::NoHyphenation).break_words(false);
+    let lines = textwrap::wrap(&text, options.initial_indent(&taken).subsequent_indent(indent));
+    lines.join("\n").trim_start().to_owned()
 }
 
 fn width_of_terminal() -> u16 {

@@ -52,6 +52,11 @@ fn a_wrong_command_line_exits_2_and_changes_nothing() {
 }
 
 #[test]
+fn a_word_that_is_no_command_is_called_so() {
+    Env::with_fixture().run(["doctr"]).exits(2).says("neither a size such as 4096 or 4k, nor a command");
+}
+
+#[test]
 fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     let env = Env::with_fixture();
     let (before, after) = (env.run(["--json", "doctor"]).exits(0), env.run(["doctor", "--json"]).exits(0));
