@@ -199,7 +199,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "KEY|PATH")]
     pub model: String,
 
-    /// Chunk sizes to compare, e.g. 512,1024,2048,4096,8192
+    /// Chunk sizes to compare, e.g. 512,1024,2048,4096,8192; needed with --direct
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
     pub sizes: Vec<u64>,
 
@@ -291,6 +291,11 @@ impl Cli {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(arguments)?;
         let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let is_awaited = ["reload", "restart"].into_iter().any(is_typed);
+        if is_typed("wait") && !is_awaited && matches.subcommand_name().is_none() {
+            let what = "the argument '--wait <SECONDS>' is for --reload and --restart";
+            return Err(command.error(ErrorKind::MissingRequiredArgument, what));
+        }
         let own =
             command.get_arguments().find(|argument| !argument.is_global_set() && is_typed(argument.get_id().as_str()));
         if let (Some(own), Some(subcommand)) = (own, matches.subcommand_name()) {
@@ -335,7 +340,12 @@ impl Cli {
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
     if text.starts_with(|first: char| first.is_ascii_alphabetic()) {
-        return Err("neither a size such as 4096 or 4k, nor a command".to_owned());
+        let is_flag = ["check", "revert", "dry-run", "reload", "restart"].contains(&text);
+        return Err(if is_flag {
+            format!("did you mean --{text}?")
+        } else {
+            "neither a size such as 4096 or 4k, nor a command (see --help)".to_owned()
+        });
     }
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("give plain digits such as 4096, or 4k".to_owned());

@@ -82,7 +82,10 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
         serde_json::to_string_pretty(&page)? + "\n"
     } else {
         let layout = Layout { width: ui.width(), is_verbose: ui.is_verbose };
-        head(&report, found_by, &runtimes) + &tables(&report, layout) + &agent.line() + &told(&findings, layout.width)
+        head(&report, found_by, &runtimes, layout.width)
+            + &tables(&report, layout)
+            + &agent.line()
+            + &told(&findings, layout.width)
     };
     ui.print(&text).context("cannot write to stdout")?;
     Ok(outcome)
@@ -234,18 +237,19 @@ fn on_agent(agent: &agent::Status, findings: &mut Vec<Finding>) {
     }
 }
 
-fn head(report: &Report, found_by: Option<&str>, runtimes: &[RuntimeReport]) -> String {
+fn head(report: &Report, found_by: Option<&str>, runtimes: &[RuntimeReport], width: Option<u16>) -> String {
     let home = report.home.as_deref().map_or_else(|| "not found".to_owned(), printable);
     let found_by = found_by.map(|words| format!(" ({words})")).unwrap_or_default();
     let runtimes: Vec<_> = runtimes
         .iter()
         .map(|runtime| {
             let selected = if runtime.selected { " (selected)" } else { "" };
-            format!("MLX {}{selected}", printable(&runtime.version))
+            format!("MLX {}{selected}", runtime.version)
         })
         .collect();
     let runtimes = if runtimes.is_empty() { "none found".to_owned() } else { runtimes.join(", ") };
-    format!("{:<9}{home}{found_by}\n{:<9}{runtimes}\n", "home", "runtimes")
+    let tag = "runtimes ";
+    format!("{:<9}{home}{found_by}\n{tag}{}\n", "home", behind(tag, &runtimes, "         ", width))
 }
 
 fn tables(report: &Report, layout: Layout) -> String {

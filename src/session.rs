@@ -40,6 +40,10 @@ impl Session<'_> {
         let printed = if self.shows_tables() { self.print(&table()) } else { Ok(()) };
         self.tell_reasons(report);
         self.tell_notes(report, advice::on_sizes(report, None));
+        if let Some(size) = size {
+            let having = survey.backends.iter().filter(|backend| backend.has(size)).count();
+            self.ui.say(&human::verdict(size, having, survey.backends.len()));
+        }
         printed.map(|()| check_outcome(&survey.backends, size))
     }
 

@@ -53,7 +53,20 @@ fn a_wrong_command_line_exits_2_and_changes_nothing() {
 
 #[test]
 fn a_word_that_is_no_command_is_called_so() {
-    Env::with_fixture().run(["doctr"]).exits(2).says("neither a size such as 4096 or 4k, nor a command");
+    let env = Env::with_fixture();
+    env.run(["doctr"]).exits(2).says("neither a size such as 4096 or 4k, nor a command");
+    env.run(["check"]).exits(2).says("did you mean --check?");
+    env.run(["--wait", "5"]).exits(2).says("is for --reload and --restart");
+}
+
+#[test]
+fn a_check_of_a_size_says_what_it_found() {
+    let env = Env::with_fixture();
+    env.run(["--check", "2048"]).exits(3).says("3 backends: 2 without 2048; `lmpatch 2048` sets it");
+    env.run(["4096", "-q"]).exits(0);
+    env.run(["--check", "4096"]).exits(0).says("3 backends: all have 4096");
+    let ran = env.run(["--check", "8192", "-q"]).exits(3);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
 }
 
 #[test]

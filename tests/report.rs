@@ -25,7 +25,7 @@ layer                            runtime     selected  chunk  stock  state
 app-mlx-generate-mac-arm64@8     MLX 0.14.0              512    512  stock
 app-mlx-generate-mac14-arm64@19  MLX 1.1.0               512    512  stock
 app-mlx-generate-mac14-arm64@34  MLX 1.11.0  yes        4096   2048  patched
-Loaded models: unknown (what is loaded cannot be told)
+Loaded models: unknown (lmpatch doctor tells why)
 ";
     assert_eq!(ran.stdout, expected);
     assert!(ran.stdout.lines().all(|line| line.chars().count() <= 80));

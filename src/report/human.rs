@@ -67,13 +67,24 @@ pub fn effects(report: &Report) -> String {
     }
 }
 
+/// How many of the backends have the size that was asked about.
+#[must_use]
+pub fn verdict(size: u64, having: usize, all: usize) -> String {
+    match (all - having, all) {
+        (0, 1) => format!("1 backend: it has {size}"),
+        (0, _) => format!("{all} backends: all have {size}"),
+        (1, 1) => format!("1 backend: it does not have {size}; `lmpatch {size}` sets it"),
+        (lacking, _) => format!("{all} backends: {lacking} without {size}; `lmpatch {size}` sets it"),
+    }
+}
+
 /// The words for it, and what they rest on.
 fn effect(effect: Effect, backends: &[&BackendReport]) -> String {
     let (style, rest) = match effect {
         Effect::ReloadNeeded => (NOTE, format!("older than the files: worker {}", stale_workers(backends))),
         Effect::InEffect => (GOOD, "every loaded model has these values".to_owned()),
         Effect::NotRunning => (Style::new(), "no model is loaded there".to_owned()),
-        Effect::Unknown => (Style::new(), "what is loaded cannot be told".to_owned()),
+        Effect::Unknown => (Style::new(), "lmpatch doctor tells why".to_owned()),
     };
     format!("{style}{}{style:#} ({rest})", effect.words())
 }
@@ -259,6 +270,9 @@ fn file_details(file: &FileReport) -> Vec<String> {
         Proof::Release => "original: known, a published release",
         Proof::Saved => "original: saved beside it",
         Proof::Found => "original: saved as first found, not known to be the vendor's",
+        Proof::Unknown if file.state == State::Stock => {
+            "original: this file, as far as can be told; a copy is saved before the first edit"
+        }
         Proof::Unknown => "original: not known; it is saved before the first edit",
     };
     let name = file.sites.first().map(|site| format!(": {}", site.name)).unwrap_or_default();
