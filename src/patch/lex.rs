@@ -86,17 +86,11 @@ pub fn next(source: &[u8], from: usize, classes: Class) -> Option<(usize, u8)> {
     Some((from + skipped, *rest.get(skipped)?))
 }
 
-/// The end of the run of bytes of these classes that starts at `from`.
-#[must_use]
-pub fn run_end(source: &[u8], from: usize, classes: Class) -> usize {
-    let rest = source.get(from..).unwrap_or_default();
-    rest.iter().position(|byte| !is(*byte, classes)).map_or(source.len(), |length| from + length)
-}
-
 /// The end of the name or number that starts at `from`.
 #[must_use]
 pub fn word_end(source: &[u8], from: usize) -> usize {
-    run_end(source, from, LETTER | DIGIT)
+    let rest = source.get(from..).unwrap_or_default();
+    rest.iter().position(|byte| !is(*byte, LETTER | DIGIT)).map_or(source.len(), |length| from + length)
 }
 
 /// Where the `lambda` starts that the letter at `at` is in, if it is in one.

@@ -135,7 +135,7 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
         needs_copy: true,
         is_disproved: !evidence.record.is_empty(),
     };
-    for stock in [&now, &rule] {
+    for stock in std::iter::once(&now).chain((rule != now).then_some(&rule)) {
         if let Some(proof) = prove_pieces(setting, &pieces(source, sites, stock), &evidence.record) {
             let needs_copy = *stock != rule || !is_plain(source, sites);
             let (bytes, stock) = (Some(Bytes::PutBack), stock.clone());

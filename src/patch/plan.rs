@@ -105,7 +105,7 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
     };
     let original = wants_stock.then(|| content.original_bytes()).flatten();
     let after = match (original, content.is_vendor_known()) {
-        (Some(vendor), true) if wants_stock => vendor.into_owned(),
+        (Some(vendor), true) => vendor.into_owned(),
         (Some(found), false) if goal == Goal::Vendor => return Ok(found.into_owned()),
         (None, _) if goal == Goal::Vendor && !content.is_stock() => {
             let found = content.sites.iter().map(|site| site.value).collect();

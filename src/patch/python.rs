@@ -130,7 +130,7 @@ pub fn read(source: &[u8], is_wanted: impl Fn(&[u8]) -> bool) -> Result<Module<'
         return Err(Unreadable { why: Why::Nul, offset });
     }
     let mut reader = Reader::new(source, is_wanted);
-    while let Some((at, byte)) = lex::next(source, reader.at, reader.stops) {
+    while let Some((at, byte)) = lex::next(source, reader.at, reader.stops()) {
         reader.at = at + 1;
         reader.take(at, byte)?;
     }
@@ -183,11 +183,24 @@ enum State {
     Skip,
 }
 
+impl State {
+    /// Whether the next word makes a difference, whatever it is.
+    fn awaits_word(self) -> bool {
+        matches!(self, Self::Start | Self::Header { .. } | Self::Named(_))
+    }
+}
+
 /// Where a name stands, in bytes; a `Range` that can be copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Word {
     start: usize,
     end: usize,
+}
+
+impl Word {
+    fn range(self) -> Range<usize> {
+        self.start..self.end
+    }
 }
 
 /// The bytes that may make a difference in this state of this frame.
@@ -201,8 +214,8 @@ fn stops(frame: Frame, state: State) -> Class {
         Frame::Bracket(_) => return ANYWHERE,
     };
     match (frame, state) {
-        (Frame::Block, State::Start | State::Header { .. } | State::Named(_)) => !BLANK,
-        (_, State::Start | State::Header { .. } | State::Named(_)) => !(BLANK | NEWLINE),
+        (Frame::Block, state) if state.awaits_word() => !BLANK,
+        (_, state) if state.awaits_word() => !(BLANK | NEWLINE),
         (Frame::Block, State::Value { .. }) | (_, State::Annotated(_)) => ANYWHERE | ends | EQUALS,
         (_, State::Compound) => ANYWHERE | ends | COLON,
         _ => ANYWHERE | ends,
@@ -212,8 +225,6 @@ fn stops(frame: Frame, state: State) -> Class {
 struct Reader<'a, W> {
     /// Everything in front of it is read.
     at: usize,
-    /// At which bytes to look next.
-    stops: Class,
     /// What the reader is in, and where that was opened.
     stack: Vec<(Frame, State, usize)>,
     /// Ids of the scopes that are open, innermost last.
@@ -231,7 +242,6 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
         let walrus = if memmem::find(source, b":=").is_some() { COLON } else { 0 };
         Self {
             at: if source.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 },
-            stops: stops(Frame::Block, State::Start),
             stack: vec![(Frame::Block, State::Start, 0)],
             open: Vec::new(),
             line_starts: true,
@@ -247,16 +257,15 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     }
 
     fn set(&mut self, new: State) {
-        if let Some((frame, state, _)) = self.stack.last_mut() {
+        if let Some((_, state, _)) = self.stack.last_mut() {
             *state = new;
-            self.stops = stops(*frame, new) | self.walrus;
         }
     }
 
-    fn pop(&mut self) {
-        self.stack.pop();
+    /// At which bytes to look next.
+    fn stops(&self) -> Class {
         let (frame, state) = self.top();
-        self.stops = stops(frame, state) | self.walrus;
+        stops(frame, state) | self.walrus
     }
 
     /// Takes what starts with the byte at `at`.
@@ -284,7 +293,7 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             b':' if self.module.source.get(at + 1) == Some(&b'=') => self.walrus(at),
             b':' if frame == Frame::Lambda => {
                 self.end_item(at);
-                self.pop();
+                self.stack.pop();
             }
             b',' if matches!(frame, Frame::Parameters | Frame::Lambda) => self.end_item(at),
             b';' if frame == Frame::Block => self.end_item(at),
@@ -333,7 +342,6 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             _ => State::Start,
         };
         self.stack.push((frame, start, at));
-        self.stops = stops(frame, start) | self.walrus;
         Ok(())
     }
 
@@ -360,7 +368,7 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             return Err(Unreadable { why: Why::UnbalancedBracket, offset: at });
         }
         self.end_item(at);
-        self.pop();
+        self.stack.pop();
         Ok(())
     }
 
@@ -377,7 +385,7 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     /// Notes the definition of a name that is wanted; `chained` values belong to several names.
     fn define(&mut self, name: Word, place: Place, value: Range<usize>, chained: bool) {
         let source = self.module.source;
-        if !(self.is_wanted)(bytes(source, &(name.start..name.end))) {
+        if !(self.is_wanted)(bytes(source, &name.range())) {
             return;
         }
         let text = bytes(source, &value);
@@ -387,24 +395,23 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             None => Value::Other(behind(lex::trimmed(text))),
         };
         let scope = self.open.last().copied();
-        self.module.definitions.push(Definition { name: name.start..name.end, scope, place, value });
+        self.module.definitions.push(Definition { name: name.range(), scope, place, value });
     }
 
     /// Notes that a name is given a value in a way that is never a plain literal.
     fn computed(&mut self, name: Word) {
-        self.define(name, Place::Assigned, name.start..name.end, true);
+        self.define(name, Place::Assigned, name.range(), true);
     }
 
     /// A name, a keyword or, between others, a letter of `lambda`.
     fn word(&mut self, at: usize) -> Result<(), Unreadable> {
         let (frame, state) = self.top();
-        let is_awaited = matches!(state, State::Start | State::Header { .. } | State::Named(_));
-        if !is_awaited {
+        if !state.awaits_word() {
             return self.lambda_around(at);
         }
         let name = Word { start: at, end: lex::word_end(self.module.source, at) };
         self.at = name.end;
-        let text = bytes(self.module.source, &(at..name.end));
+        let text = bytes(self.module.source, &name.range());
         if text == b"lambda" {
             return self.push(Frame::Lambda, at);
         }
@@ -468,8 +475,7 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
         match state {
             State::Start | State::Header { .. } => self.set(State::Skip),
             State::Named(name) => {
-                let word = bytes(self.module.source, &(name.start..name.end));
-                let is_case = frame == Frame::Block && word == b"case";
+                let is_case = frame == Frame::Block && bytes(self.module.source, &name.range()) == b"case";
                 self.set(if is_case { State::Compound } else { State::Skip });
             }
             _ => {}
@@ -495,7 +501,7 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
         }
         let parent = self.open.last().copied();
         self.open.push(self.module.scopes.len());
-        self.module.scopes.push(Scope { name: name.start..name.end, is_class, parent, indent: self.indent });
+        self.module.scopes.push(Scope { name: name.range(), is_class, parent, indent: self.indent });
         self.set(if is_class { State::Compound } else { State::Signature });
         Ok(())
     }

@@ -70,12 +70,17 @@ pub fn effects(report: &Report) -> String {
 /// How many of the backends have the size that was asked about.
 #[must_use]
 pub fn verdict(size: u64, having: usize, all: usize) -> String {
-    match (all - having, all) {
-        (0, 1) => format!("1 backend: it has {size}"),
-        (0, _) => format!("{all} backends: all have {size}"),
-        (1, 1) => format!("1 backend: it does not have {size}; `lmpatch {size}` sets it"),
-        (lacking, _) => format!("{all} backends: {lacking} without {size}; `lmpatch {size}` sets it"),
-    }
+    let found = match (all - having, all) {
+        (0, 1) => format!("it has {size}"),
+        (0, _) => format!("all have {size}"),
+        (_, 1) => format!("it does not have {size}; `lmpatch {size}` sets it"),
+        (lacking, _) => format!("{lacking} without {size}; `lmpatch {size}` sets it"),
+    };
+    format!("{}: {found}", backends(all))
+}
+
+fn backends(number: usize) -> String {
+    format!("{number} {}", if number == 1 { "backend" } else { "backends" })
 }
 
 /// The words for it, and what they rest on.
@@ -180,9 +185,7 @@ pub fn summary(report: &Report) -> String {
         0 => None,
         number => Some(format!("{number} {words}")),
     });
-    let total = report.backends.len();
-    let noun = if total == 1 { "backend" } else { "backends" };
-    format!("{total} {noun}: {}", counts.collect::<Vec<_>>().join(", "))
+    format!("{}: {}", backends(report.backends.len()), counts.collect::<Vec<_>>().join(", "))
 }
 
 fn result(backend: &BackendReport) -> &'static str {
