@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, ArgMatches, Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 use glob::Pattern;
 
 use crate::bench::view::Output;
@@ -51,7 +53,7 @@ pub struct Cli {
     pub command: Option<Command>,
 
     /// Tokens per prefill chunk, 64 to 131072; 8k is 8192 [default: 4096]
-    #[arg(value_parser = parse_size)]
+    #[arg(value_parser = parse_first_word)]
     pub size: Option<u64>,
 
     /// Show every backend and change nothing; with SIZE, exit 3 unless every backend has it
@@ -290,19 +292,10 @@ impl Cli {
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(arguments)?;
-        let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-        let is_awaited = ["reload", "restart"].into_iter().any(is_typed);
-        if is_typed("wait") && !is_awaited && matches.subcommand_name().is_none() {
-            let what = "the argument '--wait <SECONDS>' is for --reload and --restart";
-            return Err(command.error(ErrorKind::MissingRequiredArgument, what));
+        match misplaced(&command, &matches) {
+            Some((kind, what)) => Err(command.error(kind, what)),
+            None => Self::from_arg_matches(&matches),
         }
-        let own =
-            command.get_arguments().find(|argument| !argument.is_global_set() && is_typed(argument.get_id().as_str()));
-        if let (Some(own), Some(subcommand)) = (own, matches.subcommand_name()) {
-            let what = format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
-            return Err(command.error(ErrorKind::ArgumentConflict, what));
-        }
-        Self::from_arg_matches(&matches)
     }
 
     /// When to use colour, in the terms of the streams.
@@ -336,17 +329,34 @@ impl Cli {
     }
 }
 
+/// A flag that does nothing where it stands, which clap cannot tell, and what is wrong with it.
+fn misplaced(command: &clap::Command, matches: &ArgMatches) -> Option<(ErrorKind, String)> {
+    let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let Some(subcommand) = matches.subcommand_name() else {
+        let is_idle = is_typed("wait") && !is_typed("reload") && !is_typed("restart");
+        let what = "the argument '--wait <SECONDS>' is for --reload and --restart";
+        return is_idle.then(|| (ErrorKind::MissingRequiredArgument, what.to_owned()));
+    };
+    let is_own = |argument: &&Arg| !argument.is_global_set() && is_typed(argument.get_id().as_str());
+    let own = command.get_arguments().find(is_own)?;
+    let what = format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
+    Some((ErrorKind::ArgumentConflict, what))
+}
+
+/// The first word of a command line, where what is no size was often meant to be something else.
+fn parse_first_word(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| match text {
+        "check" | "revert" | "dry-run" | "reload" | "restart" => format!("did you mean --{text}?"),
+        _ if text.starts_with(|first: char| first.is_ascii_alphabetic()) => {
+            "neither a size such as 4096 or 4k, nor a command (see --help)".to_owned()
+        }
+        _ => error,
+    })
+}
+
 /// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
-    if text.starts_with(|first: char| first.is_ascii_alphabetic()) {
-        let is_flag = ["check", "revert", "dry-run", "reload", "restart"].contains(&text);
-        return Err(if is_flag {
-            format!("did you mean --{text}?")
-        } else {
-            "neither a size such as 4096 or 4k, nor a command (see --help)".to_owned()
-        });
-    }
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("give plain digits such as 4096, or 4k".to_owned());
     }

@@ -137,11 +137,22 @@ fn examine(cli: &Cli, home: &Path, report: &mut Report, findings: &mut Vec<Findi
         findings.extend(on_leftovers(backend, read));
     }
     findings.extend(advice::on_sizes(report, None).iter().map(on_advice));
-    if let Some(why) = &report.workers_unknown {
-        let what = format!("whether loaded models have these values cannot be told: {why}");
-        findings.push(note_of(what, "restart LM Studio, or load the model again, to be sure"));
-    }
+    findings.extend(on_unknown_effects(report));
     Ok(())
+}
+
+/// Why it cannot be told whether loaded models have the values: once for all, or for each backend of which that is so.
+fn on_unknown_effects(report: &Report) -> Vec<Finding> {
+    let next = "restart LM Studio, or load the model again, to be sure";
+    if let Some(why) = &report.workers_unknown {
+        return vec![note_of(format!("whether loaded models have these values cannot be told: {why}"), next)];
+    }
+    let unknown = report.backends.iter().filter(|backend| backend.in_effect == Some(Effect::Unknown));
+    let tell = |backend: &BackendReport| {
+        let why = "its files have no date to go by, or the workers that run may be another engine's";
+        note_of(format!("{}: whether loaded models have its values cannot be told: {why}", backend.layer), next)
+    };
+    unknown.map(tell).collect()
 }
 
 fn on_backend(backend: &BackendReport) -> Vec<Finding> {

@@ -56,6 +56,8 @@ fn a_word_that_is_no_command_is_called_so() {
     let env = Env::with_fixture();
     env.run(["doctr"]).exits(2).says("neither a size such as 4096 or 4k, nor a command");
     env.run(["check"]).exits(2).says("did you mean --check?");
+    let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
+    env.run(elsewhere).exits(2).says("give plain digits such as 4096").says_nothing_of("did you mean");
     env.run(["--wait", "5"]).exits(2).says("is for --reload and --restart");
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use support::home::{Layer, engine_since_2026, runtime, select, stock_generate, usual_layer};
@@ -139,6 +139,19 @@ fn a_model_with_old_values_is_a_problem_and_what_cannot_be_told_a_note() {
     finds(&standins.json(["doctor"]), "note", "cannot be told", "restart LM Studio");
 }
 
+/// A check that says `unknown` sends people here.
+#[test]
+fn a_backend_whose_effect_is_unknown_is_told_why() {
+    let env = Env::new();
+    let layer = home(&env, "1.12.0");
+    let standins = StandIns::new(&env);
+    standins.ps(&[(812, ago(60), worker(&env.lmstudio()))]);
+    let engine = fs::File::options().write(true).open(layer.engine()).unwrap();
+    engine.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
+    standins.run(["--check"]).exits(0).shows("Loaded models: unknown (lmpatch doctor tells why)");
+    finds(&standins.json(["doctor"]), "note", "whether loaded models have its values cannot be told", "restart");
+}
+
 #[test]
 fn sizes_that_cost_something_are_told() {
     let env = Env::new();
@@ -177,7 +190,7 @@ fn caches_that_python_would_wrongly_take_are_found_and_no_others() {
         let report = env.json(["doctor"]);
         assert_eq!(findings(&report, "older than its source").len(), usize::from(is_wrong), "{flags}");
         // One that was made after the source is what Python should take.
-        written(&cached, std::time::SystemTime::now());
+        written(&cached, SystemTime::now());
         assert_eq!(findings(&env.json(["doctor"]), "older than its source"), []);
     }
     let cached = bytecode(&source, 0, "cache_wrapper.cpython-311.pyc");
