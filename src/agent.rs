@@ -60,7 +60,13 @@ pub fn run(cli: &Cli, ui: &Ui, command: &AgentCommand) -> Result<Outcome> {
         AgentCommand::Uninstall => uninstall(ui, &user, &store),
         AgentCommand::Run(args) => {
             let home = cli.home.as_deref().context("agent run needs --home")?;
-            Keeper { home, args, store: &store, ui }.run()
+            Keeper {
+                home,
+                args,
+                store: &store,
+                ui,
+            }
+            .run()
         }
     }
 }
@@ -70,26 +76,43 @@ fn user_home() -> Result<PathBuf> {
 }
 
 fn job_path(user: &Path) -> PathBuf {
-    user.join("Library/LaunchAgents").join(format!("{LABEL}.plist"))
+    user.join("Library/LaunchAgents")
+        .join(format!("{LABEL}.plist"))
 }
 
 fn install(cli: &Cli, ui: &Ui, user: &Path, store: &Store, size: u64) -> Result<Outcome> {
-    let program = job::lasting_program(&std::env::current_exe().context("the path of lmpatch is unknown")?)?;
+    let program =
+        job::lasting_program(&std::env::current_exe().context("the path of lmpatch is unknown")?)?;
     let home = home::find(cli.home.as_deref())?;
     if let Some(note) = &home.note {
         ui.note(note);
     }
     let home = std::path::absolute(&home.path)?;
-    let known = store.load().filter(|memory| Path::new(&memory.home) == home);
+    let known = store
+        .load()
+        .filter(|memory| Path::new(&memory.home) == home);
     if known.is_none() {
         store.save(&keeper::remember_all(&home)?)?;
     }
     let watched = backends::amphibian(&home);
-    let job = Job { program, home, watched, size };
+    let job = Job {
+        program,
+        home,
+        watched,
+        size,
+    };
     let was_installed = replace_job(user, &job)?;
-    let verb = if was_installed { "updated" } else { "installed" };
-    ui.say(&format!("The agent is {verb}: backends that LM Studio adds from now on get {size}."));
-    ui.say(&format!("Those that are there now stay as they are; `lmpatch {size}` sets them."));
+    let verb = if was_installed {
+        "updated"
+    } else {
+        "installed"
+    };
+    ui.say(&format!(
+        "The agent is {verb}: backends that LM Studio adds from now on get {size}."
+    ));
+    ui.say(&format!(
+        "Those that are there now stay as they are; `lmpatch {size}` sets them."
+    ));
     Ok(Outcome::Done)
 }
 
@@ -124,7 +147,11 @@ fn uninstall(ui: &Ui, user: &Path, store: &Store) -> Result<Outcome> {
     }
     remove(&path)?;
     let had_memory = store.remove()?;
-    ui.say(if is_there || had_memory { "The agent is uninstalled." } else { "There was no agent." });
+    ui.say(if is_there || had_memory {
+        "The agent is uninstalled."
+    } else {
+        "There was no agent."
+    });
     Ok(Outcome::Done)
 }
 
@@ -144,7 +171,9 @@ pub fn look() -> Result<Status> {
     let job = fs::read(&plist).ok().map(|bytes| Job::from_plist(&bytes));
     let installed = job.is_some();
     let job = job.flatten();
-    let loaded = Launchd::of(&user).and_then(|launchd| launchd.is_loaded()).ok();
+    let loaded = Launchd::of(&user)
+        .and_then(|launchd| launchd.is_loaded())
+        .ok();
     let program = job.as_ref().map(|job| job.program.clone());
     let mut status = Status {
         schema: SCHEMA,
@@ -159,7 +188,8 @@ pub fn look() -> Result<Status> {
         lines: store.last_lines(SHOWN_LINES),
         trouble: None,
     };
-    status.trouble = trouble(&status).map(|what| format!("{what}; `lmpatch agent install` puts it right"));
+    status.trouble =
+        trouble(&status).map(|what| format!("{what}; `lmpatch agent install` puts it right"));
     Ok(status)
 }
 
@@ -168,7 +198,10 @@ fn trouble(status: &Status) -> Option<String> {
         return None;
     }
     let (Some(program), Some(watches)) = (&status.program, &status.watches) else {
-        return Some(format!("{} is not a job as lmpatch writes it", status.plist.display()));
+        return Some(format!(
+            "{} is not a job as lmpatch writes it",
+            status.plist.display()
+        ));
     };
     if !status.program_exists {
         return Some(format!("{}, which it runs, is gone", program.display()));
@@ -181,11 +214,17 @@ fn trouble(status: &Status) -> Option<String> {
 
 fn status(cli: &Cli, ui: &Ui) -> Result<Outcome> {
     let status = look()?;
-    let outcome = if status.installed && status.trouble.is_none() { Outcome::Done } else { Outcome::Failed };
+    let outcome = if status.installed && status.trouble.is_none() {
+        Outcome::Done
+    } else {
+        Outcome::Failed
+    };
     if cli.json {
-        ui.print(&(serde_json::to_string_pretty(&status)? + "\n")).context("cannot write to stdout")?;
+        ui.print(&(serde_json::to_string_pretty(&status)? + "\n"))
+            .context("cannot write to stdout")?;
     } else if !ui.is_quiet {
-        ui.print(&shown(&status)).context("cannot write to stdout")?;
+        ui.print(&shown(&status))
+            .context("cannot write to stdout")?;
     }
     if let Some(trouble) = &status.trouble {
         ui.error(trouble);
@@ -203,7 +242,10 @@ impl Status {
             (true, Some(true)) => (GOOD, "installed and loaded"),
             (true, _) => (NOTE, "installed; whether launchd has it cannot be told"),
         };
-        let size = self.size.map(|size| format!(", size {size}")).unwrap_or_default();
+        let size = self
+            .size
+            .map(|size| format!(", size {size}"))
+            .unwrap_or_default();
         format!("{:<9}{style}{word}{style:#}{size}\n", "agent")
     }
 }
@@ -215,9 +257,17 @@ fn shown(status: &Status) -> String {
         ("watches", status.watches.as_deref().map(path)),
         ("log", Some(path(&status.log))),
     ];
-    let rows = rows.into_iter().filter_map(|(name, value)| Some(format!("{name:<9}{}\n", value?)));
-    let lines = status.lines.iter().map(|line| format!("  {}\n", printable(line)));
-    std::iter::once(status.line()).chain(rows).chain(lines).collect()
+    let rows = rows
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name:<9}{}\n", value?)));
+    let lines = status
+        .lines
+        .iter()
+        .map(|line| format!("  {}\n", printable(line)));
+    std::iter::once(status.line())
+        .chain(rows)
+        .chain(lines)
+        .collect()
 }
 
 /// Refuses to run where nothing would ever run it again.

@@ -8,7 +8,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{
-    Arg, ArgMatches, Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    Arg, ArgMatches, Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser,
+    Subcommand, ValueEnum,
 };
 use glob::Pattern;
 
@@ -46,7 +47,10 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
 #[command(override_usage = "lmpatch [OPTIONS] [SIZE]\n       lmpatch [OPTIONS] <COMMAND>")]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own on the command line")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of its own on the command line"
+)]
 pub struct Cli {
     /// What else than the patching itself is asked for.
     #[command(subcommand)]
@@ -324,8 +328,16 @@ impl Cli {
         if self.check {
             return Request::Check(self.size);
         }
-        let goal = if self.revert { Goal::Vendor } else { Goal::Size(self.size.unwrap_or(DEFAULT_SIZE)) };
-        if self.dry_run { Request::Rehearse(goal) } else { Request::Change(goal) }
+        let goal = if self.revert {
+            Goal::Vendor
+        } else {
+            Goal::Size(self.size.unwrap_or(DEFAULT_SIZE))
+        };
+        if self.dry_run {
+            Request::Rehearse(goal)
+        } else {
+            Request::Change(goal)
+        }
     }
 }
 
@@ -337,7 +349,8 @@ fn misplaced(command: &clap::Command, matches: &ArgMatches) -> Option<(ErrorKind
         let what = "the argument '--wait <SECONDS>' is for --reload and --restart";
         return is_idle.then(|| (ErrorKind::MissingRequiredArgument, what.to_owned()));
     };
-    let is_own = |argument: &&Arg| !argument.is_global_set() && is_typed(argument.get_id().as_str());
+    let is_own =
+        |argument: &&Arg| !argument.is_global_set() && is_typed(argument.get_id().as_str());
     let own = command.get_arguments().find(is_own)?;
     let what = format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
     Some((ErrorKind::ArgumentConflict, what))
@@ -356,20 +369,34 @@ fn parse_first_word(text: &str) -> Result<u64, String> {
 
 /// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
+    let (digits, unit) = text
+        .strip_suffix(['k', 'K'])
+        .map_or((text, 1), |digits| (digits, 1024));
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("give plain digits such as 4096, or 4k".to_owned());
     }
-    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    size.filter(|size| SIZES.contains(size))
-        .ok_or_else(|| format!("the size must be from {} to {} tokens", SIZES.start(), SIZES.end()))
+    let size = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit));
+    size.filter(|size| SIZES.contains(size)).ok_or_else(|| {
+        format!(
+            "the size must be from {} to {} tokens",
+            SIZES.start(),
+            SIZES.end()
+        )
+    })
 }
 
 /// A time in seconds, also parts of one; no longer than a day.
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| "give a number of seconds".to_owned())?;
+    let seconds = text
+        .parse()
+        .map_err(|_| "give a number of seconds".to_owned())?;
     let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
-    (duration <= Duration::from_secs(86_400)).then_some(duration).ok_or_else(|| "at most a day, 86400".to_owned())
+    (duration <= Duration::from_secs(86_400))
+        .then_some(duration)
+        .ok_or_else(|| "at most a day, 86400".to_owned())
 }
 
 #[cfg(test)]
@@ -384,7 +411,14 @@ mod tests {
 
     #[test]
     fn sizes_are_plain_digits_or_k() {
-        for (text, size) in [("64", 64), ("4096", 4096), ("4k", 4096), ("8K", 8192), ("128k", 131_072), ("0512", 512)] {
+        for (text, size) in [
+            ("64", 64),
+            ("4096", 4096),
+            ("4k", 4096),
+            ("8K", 8192),
+            ("128k", 131_072),
+            ("0512", 512),
+        ] {
             assert_eq!(parse_size(text), Ok(size), "{text}");
         }
         for text in [

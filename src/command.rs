@@ -24,7 +24,11 @@ pub struct Finished {
 /// Runs `command` without input. Fails where it cannot be started, or has to be killed after `patience`.
 pub fn run(command: &mut Command, patience: Duration) -> io::Result<Finished> {
     let deadline = Instant::now() + patience;
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let pid = child.id();
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
@@ -41,15 +45,25 @@ pub fn run(command: &mut Command, patience: Duration) -> io::Result<Finished> {
     };
     // Something that the program started may still hold its output open.
     let rest = |output: &mpsc::Receiver<Vec<u8>>| {
-        let left = deadline.saturating_duration_since(Instant::now()).max(PAUSE);
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(PAUSE);
         let bytes = output.recv_timeout(left).map_err(|_| too_slow(patience))?;
         Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
     };
-    Ok(Finished { pid, status, stdout: rest(&stdout)?, stderr: rest(&stderr)?.trim_end().to_owned() })
+    Ok(Finished {
+        pid,
+        status,
+        stdout: rest(&stdout)?,
+        stderr: rest(&stderr)?.trim_end().to_owned(),
+    })
 }
 
 fn too_slow(patience: Duration) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("it took longer than {} seconds", patience.as_secs_f64()))
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("it took longer than {} seconds", patience.as_secs_f64()),
+    )
 }
 
 /// Reads a pipe to its end on a thread of its own, so that a full pipe never stops the program.

@@ -63,8 +63,14 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
     let agent = agent::look()?;
     on_agent(&agent, &mut findings);
     findings.sort();
-    let has_problem = findings.iter().any(|finding| finding.level == Level::Problem);
-    let outcome = if has_problem { Outcome::Failed } else { Outcome::Done };
+    let has_problem = findings
+        .iter()
+        .any(|finding| finding.level == Level::Problem);
+    let outcome = if has_problem {
+        Outcome::Failed
+    } else {
+        Outcome::Done
+    };
     let text = if cli.json {
         let page = Page {
             schema: SCHEMA,
@@ -81,7 +87,10 @@ pub fn run(cli: &Cli, ui: &Ui) -> Result<Outcome> {
         };
         serde_json::to_string_pretty(&page)? + "\n"
     } else {
-        let layout = Layout { width: ui.width(), is_verbose: ui.is_verbose };
+        let layout = Layout {
+            width: ui.width(),
+            is_verbose: ui.is_verbose,
+        };
         head(&report, found_by, &runtimes, layout.width)
             + &tables(&report, layout)
             + &agent.line()
@@ -100,26 +109,41 @@ fn on_home(
     let home = match home::find(cli.home.as_deref()) {
         Ok(home) => home,
         Err(error) => {
-            let next = "install LM Studio and an MLX runtime in it, or give its home with --home DIR";
+            let next =
+                "install LM Studio and an MLX runtime in it, or give its home with --home DIR";
             findings.push(problem(format!("{error:#}"), next));
             return Ok((None, Vec::new()));
         }
     };
     if let Some(note) = &home.note {
-        findings.push(note_of(note.clone(), "give the home you mean with --home DIR"));
+        findings.push(note_of(
+            note.clone(),
+            "give the home you mean with --home DIR",
+        ));
     }
-    let runtimes: Vec<_> = backends::runtimes(&home.path).iter().map(RuntimeReport::of).collect();
+    let runtimes: Vec<_> = backends::runtimes(&home.path)
+        .iter()
+        .map(RuntimeReport::of)
+        .collect();
     examine(cli, &home.path, report, findings)?;
     on_selection(&runtimes, report, findings);
     Ok((Some(home.found_by.words()), runtimes))
 }
 
 fn problem(what: String, next: impl Into<String>) -> Finding {
-    Finding { level: Level::Problem, what, next: next.into() }
+    Finding {
+        level: Level::Problem,
+        what,
+        next: next.into(),
+    }
 }
 
 fn note_of(what: String, next: impl Into<String>) -> Finding {
-    Finding { level: Level::Note, what, next: next.into() }
+    Finding {
+        level: Level::Note,
+        what,
+        next: next.into(),
+    }
 }
 
 /// Looks at the backends of one home.
@@ -130,7 +154,13 @@ fn examine(cli: &Cli, home: &Path, report: &mut Report, findings: &mut Vec<Findi
     let base = cli.url.clone().unwrap_or_else(|| server::base_url(home));
     let token = std::env::var(server::TOKEN_VARIABLE).ok();
     sight.ask(&Server::new(base, token.as_deref(), Patience::SHORT), &all);
-    report.fill(home, all.iter().map(|backend| BackendReport::looked_at(backend)).collect(), survey.missing);
+    report.fill(
+        home,
+        all.iter()
+            .map(|backend| BackendReport::looked_at(backend))
+            .collect(),
+        survey.missing,
+    );
     report.add_effects(&sight, all.iter().copied());
     for (backend, read) in report.backends.iter().zip(&all) {
         findings.extend(on_backend(backend));
@@ -145,19 +175,35 @@ fn examine(cli: &Cli, home: &Path, report: &mut Report, findings: &mut Vec<Findi
 fn on_unknown_effects(report: &Report) -> Vec<Finding> {
     let next = "restart LM Studio, or load the model again, to be sure";
     if let Some(why) = &report.workers_unknown {
-        return vec![note_of(format!("whether loaded models have these values cannot be told: {why}"), next)];
+        return vec![note_of(
+            format!("whether loaded models have these values cannot be told: {why}"),
+            next,
+        )];
     }
-    let unknown = report.backends.iter().filter(|backend| backend.in_effect == Some(Effect::Unknown));
+    let unknown = report
+        .backends
+        .iter()
+        .filter(|backend| backend.in_effect == Some(Effect::Unknown));
     let tell = |backend: &BackendReport| {
-        let why = "its files have no date to go by, or the workers that run may be another engine's";
-        note_of(format!("{}: whether loaded models have its values cannot be told: {why}", backend.layer), next)
+        let why =
+            "its files have no date to go by, or the workers that run may be another engine's";
+        note_of(
+            format!(
+                "{}: whether loaded models have its values cannot be told: {why}",
+                backend.layer
+            ),
+            next,
+        )
     };
     unknown.map(tell).collect()
 }
 
 fn on_backend(backend: &BackendReport) -> Vec<Finding> {
     let layer = &backend.layer;
-    let size = backend.chunk.filter(|chunk| Some(*chunk) != backend.stock).unwrap_or(DEFAULT_SIZE);
+    let size = backend
+        .chunk
+        .filter(|chunk| Some(*chunk) != backend.stock)
+        .unwrap_or(DEFAULT_SIZE);
     let mut findings = Vec::new();
     let why = backend.why.clone().unwrap_or_default();
     match backend.state {
@@ -181,7 +227,11 @@ fn on_backend(backend: &BackendReport) -> Vec<Finding> {
     }
     if backend.in_effect == Some(Effect::ReloadNeeded) {
         let workers = human::stale_workers(&[backend]);
-        let set = if backend.state == State::Stock { "--revert".to_owned() } else { size.to_string() };
+        let set = if backend.state == State::Stock {
+            "--revert".to_owned()
+        } else {
+            size.to_string()
+        };
         findings.push(problem(
             format!("{layer}: a loaded model still has older values (worker {workers})"),
             format!("`lmpatch {set} --reload`, or restart LM Studio"),
@@ -196,12 +246,17 @@ fn on_leftovers(backend: &BackendReport, read: &Backend) -> Vec<Finding> {
     for file in &read.files {
         findings.extend(bytecode::stale(&file.path).into_iter().map(|cached| {
             problem(
-                format!("{} is older than its source, and Python would still take it", cached.display()),
+                format!(
+                    "{} is older than its source, and Python would still take it",
+                    cached.display()
+                ),
                 format!("remove it: rm '{}'", cached.display()),
             )
         }));
         findings.extend(replace::temporaries(&file.path).into_iter().map(|temp| {
-            let run = backend.chunk.map_or_else(|| "--revert".to_owned(), |chunk| chunk.to_string());
+            let run = backend
+                .chunk
+                .map_or_else(|| "--revert".to_owned(), |chunk| chunk.to_string());
             note_of(
                 format!("{} is left of a run that was killed", temp.display()),
                 format!("`lmpatch {run}` removes it"),
@@ -215,7 +270,9 @@ fn on_advice(advice: &Advice) -> Finding {
     let next = match advice {
         Advice::OffGrid(_) => "set a multiple of 256, such as `lmpatch 4096`",
         Advice::MemoryCaution(_) => "if a model fails to load or answer: `lmpatch 4096`",
-        Advice::SmallerContext(_) => "if you need the longer context: `lmpatch --revert`, or update the runtime",
+        Advice::SmallerContext(_) => {
+            "if you need the longer context: `lmpatch --revert`, or update the runtime"
+        }
         Advice::BelowStock { .. } | Advice::NotAsShipped { .. } => "`lmpatch --revert`",
     };
     note_of(advice.to_string(), next)
@@ -230,16 +287,27 @@ fn on_selection(runtimes: &[RuntimeReport], report: &Report, findings: &mut Vec<
         ));
     }
     for missing in &report.missing_layers {
-        let is_used = selected.is_some_and(|runtime| missing.runtime == format!("MLX {}", runtime.version));
-        let what = format!("{} is made of {}, which is not on disk", missing.runtime, missing.layer);
+        let is_used =
+            selected.is_some_and(|runtime| missing.runtime == format!("MLX {}", runtime.version));
+        let what = format!(
+            "{} is made of {}, which is not on disk",
+            missing.runtime, missing.layer
+        );
         let next = "let LM Studio finish its update, or reinstall that runtime in it";
-        findings.push(if is_used { problem(what, next) } else { note_of(what, next) });
+        findings.push(if is_used {
+            problem(what, next)
+        } else {
+            note_of(what, next)
+        });
     }
 }
 
 fn on_agent(agent: &agent::Status, findings: &mut Vec<Finding>) {
     if let Some(trouble) = &agent.trouble {
-        findings.push(problem(format!("the agent does not work: {trouble}"), "`lmpatch agent install`"));
+        findings.push(problem(
+            format!("the agent does not work: {trouble}"),
+            "`lmpatch agent install`",
+        ));
     } else if !agent.installed {
         findings.push(note_of(
             "an update of LM Studio brings a new backend with the stock chunk".to_owned(),
@@ -248,9 +316,19 @@ fn on_agent(agent: &agent::Status, findings: &mut Vec<Finding>) {
     }
 }
 
-fn head(report: &Report, found_by: Option<&str>, runtimes: &[RuntimeReport], width: Option<u16>) -> String {
-    let home = report.home.as_deref().map_or_else(|| "not found".to_owned(), printable);
-    let found_by = found_by.map(|words| format!(" ({words})")).unwrap_or_default();
+fn head(
+    report: &Report,
+    found_by: Option<&str>,
+    runtimes: &[RuntimeReport],
+    width: Option<u16>,
+) -> String {
+    let home = report
+        .home
+        .as_deref()
+        .map_or_else(|| "not found".to_owned(), printable);
+    let found_by = found_by
+        .map(|words| format!(" ({words})"))
+        .unwrap_or_default();
     let runtimes: Vec<_> = runtimes
         .iter()
         .map(|runtime| {
@@ -258,16 +336,28 @@ fn head(report: &Report, found_by: Option<&str>, runtimes: &[RuntimeReport], wid
             format!("MLX {}{selected}", runtime.version)
         })
         .collect();
-    let runtimes = if runtimes.is_empty() { "none found".to_owned() } else { runtimes.join(", ") };
+    let runtimes = if runtimes.is_empty() {
+        "none found".to_owned()
+    } else {
+        runtimes.join(", ")
+    };
     let tag = "runtimes ";
-    format!("{:<9}{home}{found_by}\n{tag}{}\n", "home", behind(tag, &runtimes, "         ", width))
+    format!(
+        "{:<9}{home}{found_by}\n{tag}{}\n",
+        "home",
+        behind(tag, &runtimes, "         ", width)
+    )
 }
 
 fn tables(report: &Report, layout: Layout) -> String {
     if report.backends.is_empty() {
         return String::new();
     }
-    format!("\n{}{}\n", human::check(report, layout), human::effects(report))
+    format!(
+        "\n{}{}\n",
+        human::check(report, layout),
+        human::effects(report)
+    )
 }
 
 fn told(findings: &[Finding], width: Option<u16>) -> String {

@@ -60,7 +60,10 @@ pub fn look(home: &Path) -> Sight {
     Sight {
         workers: process::workers(home),
         selected_since: runtimes::selected_since(home),
-        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        now: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs(),
         loaded: None,
     }
 }
@@ -73,18 +76,31 @@ impl Sight {
             return Vec::new();
         };
         // ps tells whole seconds: within the second of the edit a worker may have come before it.
-        workers.iter().filter(|worker| worker.started <= edited).copied().collect()
+        workers
+            .iter()
+            .filter(|worker| worker.started <= edited)
+            .copied()
+            .collect()
     }
 
     /// Asks the server what the workers run, where that makes a difference: ps cannot tell an MLX worker from others.
     pub fn ask(&mut self, server: &Server, backends: &[&Backend]) {
-        if backends.iter().all(|backend| self.stale(backend).is_empty()) {
+        if backends
+            .iter()
+            .all(|backend| self.stale(backend).is_empty())
+        {
             return;
         }
         if let Ok(models) = server.models() {
             let (mlx, others): (Vec<_>, Vec<_>) = models.iter().partition(|model| model.is_mlx());
-            let others = others.iter().map(|model| model.loaded_instances.len()).sum();
-            self.loaded = Some((others, mlx.iter().any(|model| !model.loaded_instances.is_empty())));
+            let others = others
+                .iter()
+                .map(|model| model.loaded_instances.len())
+                .sum();
+            self.loaded = Some((
+                others,
+                mlx.iter().any(|model| !model.loaded_instances.is_empty()),
+            ));
         }
     }
 
@@ -99,7 +115,11 @@ impl Sight {
         }
         if let (Some(since), false) = (self.selected_since, backend.layer.is_selected()) {
             let is_elsewhere = workers.iter().all(|worker| worker.started > since);
-            return if is_elsewhere { Effect::NotRunning } else { Effect::Unknown };
+            return if is_elsewhere {
+                Effect::NotRunning
+            } else {
+                Effect::Unknown
+            };
         }
         let stale = self.stale(backend).len();
         match self.loaded {

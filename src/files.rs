@@ -37,9 +37,15 @@ impl fmt::Display for NotRead {
         match self {
             Self::Missing => f.write_str("is not there"),
             Self::NotAFile(kind) => write!(f, "is {kind}, not a regular file"),
-            Self::TooLarge(size) => write!(f, "has {size} bytes, more than the {MAX_BYTES} that are read at most"),
+            Self::TooLarge(size) => write!(
+                f,
+                "has {size} bytes, more than the {MAX_BYTES} that are read at most"
+            ),
             Self::Io(error) if self.is_denied() => {
-                write!(f, "cannot be read ({error}); allow it with chmod u+r, or chmod u+rx on its directory")
+                write!(
+                    f,
+                    "cannot be read ({error}); allow it with chmod u+r, or chmod u+rx on its directory"
+                )
             }
             Self::Io(error) => write!(f, "cannot be read ({error})"),
         }
@@ -48,7 +54,11 @@ impl fmt::Display for NotRead {
 
 impl From<io::Error> for NotRead {
     fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::NotFound { Self::Missing } else { Self::Io(error) }
+        if error.kind() == io::ErrorKind::NotFound {
+            Self::Missing
+        } else {
+            Self::Io(error)
+        }
     }
 }
 
@@ -67,7 +77,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     let mut file = File::open(path)?;
     file.read_exact(&mut bytes)?;
     // In case the file grew since, up to one byte more than allowed.
-    file.take(MAX_BYTES + 1 - metadata.len()).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES + 1 - metadata.len())
+        .read_to_end(&mut bytes)?;
     match u64::try_from(bytes.len()) {
         Ok(size) if size <= MAX_BYTES => Ok(bytes),
         _ => Err(NotRead::TooLarge(metadata.len())),
@@ -80,9 +91,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
     // The deepest directory that can still be seen is the one that is closed.
-    let closed = path.ancestors().find(|ancestor| is_denied && fs::metadata(ancestor).is_ok());
+    let closed = path
+        .ancestors()
+        .find(|ancestor| is_denied && fs::metadata(ancestor).is_ok());
     let fix = closed.map(|closed| format!("; allow it with: chmod u+rx '{}'", closed.display()));
-    anyhow::Error::new(error).context(format!("cannot {act} {}{}", path.display(), fix.unwrap_or_default()))
+    anyhow::Error::new(error).context(format!(
+        "cannot {act} {}{}",
+        path.display(),
+        fix.unwrap_or_default()
+    ))
 }
 
 /// When a file was last written, in seconds since 1970.
@@ -94,7 +111,9 @@ pub fn modified(path: &Path) -> Option<u64> {
 
 /// The names in a directory.
 pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
-    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+    fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect()
 }
 
 /// Whether there is a directory at that path, links followed. Fails where that cannot be told, which is no "no".
@@ -110,7 +129,10 @@ pub fn is_dir(path: &Path) -> io::Result<bool> {
 #[must_use]
 pub fn is_absence(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory | InvalidInput | InvalidFilename)
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | InvalidInput | InvalidFilename
+    )
 }
 
 fn dangling(path: &Path, error: io::Error) -> NotRead {

@@ -58,7 +58,8 @@ fn look_or_change(cli: &Cli, ui: &Ui) -> Result<Outcome> {
         ui.error(error);
     }
     if cli.json {
-        ui.print(&json::render(&report)?).context("cannot write the report to stdout")?;
+        ui.print(&json::render(&report)?)
+            .context("cannot write the report to stdout")?;
     }
     Ok(outcome)
 }
@@ -69,7 +70,11 @@ fn answer(cli: &Cli, ui: &Ui, report: &mut Report) -> Result<Outcome> {
         ui.note(note);
         report.notes.push(note.clone());
     }
-    let session = Session { cli, ui, home: &home.path };
+    let session = Session {
+        cli,
+        ui,
+        home: &home.path,
+    };
     match cli.request() {
         Request::Check(size) => session.check(report, size),
         Request::Change(goal) => session.change(report, goal, patch::carry_out),

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match lmpatch::cli::Cli::read(std::env::args_os()) {
-        Ok(cli) => lmpatch::run(&cli).map_or_else(|error| lmpatch::ui::last_words(&error), ExitCode::from),
+        Ok(cli) => {
+            lmpatch::run(&cli).map_or_else(|error| lmpatch::ui::last_words(&error), ExitCode::from)
+        }
         Err(answer) => lmpatch::ui::print_answer(&answer),
     }
 }

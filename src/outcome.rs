@@ -29,9 +29,15 @@ impl Outcome {
     /// What these deeds amount to. Leaving a half-unpacked update alone is no failure, unless that is all there was.
     #[must_use]
     pub fn of<'d>(mut deeds: impl Iterator<Item = &'d Deed> + Clone) -> Self {
-        let failed = deeds.clone().any(|deed| matches!(deed, Deed::Refused(_) | Deed::Failed(_)));
+        let failed = deeds
+            .clone()
+            .any(|deed| matches!(deed, Deed::Refused(_) | Deed::Failed(_)));
         let nothing = deeds.all(|deed| matches!(deed, Deed::LeftAlone(_)));
-        if failed || nothing { Self::Failed } else { Self::Done }
+        if failed || nothing {
+            Self::Failed
+        } else {
+            Self::Done
+        }
     }
 }
 

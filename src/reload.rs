@@ -70,7 +70,12 @@ impl Reload<'_> {
     pub fn carry_out(&self, how: How) -> Result<Vec<Reloaded>, String> {
         match how {
             How::Models => {
-                let targets = targets(&self.server.models().map_err(|trouble| trouble.to_string())?);
+                let targets = targets(
+                    &self
+                        .server
+                        .models()
+                        .map_err(|trouble| trouble.to_string())?,
+                );
                 wait_for_the_next_second();
                 Ok(targets.iter().map(|target| self.reload(target)).collect())
             }
@@ -91,7 +96,10 @@ impl Reload<'_> {
         if poll(self.wait, || is_idle().then_some(())).is_some() {
             return Ok(());
         }
-        Err(format!("it was still at work after {} seconds and was left as it is", self.wait.as_secs_f64()))
+        Err(format!(
+            "it was still at work after {} seconds and was left as it is",
+            self.wait.as_secs_f64()
+        ))
     }
 
     fn unload(&self, target: &Target) -> Result<(), String> {
@@ -101,13 +109,20 @@ impl Reload<'_> {
             Err(Trouble::NotFound(_)) => Some(Ok(())),
             other => Some(other.map_err(|trouble| format!("it was not unloaded: {trouble}"))),
         };
-        let still_busy =
-            || format!("it was still at work after {} seconds and was left as it is", self.wait.as_secs_f64());
+        let still_busy = || {
+            format!(
+                "it was still at work after {} seconds and was left as it is",
+                self.wait.as_secs_f64()
+            )
+        };
         poll(self.wait, attempt).unwrap_or_else(|| Err(still_busy()))
     }
 
     fn load(&self, target: &Target) -> Reloaded {
-        let InstanceConfig { context_length, parallel } = target.config;
+        let InstanceConfig {
+            context_length,
+            parallel,
+        } = target.config;
         let attempt = || match self.server.load(&target.model, context_length, parallel) {
             Err(Trouble::Busy(_)) => None,
             other => Some(other),
@@ -115,7 +130,11 @@ impl Reload<'_> {
         match poll(self.wait, attempt) {
             Some(Ok(loaded)) => {
                 let note = self.difference(target, &loaded.instance_id);
-                Reloaded { instance: loaded.instance_id, note, ..target.done() }
+                Reloaded {
+                    instance: loaded.instance_id,
+                    note,
+                    ..target.done()
+                }
             }
             Some(Err(trouble)) => target.failed(not_loaded(&trouble.to_string(), target)),
             None => target.failed(not_loaded("the server stayed busy", target)),
@@ -126,15 +145,26 @@ impl Reload<'_> {
     fn difference(&self, target: &Target, instance: &str) -> Option<String> {
         let models = self.server.models().ok()?;
         let loaded = models.iter().find(|model| model.key == target.model)?;
-        let now = loaded.loaded_instances.iter().find(|now| now.id == instance)?.config;
+        let now = loaded
+            .loaded_instances
+            .iter()
+            .find(|now| now.id == instance)?
+            .config;
         let differs = |what: &str, before: Option<u64>, now: Option<u64>| match (before, now) {
-            (Some(before), Some(now)) if before != now => Some(format!("{what} {now} instead of {before}")),
+            (Some(before), Some(now)) if before != now => {
+                Some(format!("{what} {now} instead of {before}"))
+            }
             _ => None,
         };
         let differences: Vec<_> = [
-            differs("context length", target.config.context_length, now.context_length),
+            differs(
+                "context length",
+                target.config.context_length,
+                now.context_length,
+            ),
             differs("parallelism", target.config.parallel, now.parallel),
-            (instance != target.instance).then(|| format!("the identifier {instance} instead of {}", target.instance)),
+            (instance != target.instance)
+                .then(|| format!("the identifier {instance} instead of {}", target.instance)),
         ]
         .into_iter()
         .flatten()
@@ -147,23 +177,42 @@ impl Reload<'_> {
             Ok(models) => targets(&models),
             // A server that was off stays off, and nothing could be loaded through it: the app alone is restarted.
             Err(Trouble::NotRunning(_)) => {
-                self.quit(|| !process::workers(self.home).is_ok_and(|workers| !workers.is_empty()))?;
+                self.quit(|| {
+                    !process::workers(self.home).is_ok_and(|workers| !workers.is_empty())
+                })?;
                 return self.open().map(|()| Vec::new());
             }
             Err(trouble) => return Err(trouble.to_string()),
         };
         for target in &targets {
-            self.until_idle(target).map_err(|why| format!("{}: {why}; the app was not quit", target.instance))?;
+            self.until_idle(target)
+                .map_err(|why| format!("{}: {why}; the app was not quit", target.instance))?;
         }
-        self.quit(|| matches!(self.server.models(), Err(Trouble::NotRunning(_) | Trouble::CutOff(_))))?;
+        self.quit(|| {
+            matches!(
+                self.server.models(),
+                Err(Trouble::NotRunning(_) | Trouble::CutOff(_))
+            )
+        })?;
         wait_for_the_next_second();
         self.open()?;
         let models = self.until_answer(&targets)?;
         let is_back = |target: &Target| {
             let model = models.iter().find(|model| model.key == target.model);
-            model.is_some_and(|model| model.loaded_instances.iter().any(|instance| instance.id == target.instance))
+            model.is_some_and(|model| {
+                model
+                    .loaded_instances
+                    .iter()
+                    .any(|instance| instance.id == target.instance)
+            })
         };
-        let load = |target: &Target| if is_back(target) { target.done() } else { self.load(target) };
+        let load = |target: &Target| {
+            if is_back(target) {
+                target.done()
+            } else {
+                self.load(target)
+            }
+        };
         Ok(targets.iter().map(load).collect())
     }
 
@@ -171,14 +220,21 @@ impl Reload<'_> {
     fn quit(&self, is_gone: impl Fn() -> bool) -> Result<(), String> {
         process::quit(APP_PATIENCE)?;
         poll(self.wait, || is_gone().then_some(())).ok_or_else(|| {
-            format!("LM Studio still runs {} seconds after it was told to quit", self.wait.as_secs_f64())
+            format!(
+                "LM Studio still runs {} seconds after it was told to quit",
+                self.wait.as_secs_f64()
+            )
         })
     }
 
     /// Opens the app; macOS refuses that for a moment while the old one is still on its way out.
     fn open(&self) -> Result<(), String> {
         let mut last = None;
-        let attempt = || process::open(APP_PATIENCE).map_err(|why| last = Some(why)).ok();
+        let attempt = || {
+            process::open(APP_PATIENCE)
+                .map_err(|why| last = Some(why))
+                .ok()
+        };
         poll(self.wait.min(OPEN_PATIENCE), attempt).ok_or_else(|| last.unwrap_or_default())
     }
 
@@ -194,7 +250,11 @@ impl Reload<'_> {
         let models = poll(self.wait, attempt);
         models.ok_or_else(|| {
             let names: Vec<_> = targets.iter().map(|target| target.model.as_str()).collect();
-            let loaded = if names.is_empty() { String::new() } else { format!("; load again: {}", names.join(", ")) };
+            let loaded = if names.is_empty() {
+                String::new()
+            } else {
+                format!("; load again: {}", names.join(", "))
+            };
             format!(
                 "LM Studio was opened, but after {} seconds: {}{loaded}",
                 self.wait.as_secs_f64(),
@@ -217,7 +277,10 @@ impl Target {
     }
 
     fn failed(&self, why: String) -> Reloaded {
-        Reloaded { failed: Some(why), ..self.done() }
+        Reloaded {
+            failed: Some(why),
+            ..self.done()
+        }
     }
 }
 
@@ -228,13 +291,24 @@ fn targets(models: &[Model]) -> Vec<Target> {
             instance: instance.id.clone(),
             config: instance.config,
         };
-        model.loaded_instances.iter().map(target).collect::<Vec<_>>()
+        model
+            .loaded_instances
+            .iter()
+            .map(target)
+            .collect::<Vec<_>>()
     };
-    models.iter().filter(|model| model.is_mlx()).flat_map(of).collect()
+    models
+        .iter()
+        .filter(|model| model.is_mlx())
+        .flat_map(of)
+        .collect()
 }
 
 fn not_loaded(why: &str, target: &Target) -> String {
-    let context = target.config.context_length.map(|context| format!(" --context-length {context}"));
+    let context = target
+        .config
+        .context_length
+        .map(|context| format!(" --context-length {context}"));
     format!(
         "it was unloaded and could not be loaded again: {why}; try `lms load '{}'{}`",
         target.model,
@@ -258,6 +332,10 @@ fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> 
 
 /// ps tells whole seconds, so a worker is known to be newer than an edit only from the next second on.
 fn wait_for_the_next_second() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    thread::sleep(Duration::from_secs(1).saturating_sub(Duration::from_nanos(now.subsec_nanos().into())));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    thread::sleep(
+        Duration::from_secs(1).saturating_sub(Duration::from_nanos(now.subsec_nanos().into())),
+    );
 }

@@ -33,16 +33,35 @@ impl Session<'_> {
     /// Shows every backend; with a size, tells whether every one of them has it.
     pub fn check(self, report: &mut Report, size: Option<u64>) -> Result<Outcome> {
         let survey = patch::survey(self.home, &self.cli.backend)?;
-        let backends: Vec<_> = survey.backends.iter().map(BackendReport::looked_at).collect();
+        let backends: Vec<_> = survey
+            .backends
+            .iter()
+            .map(BackendReport::looked_at)
+            .collect();
         self.fill(report, backends, survey.missing)?;
         self.look(report, &survey.backends.iter().collect::<Vec<_>>());
-        let table = || format!("{}{}", human::check(report, self.layout()), human::effects(report));
-        let printed = if self.shows_tables() { self.print(&table()) } else { Ok(()) };
+        let table = || {
+            format!(
+                "{}{}",
+                human::check(report, self.layout()),
+                human::effects(report)
+            )
+        };
+        let printed = if self.shows_tables() {
+            self.print(&table())
+        } else {
+            Ok(())
+        };
         self.tell_reasons(report);
         self.tell_notes(report, advice::on_sizes(report, None));
         if let Some(size) = size {
-            let having = survey.backends.iter().filter(|backend| backend.has(size)).count();
-            self.ui.say(&human::verdict(size, having, survey.backends.len()));
+            let having = survey
+                .backends
+                .iter()
+                .filter(|backend| backend.has(size))
+                .count();
+            self.ui
+                .say(&human::verdict(size, having, survey.backends.len()));
         }
         printed.map(|()| check_outcome(&survey.backends, size))
     }
@@ -55,7 +74,11 @@ impl Session<'_> {
         act: impl FnOnce(&Path, &[Pattern], Goal) -> Result<Doings>,
     ) -> Result<Outcome> {
         let (done, missing) = act(self.home, &self.cli.backend, goal)?;
-        self.fill(report, done.iter().map(BackendReport::done).collect(), missing)?;
+        self.fill(
+            report,
+            done.iter().map(BackendReport::done).collect(),
+            missing,
+        )?;
         let printed = if report.dry_run && !self.cli.json {
             self.print_diff(&human::diff(self.home, &done))
         } else if self.shows_tables() {
@@ -69,17 +92,32 @@ impl Session<'_> {
             Goal::Size(size) => Some(size),
             Goal::Vendor => None,
         };
-        let on_sizes = size.map(|size| advice::on_sizes(report, Some(size))).unwrap_or_default();
-        self.tell_notes(report, on_sizes.into_iter().chain(done.iter().flat_map(advice::on_originals)));
+        let on_sizes = size
+            .map(|size| advice::on_sizes(report, Some(size)))
+            .unwrap_or_default();
+        self.tell_notes(
+            report,
+            on_sizes
+                .into_iter()
+                .chain(done.iter().flat_map(advice::on_originals)),
+        );
         let outcome = Outcome::of(done.iter().map(|done| &done.deed));
         self.tell_summary(report, &done);
         let Some(how) = self.cli.reload() else {
             self.tell_what_holds_old_values(report, &done);
             return printed.map(|()| outcome);
         };
-        let is_any = done.iter().any(|done| matches!(done.deed, Deed::Changed | Deed::Unchanged));
+        let is_any = done
+            .iter()
+            .any(|done| matches!(done.deed, Deed::Changed | Deed::Unchanged));
         let is_reloaded = is_any && self.reload(report, how);
-        printed.map(|()| if is_reloaded { outcome } else { Outcome::Failed })
+        printed.map(|()| {
+            if is_reloaded {
+                outcome
+            } else {
+                Outcome::Failed
+            }
+        })
     }
 
     /// Adds to the report whether the values are in effect. A run that prints errors only has no use for it.
@@ -93,14 +131,26 @@ impl Session<'_> {
     }
 
     fn server(self, patience: Patience) -> Server {
-        let base = self.cli.url.clone().unwrap_or_else(|| server::base_url(self.home));
-        Server::new(base, std::env::var(server::TOKEN_VARIABLE).ok().as_deref(), patience)
+        let base = self
+            .cli
+            .url
+            .clone()
+            .unwrap_or_else(|| server::base_url(self.home));
+        Server::new(
+            base,
+            std::env::var(server::TOKEN_VARIABLE).ok().as_deref(),
+            patience,
+        )
     }
 
     /// Makes the values take effect and tells of it; whether that worked.
     fn reload(self, report: &mut Report, how: How) -> bool {
         let server = self.server(Patience::default());
-        let reload = Reload { home: self.home, server: &server, wait: self.cli.wait };
+        let reload = Reload {
+            home: self.home,
+            server: &server,
+            wait: self.cli.wait,
+        };
         let (models, error) = match reload.carry_out(how) {
             Ok(models) => (models, None),
             Err(error) => (Vec::new(), Some(error)),
@@ -109,13 +159,16 @@ impl Session<'_> {
             self.ui.say("LM Studio was restarted.");
         }
         if models.is_empty() && error.is_none() {
-            self.ui.say("No MLX model was loaded; the next one that is takes these values.");
+            self.ui
+                .say("No MLX model was loaded; the next one that is takes these values.");
         }
         for model in &models {
             self.tell_reloaded(model);
         }
         if let Some(error) = &error {
-            self.ui.error(&format!("the files are done, but no model was loaded again: {error}"));
+            self.ui.error(&format!(
+                "the files are done, but no model was loaded again: {error}"
+            ));
         }
         let worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
         report.reload = Some(ReloadReport { how, models, error });
@@ -124,25 +177,41 @@ impl Session<'_> {
 
     fn tell_reloaded(self, model: &Reloaded) {
         if let Some(why) = &model.failed {
-            self.ui.error(&format!("the files are done, but {} was not loaded again: {why}", model.instance));
+            self.ui.error(&format!(
+                "the files are done, but {} was not loaded again: {why}",
+                model.instance
+            ));
             return;
         }
-        let number = |value: Option<u64>| value.map_or_else(|| "as by default".to_owned(), |value| value.to_string());
+        let number = |value: Option<u64>| {
+            value.map_or_else(|| "as by default".to_owned(), |value| value.to_string())
+        };
         let (context, parallel) = (number(model.context_length), number(model.parallel));
-        self.ui.say(&format!("{} is loaded again (context {context}, parallel {parallel}).", model.instance));
+        self.ui.say(&format!(
+            "{} is loaded again (context {context}, parallel {parallel}).",
+            model.instance
+        ));
         if let Some(note) = &model.note {
             self.ui.note(&format!("{}: {note}", model.instance));
         }
     }
 
-    fn fill(self, report: &mut Report, backends: Vec<BackendReport>, missing: Vec<MissingLayer>) -> Result<()> {
+    fn fill(
+        self,
+        report: &mut Report,
+        backends: Vec<BackendReport>,
+        missing: Vec<MissingLayer>,
+    ) -> Result<()> {
         report.fill(self.home, backends, missing);
         if !report.backends.is_empty() {
             return Ok(());
         }
         let directory = amphibian(self.home);
         if self.cli.backend.is_empty() {
-            bail!("no MLX backend found in {}; install an MLX runtime in LM Studio first", directory.display());
+            bail!(
+                "no MLX backend found in {}; install an MLX runtime in LM Studio first",
+                directory.display()
+            );
         }
         let patterns: Vec<_> = self.cli.backend.iter().map(Pattern::as_str).collect();
         bail!(
@@ -157,7 +226,10 @@ impl Session<'_> {
     }
 
     fn layout(self) -> Layout {
-        Layout { width: self.ui.width(), is_verbose: self.ui.is_verbose }
+        Layout {
+            width: self.ui.width(),
+            is_verbose: self.ui.is_verbose,
+        }
     }
 
     fn print(self, text: &str) -> Result<()> {
@@ -180,9 +252,16 @@ impl Session<'_> {
         for backend in &report.backends {
             let Some(why) = &backend.why else { continue };
             let text = format!("{}: {why}", backend.layer);
-            let is_trouble =
-                backend.result.map_or(backend.state == patch::backend::State::Refused, |result| result != "left-alone");
-            if is_trouble { self.ui.error(&text) } else { self.ui.note(&text) }
+            let is_trouble = backend
+                .result
+                .map_or(backend.state == patch::backend::State::Refused, |result| {
+                    result != "left-alone"
+                });
+            if is_trouble {
+                self.ui.error(&text)
+            } else {
+                self.ui.note(&text)
+            }
         }
     }
 
@@ -193,7 +272,9 @@ impl Session<'_> {
                 missing.runtime, missing.layer
             )
         });
-        let notes: Vec<_> = missing.chain(advice.into_iter().map(|advice| advice.to_string())).collect();
+        let notes: Vec<_> = missing
+            .chain(advice.into_iter().map(|advice| advice.to_string()))
+            .collect();
         for note in &notes {
             self.ui.note(note);
         }
@@ -202,7 +283,10 @@ impl Session<'_> {
 
     fn tell_summary(self, report: &Report, done: &[Done]) {
         self.ui.say(&human::summary(report));
-        if done.iter().any(|done| matches!(done.deed, Deed::Refused(_))) {
+        if done
+            .iter()
+            .any(|done| matches!(done.deed, Deed::Refused(_)))
+        {
             self.ui.say(
                 "A refused backend is as it was; if it came with a current LM Studio, please report what was found.",
             );
@@ -214,9 +298,15 @@ impl Session<'_> {
             self.ui.say("Dry run: nothing was written.");
             return;
         }
-        self.look(report, &done.iter().map(|done| &done.after).collect::<Vec<_>>());
-        let stale: Vec<_> =
-            report.backends.iter().filter(|backend| backend.in_effect == Some(Effect::ReloadNeeded)).collect();
+        self.look(
+            report,
+            &done.iter().map(|done| &done.after).collect::<Vec<_>>(),
+        );
+        let stale: Vec<_> = report
+            .backends
+            .iter()
+            .filter(|backend| backend.in_effect == Some(Effect::ReloadNeeded))
+            .collect();
         if !stale.is_empty() {
             let note = format!(
                 "loaded models still hold the old values: worker {} was started before the files were written; add --reload to load \
@@ -227,7 +317,9 @@ impl Session<'_> {
             report.notes.push(note);
         }
         if done.iter().any(|done| matches!(done.deed, Deed::Changed)) {
-            self.ui.say("It takes effect when a model is next loaded; restarting LM Studio makes sure.");
+            self.ui.say(
+                "It takes effect when a model is next loaded; restarting LM Studio makes sure.",
+            );
         }
     }
 }

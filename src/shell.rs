@@ -21,7 +21,12 @@ pub fn completions(shell: Shell) -> Vec<u8> {
 
 fn script(shell: impl Generator) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), env!("CARGO_PKG_NAME"), &mut script);
+    clap_complete::generate(
+        shell,
+        &mut Cli::command(),
+        env!("CARGO_PKG_NAME"),
+        &mut script,
+    );
     script
 }
 
@@ -49,7 +54,12 @@ fn commands(command: &Command) -> Roff {
         let usage = command.clone().render_usage().to_string();
         section.control("TP", []);
         section.text([bold(usage.trim_start_matches("Usage: "))]);
-        section.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+        section.text([roman(
+            command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        )]);
     }
     section
 }
@@ -59,7 +69,12 @@ fn closing_words(command: &Command) -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["EXAMPLES AND EXIT CODES"]);
     section.control("nf", []);
-    section.text([roman(command.get_after_help().map(ToString::to_string).unwrap_or_default())]);
+    section.text([roman(
+        command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    )]);
     section.control("fi", []);
     section
 }

@@ -37,7 +37,13 @@ impl Ui {
     /// Decides on colour for both streams.
     #[must_use]
     pub fn new(color: ColorChoice, is_quiet: bool, is_verbose: bool) -> Self {
-        let decide = |auto: ColorChoice| if color == ColorChoice::Auto { auto } else { color };
+        let decide = |auto: ColorChoice| {
+            if color == ColorChoice::Auto {
+                auto
+            } else {
+                color
+            }
+        };
         Self {
             out: decide(AutoStream::choice(&io::stdout())),
             err: decide(AutoStream::choice(&io::stderr())),
@@ -67,7 +73,10 @@ impl Ui {
     /// Writes text for people to stdout, its colours taken out where they are not wanted. A reader that has gone
     /// away is no error; a full disk is.
     pub fn print(&self, text: &str) -> io::Result<()> {
-        self.write(&mut AutoStream::new(io::stdout().lock(), self.out), text.as_bytes())
+        self.write(
+            &mut AutoStream::new(io::stdout().lock(), self.out),
+            text.as_bytes(),
+        )
     }
 
     /// Writes bytes to stdout as they are.
@@ -75,7 +84,10 @@ impl Ui {
         self.write(&mut io::stdout().lock(), bytes)
     }
 
-    #[expect(clippy::unused_self, reason = "writing goes through the one owner of the streams")]
+    #[expect(
+        clippy::unused_self,
+        reason = "writing goes through the one owner of the streams"
+    )]
     fn write(&self, stream: &mut impl io::Write, bytes: &[u8]) -> io::Result<()> {
         match stream.write_all(bytes).and_then(|()| stream.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -104,7 +116,10 @@ impl Ui {
 
     fn tagged(&self, tag: &str, style: Style, text: &str) {
         let width = io::stderr().is_terminal().then(width_of_terminal);
-        self.talk(&format!("{style}{tag}{style:#}{}", behind(tag, text, "  ", width)));
+        self.talk(&format!(
+            "{style}{tag}{style:#}{}",
+            behind(tag, text, "  ", width)
+        ));
     }
 
     fn talk(&self, text: &str) {
@@ -122,8 +137,13 @@ pub fn behind(tag: &str, text: &str, indent: &str, width: Option<u16>) -> String
     let Some(width) = width else { return text };
     let taken = " ".repeat(tag.len());
     // Names of layers have hyphens, and a path that is broken cannot be copied.
-    let options = Options::new(width.into()).word_splitter(WordSplitter::NoHyphenation).break_words(false);
-    let lines = textwrap::wrap(&text, options.initial_indent(&taken).subsequent_indent(indent));
+    let options = Options::new(width.into())
+        .word_splitter(WordSplitter::NoHyphenation)
+        .break_words(false);
+    let lines = textwrap::wrap(
+        &text,
+        options.initial_indent(&taken).subsequent_indent(indent),
+    );
     lines.join("\n").trim_start().to_owned()
 }
 
@@ -157,15 +177,16 @@ pub fn printable(text: &str) -> String {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
     };
-    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        if is_hidden(c) {
-            // Writing to a String cannot fail.
-            let _ = write!(shown, "{}", c.escape_unicode());
-        } else {
-            shown.push(c);
-        }
-        shown
-    })
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut shown, c| {
+            if is_hidden(c) {
+                // Writing to a String cannot fail.
+                let _ = write!(shown, "{}", c.escape_unicode());
+            } else {
+                shown.push(c);
+            }
+            shown
+        })
 }
 
 #[cfg(test)]

@@ -14,12 +14,20 @@ use support::{Env, differences, snapshot};
 #[test]
 fn help_names_the_exit_codes_and_the_flags() {
     let ran = Env::new().run(["--help"]).exits(0);
-    for text in
-        ["0  done", "1  something failed", "2  the command line", "3  --check SIZE", "--home <DIR>", "--dry-run"]
-    {
+    for text in [
+        "0  done",
+        "1  something failed",
+        "2  the command line",
+        "3  --check SIZE",
+        "--home <DIR>",
+        "--dry-run",
+    ] {
         assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
     }
-    Env::new().run(["--version"]).exits(0).shows(env!("CARGO_PKG_VERSION"));
+    Env::new()
+        .run(["--version"])
+        .exits(0)
+        .shows(env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
@@ -48,25 +56,39 @@ fn a_wrong_command_line_exits_2_and_changes_nothing() {
         let ran = env.run(&wrong).exits(2);
         assert!(ran.stderr.contains("error:"), "{wrong:?}: {}", ran.stderr);
     }
-    assert_eq!(differences(&before, &snapshot(&env.lmstudio())), Vec::<String>::new());
+    assert_eq!(
+        differences(&before, &snapshot(&env.lmstudio())),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn a_word_that_is_no_command_is_called_so() {
     let env = Env::with_fixture();
-    env.run(["doctr"]).exits(2).says("neither a size such as 4096 or 4k, nor a command");
+    env.run(["doctr"])
+        .exits(2)
+        .says("neither a size such as 4096 or 4k, nor a command");
     env.run(["check"]).exits(2).says("did you mean --check?");
     let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
-    env.run(elsewhere).exits(2).says("give plain digits such as 4096").says_nothing_of("did you mean");
-    env.run(["--wait", "5"]).exits(2).says("is for --reload and --restart");
+    env.run(elsewhere)
+        .exits(2)
+        .says("give plain digits such as 4096")
+        .says_nothing_of("did you mean");
+    env.run(["--wait", "5"])
+        .exits(2)
+        .says("is for --reload and --restart");
 }
 
 #[test]
 fn a_check_of_a_size_says_what_it_found() {
     let env = Env::with_fixture();
-    env.run(["--check", "2048"]).exits(3).says("3 backends: 2 without 2048; `lmpatch 2048` sets it");
+    env.run(["--check", "2048"])
+        .exits(3)
+        .says("3 backends: 2 without 2048; `lmpatch 2048` sets it");
     env.run(["4096", "-q"]).exits(0);
-    env.run(["--check", "4096"]).exits(0).says("3 backends: all have 4096");
+    env.run(["--check", "4096"])
+        .exits(0)
+        .says("3 backends: all have 4096");
     let ran = env.run(["--check", "8192", "-q"]).exits(3);
     assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
 }
@@ -74,8 +96,15 @@ fn a_check_of_a_size_says_what_it_found() {
 #[test]
 fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     let env = Env::with_fixture();
-    let (before, after) = (env.run(["--json", "doctor"]).exits(0), env.run(["doctor", "--json"]).exits(0));
-    assert!(before.stdout.starts_with('{') && before.stdout == after.stdout, "{}", before.stdout);
+    let (before, after) = (
+        env.run(["--json", "doctor"]).exits(0),
+        env.run(["doctor", "--json"]).exits(0),
+    );
+    assert!(
+        before.stdout.starts_with('{') && before.stdout == after.stdout,
+        "{}",
+        before.stdout
+    );
     let home = snapshot(&env.lmstudio());
     for (wrong, named) in [
         (["4096", "doctor"], "[SIZE]"),
@@ -86,16 +115,27 @@ fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
         (["--wait=120", "doctor"], "--wait"),
     ] {
         let ran = env.run(wrong).exits(2);
-        assert!(ran.stderr.contains(named) && ran.stderr.contains("the subcommand"), "{wrong:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(named) && ran.stderr.contains("the subcommand"),
+            "{wrong:?}: {}",
+            ran.stderr
+        );
     }
-    assert_eq!(differences(&home, &snapshot(&env.lmstudio())), Vec::<String>::new());
+    assert_eq!(
+        differences(&home, &snapshot(&env.lmstudio())),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn the_default_is_4096_and_k_is_1024() {
-    for (args, size) in
-        [(vec![], 4096), (vec!["4096"], 4096), (vec!["8k"], 8192), (vec!["128K"], 131_072), (vec!["64"], 64)]
-    {
+    for (args, size) in [
+        (vec![], 4096),
+        (vec!["4096"], 4096),
+        (vec!["8k"], 8192),
+        (vec!["128K"], 131_072),
+        (vec!["64"], 64),
+    ] {
         let env = Env::with_fixture();
         env.run(&args).exits(0);
         env.run(["--check".to_owned(), size.to_string()]).exits(0);
@@ -109,7 +149,10 @@ fn quiet_prints_errors_only() {
     assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
     let ran = env.run(["-q", "--check", "8192"]).exits(3);
     assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
-    let ran = env.run(["-q", "--home", "nowhere", "4096"]).exits(1).says("nowhere");
+    let ran = env
+        .run(["-q", "--home", "nowhere", "4096"])
+        .exits(1)
+        .says("nowhere");
     assert_eq!(ran.stdout, "");
 }
 

@@ -35,10 +35,17 @@ fn three_backends() -> Env {
 fn values(env: &Env) -> Vec<(String, BTreeSet<u64>)> {
     let list = |value: &Value, key: &str| value[key].as_array().unwrap().clone();
     let report = env.json(["--check"]);
-    let sites =
-        |backend: &Value| list(backend, "files").iter().flat_map(|file| list(file, "sites")).collect::<Vec<_>>();
+    let sites = |backend: &Value| {
+        list(backend, "files")
+            .iter()
+            .flat_map(|file| list(file, "sites"))
+            .collect::<Vec<_>>()
+    };
     let of = |backend: &Value| {
-        let values = sites(backend).iter().map(|site| site["value"].as_u64().unwrap()).collect();
+        let values = sites(backend)
+            .iter()
+            .map(|site| site["value"].as_u64().unwrap())
+            .collect();
         (backend["layer"].as_str().unwrap().to_owned(), values)
     };
     list(&report, "backends").iter().map(of).collect()
@@ -46,7 +53,10 @@ fn values(env: &Env) -> Vec<(String, BTreeSet<u64>)> {
 
 /// What a run that set 4096 everywhere leaves.
 fn all_have(layers: &[&str], size: u64) -> Vec<(String, BTreeSet<u64>)> {
-    layers.iter().map(|layer| ((*layer).to_owned(), BTreeSet::from([size]))).collect()
+    layers
+        .iter()
+        .map(|layer| ((*layer).to_owned(), BTreeSet::from([size])))
+        .collect()
 }
 
 #[test]
@@ -56,9 +66,18 @@ fn sixteen_at_once_leave_one_value() {
     let sizes: Vec<u64> = (1..=16).map(|step| 4096 + 64 * step).collect();
     let started: Vec<_> = sizes
         .iter()
-        .map(|size| env.command([size.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        .map(|size| {
+            env.command([size.to_string()])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
-    let ran: Vec<_> = started.into_iter().map(|child| Ran::of(&child.wait_with_output().unwrap())).collect();
+    let ran: Vec<_> = started
+        .into_iter()
+        .map(|child| Ran::of(&child.wait_with_output().unwrap()))
+        .collect();
 
     for ran in &ran {
         let gave_up = ran.code == Some(1) && ran.stderr.contains("another process has locked");
@@ -80,9 +99,18 @@ fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
     holder.lock().unwrap();
 
     let started = std::time::Instant::now();
-    let waited = env.run(["4096"]).exits(1).says("another process has locked");
-    assert!(started.elapsed().as_secs() < 60, "it waited for {:?}", started.elapsed());
-    waited.says(&format!("{} for", env.amphibian().display())).says("lsof");
+    let waited = env
+        .run(["4096"])
+        .exits(1)
+        .says("another process has locked");
+    assert!(
+        started.elapsed().as_secs() < 60,
+        "it waited for {:?}",
+        started.elapsed()
+    );
+    waited
+        .says(&format!("{} for", env.amphibian().display()))
+        .says("lsof");
     env.run(["--check"]).exits(0).shows(FIRST);
     env.run(["4096", "--dry-run"]).exits(0).shows("4096");
     assert_eq!(differences(&before, &snapshot(&env.lmstudio())), [""; 0]);
@@ -93,33 +121,53 @@ fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
 
 /// The first call of a run that sets 4096 on [`three_backends`] that `is_it`.
 fn call(is_it: impl Fn(&Call) -> bool) -> Call {
-    strace::record(&three_backends(), &["4096"]).into_iter().find(is_it).unwrap()
+    strace::record(&three_backends(), &["4096"])
+        .into_iter()
+        .find(is_it)
+        .unwrap()
 }
 
 /// A run that stands still when everything is planned, the first backend is done, and the new content of the second
 /// is on the disk but not yet in its place.
 fn paused_before_the_second(env: &Env) -> Paused {
     let staged = call(|call| {
-        call.name == "fsync" && call.text.contains(SECOND) && call.text.contains(".generate.py.lmpatch-tmp.")
+        call.name == "fsync"
+            && call.text.contains(SECOND)
+            && call.text.contains(".generate.py.lmpatch-tmp.")
     });
     let paused = strace::pause(env, &staged, &["4096"]);
-    let is_temporary = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains(".generate.py.lmpatch-tmp.");
-    let package = amphibian(&env.lmstudio()).join(SECOND).join(support::home::SITE_PACKAGES).join("mlx_lm");
-    assert!(fs::read_dir(package).unwrap().any(|entry| is_temporary(&entry.unwrap())));
+    let is_temporary = |entry: &fs::DirEntry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .contains(".generate.py.lmpatch-tmp.")
+    };
+    let package = amphibian(&env.lmstudio())
+        .join(SECOND)
+        .join(support::home::SITE_PACKAGES)
+        .join("mlx_lm");
+    assert!(
+        fs::read_dir(package)
+            .unwrap()
+            .any(|entry| is_temporary(&entry.unwrap()))
+    );
     paused
 }
 
 fn layer(env: &Env, name: &str) -> Layer {
-    Layer { root: env.amphibian().join(name) }
+    Layer {
+        root: env.amphibian().join(name),
+    }
 }
 
 #[test]
 fn a_file_that_is_rewritten_before_the_rename_keeps_the_updaters_bytes() {
     let updated_engine = engine_since_2026("1024") + "# updated\n";
     let updated_generate = generate("1024", "1024", "1024") + "# updated\n";
-    for (relative, bytes) in
-        [("mlx_engine/cache_wrapper.py", &updated_engine), ("mlx_lm/generate.py", &updated_generate)]
-    {
+    for (relative, bytes) in [
+        ("mlx_engine/cache_wrapper.py", &updated_engine),
+        ("mlx_lm/generate.py", &updated_generate),
+    ] {
         if !strace::is_there() {
             return;
         }
@@ -130,11 +178,22 @@ fn a_file_that_is_rewritten_before_the_rename_keeps_the_updaters_bytes() {
 
         let as_updated = three_backends();
         layer(&as_updated, SECOND).write(relative, bytes);
-        let (now, wanted) = (snapshot(&second.root), snapshot(&layer(&as_updated, SECOND).root));
+        let (now, wanted) = (
+            snapshot(&second.root),
+            snapshot(&layer(&as_updated, SECOND).root),
+        );
         assert_eq!(differences(&wanted, &now), [""; 0], "{ran:#?}");
-        let ran = ran.exits(1).says(&format!("error: {SECOND}: ")).says("was changed by something else");
-        ran.says(relative).says_nothing_of(&format!("error: {FIRST}")).says_nothing_of(&format!("error: {THIRD}"));
-        let done: Vec<_> = values(&env).into_iter().filter(|(name, _)| name != SECOND).collect();
+        let ran = ran
+            .exits(1)
+            .says(&format!("error: {SECOND}: "))
+            .says("was changed by something else");
+        ran.says(relative)
+            .says_nothing_of(&format!("error: {FIRST}"))
+            .says_nothing_of(&format!("error: {THIRD}"));
+        let done: Vec<_> = values(&env)
+            .into_iter()
+            .filter(|(name, _)| name != SECOND)
+            .collect();
         assert_eq!(done, all_have(&[FIRST, THIRD], 4096));
         env.run(["4096"]).exits(0);
         assert_eq!(values(&env), all_have(&[FIRST, SECOND, THIRD], 4096));
@@ -156,8 +215,14 @@ fn a_file_that_is_rewritten_after_the_rename_keeps_the_updaters_bytes() {
     let ran = paused.resume();
 
     assert_eq!(fs::read_to_string(second.engine()).unwrap(), updated);
-    assert_eq!(fs::read_to_string(second.generate()).unwrap(), stock_generate(), "{ran:#?}");
-    ran.exits(1).says(&format!("error: {SECOND}: ")).says("does not read back as it was written");
+    assert_eq!(
+        fs::read_to_string(second.generate()).unwrap(),
+        stock_generate(),
+        "{ran:#?}"
+    );
+    ran.exits(1)
+        .says(&format!("error: {SECOND}: "))
+        .says("does not read back as it was written");
     env.run(["4096"]).exits(0);
     assert_eq!(values(&env), all_have(&[FIRST, SECOND, THIRD], 4096));
 }
@@ -174,7 +239,9 @@ fn a_layer_that_appears_is_left_to_the_next_run() {
     paused.resume().exits(0).says("3 backends: 3 changed");
 
     assert_eq!(differences(&before, &snapshot(&new.root)), [""; 0]);
-    env.run(["4096"]).exits(0).says("4 backends: 1 changed, 3 already so");
+    env.run(["4096"])
+        .exits(0)
+        .says("4 backends: 1 changed, 3 already so");
 }
 
 #[test]
@@ -186,7 +253,11 @@ fn a_layer_that_vanishes_is_named_and_stops_no_other() {
         let env = three_backends();
         let paused = paused_before_the_second(&env);
         fs::remove_dir_all(&layer(&env, gone).root).unwrap();
-        paused.resume().exits(1).says(&format!("error: {gone}: ")).says("3 backends: 2 changed, 1 failed");
+        paused
+            .resume()
+            .exits(1)
+            .says(&format!("error: {gone}: "))
+            .says("3 backends: 2 changed, 1 failed");
 
         assert!(!layer(&env, gone).root.exists());
         assert_eq!(values(&env), all_have(&others, 4096));
@@ -200,11 +271,16 @@ fn a_layer_that_vanishes_while_lmpatch_looks_is_named_and_stops_no_other() {
     }
     let env = three_backends();
     let looking = call(|call| {
-        call.name == "openat" && call.text.contains(FIRST) && call.text.contains("/mlx_engine/cache_wrapper.py")
+        call.name == "openat"
+            && call.text.contains(FIRST)
+            && call.text.contains("/mlx_engine/cache_wrapper.py")
     });
     let paused = strace::pause(&env, &looking, &["4096"]);
     fs::remove_dir_all(&layer(&env, THIRD).root).unwrap();
-    let ran = paused.resume().exits(0).says(&format!("{THIRD}: it vanished"));
+    let ran = paused
+        .resume()
+        .exits(0)
+        .says(&format!("{THIRD}: it vanished"));
 
     ran.says("3 backends: 2 changed, 1 left alone");
     assert_eq!(values(&env), all_have(&[FIRST, SECOND], 4096));

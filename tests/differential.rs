@@ -7,7 +7,10 @@
     clippy::string_slice,
     reason = "a test fails by panicking"
 )]
-#![allow(clippy::print_stderr, reason = "says what was compared, and what was skipped")]
+#![allow(
+    clippy::print_stderr,
+    reason = "says what was compared, and what was skipped"
+)]
 
 use std::env;
 use std::fs;
@@ -82,8 +85,13 @@ print(json.dumps({"unparsed": unparsed}))
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Verdict {
-    File { path: PathBuf, integers: Vec<Integer> },
-    End { unparsed: usize },
+    File {
+        path: PathBuf,
+        integers: Vec<Integer>,
+    },
+    End {
+        unparsed: usize,
+    },
 }
 
 /// Kind, name, line and column of the literal, value. The column counts bytes of UTF-8.
@@ -102,7 +110,9 @@ struct Tally {
 #[test]
 fn finds_the_integers_that_cpython_finds() {
     let directory = tempfile::tempdir().unwrap();
-    let Some(verdicts) = judge(directory.path()) else { return };
+    let Some(verdicts) = judge(directory.path()) else {
+        return;
+    };
     let mut tally = Tally::default();
     for line in verdicts.lines() {
         match serde_json::from_str(line).unwrap() {
@@ -110,11 +120,24 @@ fn finds_the_integers_that_cpython_finds() {
             Verdict::End { unparsed } => tally.unparsed = Some(unparsed),
         }
     }
-    let Tally { files, definitions, unparsed, refused, disagreements } = tally;
+    let Tally {
+        files,
+        definitions,
+        unparsed,
+        refused,
+        disagreements,
+    } = tally;
     let unparsed = unparsed.unwrap_or_else(|| panic!("the judge did not come to its end"));
-    eprintln!("compared: {files} files, {definitions} definitions; not Python to ast and left out: {unparsed} files");
+    eprintln!(
+        "compared: {files} files, {definitions} definitions; not Python to ast and left out: {unparsed} files"
+    );
     eprintln!("refused: {} files\n{}", refused.len(), refused.join("\n"));
-    assert!(disagreements.is_empty(), "{} disagreements:\n{}", disagreements.len(), disagreements.join("\n"));
+    assert!(
+        disagreements.is_empty(),
+        "{} disagreements:\n{}",
+        disagreements.len(),
+        disagreements.join("\n")
+    );
     assert!(files > 100 && definitions > 1000, "too little was compared");
     assert!(refused.len() * 200 < files, "too many files are refused");
 }
@@ -127,7 +150,9 @@ fn judge(directory: &Path) -> Option<String> {
     python.args(["-I", "-W", "ignore"]).arg(&script);
     match env::var_os("LMPATCH_WHEELS") {
         Some(wheels) => _ = python.arg(wheels).arg(directory.join("wheels")),
-        None => eprintln!("skipped: the wheels of mlx-lm; LMPATCH_WHEELS names no directory of them"),
+        None => {
+            eprintln!("skipped: the wheels of mlx-lm; LMPATCH_WHEELS names no directory of them")
+        }
     }
     let output = match python.output() {
         Ok(output) => output,
@@ -136,7 +161,11 @@ fn judge(directory: &Path) -> Option<String> {
             return None;
         }
     };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
@@ -145,17 +174,37 @@ fn compare(path: &Path, expected: Vec<Integer>, tally: &mut Tally) {
     tally.files += 1;
     let module = match python::read(&source, |_| true) {
         Ok(module) => module,
-        Err(error) => return tally.refused.push(format!("{}, byte {}: {}", path.display(), error.offset, error.why)),
+        Err(error) => {
+            return tally.refused.push(format!(
+                "{}, byte {}: {}",
+                path.display(),
+                error.offset,
+                error.why
+            ));
+        }
     };
-    let found = module.definitions.iter().filter_map(|definition| integer(&source, definition)).collect();
+    let found = module
+        .definitions
+        .iter()
+        .filter_map(|definition| integer(&source, definition))
+        .collect();
     tally.definitions += expected.len();
     // In another encoding than UTF-8 the columns differ, and names too.
     let is_utf8 = std::str::from_utf8(&source).is_ok();
     let (expected, found) = (sorted(expected, is_utf8), sorted(found, is_utf8));
-    for (what, these, those) in [("missed", &expected, &found), ("made up", &found, &expected)] {
-        let of = |list: &[Integer], integer: &Integer| list.iter().filter(|other| *other == integer).count();
-        let only = these.iter().filter(|integer| of(these, integer) > of(those, integer));
-        tally.disagreements.extend(only.map(|integer| format!("{}: {what}: {integer:?}", path.display())));
+    for (what, these, those) in [
+        ("missed", &expected, &found),
+        ("made up", &found, &expected),
+    ] {
+        let of = |list: &[Integer], integer: &Integer| {
+            list.iter().filter(|other| *other == integer).count()
+        };
+        let only = these
+            .iter()
+            .filter(|integer| of(these, integer) > of(those, integer));
+        tally
+            .disagreements
+            .extend(only.map(|integer| format!("{}: {what}: {integer:?}", path.display())));
     }
 }
 
@@ -175,7 +224,9 @@ fn sorted(mut integers: Vec<Integer>, is_utf8: bool) -> Vec<Integer> {
 
 /// The definition as the judge would print it, if it is one that the judge prints.
 fn integer(source: &[u8], definition: &Definition) -> Option<Integer> {
-    let Value::Integer(range, value) = &definition.value else { return None };
+    let Value::Integer(range, value) = &definition.value else {
+        return None;
+    };
     let kind = match definition.place {
         Place::Parameter => "parameter",
         _ if definition.scope.is_some() => return None,
@@ -190,7 +241,12 @@ fn integer(source: &[u8], definition: &Definition) -> Option<Integer> {
 fn line_and_column(source: &[u8], offset: usize) -> (usize, usize) {
     let before = &source[..offset];
     let before = before.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(before);
-    let unified = String::from_utf8_lossy(before).replace("\r\n", "\n").replace('\r', "\n");
+    let unified = String::from_utf8_lossy(before)
+        .replace("\r\n", "\n")
+        .replace('\r', "\n");
     let line_start = unified.rfind('\n').map_or(0, |end| end + 1);
-    (1 + unified.matches('\n').count(), unified.len() - line_start)
+    (
+        1 + unified.matches('\n').count(),
+        unified.len() - line_start,
+    )
 }

@@ -1,5 +1,10 @@
 //! `lmpatch doctor`: what it finds, the next step, and that it only reads.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -19,7 +24,11 @@ fn home(env: &Env, version: &str) -> Layer {
     let layer = usual_layer(&env.lmstudio(), NAME);
     runtime(&env.lmstudio(), version, &[NAME]);
     select(&env.lmstudio(), version);
-    fs::write(env.lmstudio().join(".internal/http-server-config.json"), r#"{"port":1}"#).unwrap();
+    fs::write(
+        env.lmstudio().join(".internal/http-server-config.json"),
+        r#"{"port":1}"#,
+    )
+    .unwrap();
     layer
 }
 
@@ -28,7 +37,9 @@ fn findings(report: &Value, what: &str) -> Vec<(String, String)> {
     let all = report["findings"].as_array().unwrap().iter();
     let matching = all.filter(|finding| finding["what"].as_str().unwrap().contains(what));
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
-    matching.map(|finding| (text(finding, "level"), text(finding, "next"))).collect()
+    matching
+        .map(|finding| (text(finding, "level"), text(finding, "next")))
+        .collect()
 }
 
 #[track_caller]
@@ -70,22 +81,46 @@ fn it_reads_only() {
     let before = snapshot(&env.user());
     standins.run(["doctor"]);
     standins.json(["doctor"]);
-    assert_eq!(differences(&before, &snapshot(&env.user())), Vec::<String>::new());
+    assert_eq!(
+        differences(&before, &snapshot(&env.user())),
+        Vec::<String>::new()
+    );
     let calls = standins.calls();
-    assert!(calls.iter().all(|call| call.starts_with("ps ") || call.starts_with("launchctl print ")), "{calls:?}");
+    assert!(
+        calls
+            .iter()
+            .all(|call| call.starts_with("ps ") || call.starts_with("launchctl print ")),
+        "{calls:?}"
+    );
 }
 
 #[test]
 fn the_rule_that_found_the_home_is_named() {
     let env = Env::new();
     home(&env, "1.12.0");
-    assert_eq!(env.json(["doctor"])["home_found_by"], "LM Studio's usual place");
+    assert_eq!(
+        env.json(["doctor"])["home_found_by"],
+        "LM Studio's usual place"
+    );
     let cache = env.user().join(".cache/lm-studio");
     usual_layer(&cache, NAME);
-    assert_eq!(env.json(["doctor"])["home_found_by"], "~/.cache/lm-studio exists");
-    fs::write(env.user().join(".lmstudio-home-pointer"), env.lmstudio().to_str().unwrap()).unwrap();
-    assert_eq!(env.json(["doctor"])["home_found_by"], "named by ~/.lmstudio-home-pointer");
-    assert_eq!(env.json(["doctor", "--home", ".cache/lm-studio"])["home_found_by"], "given with --home");
+    assert_eq!(
+        env.json(["doctor"])["home_found_by"],
+        "~/.cache/lm-studio exists"
+    );
+    fs::write(
+        env.user().join(".lmstudio-home-pointer"),
+        env.lmstudio().to_str().unwrap(),
+    )
+    .unwrap();
+    assert_eq!(
+        env.json(["doctor"])["home_found_by"],
+        "named by ~/.lmstudio-home-pointer"
+    );
+    assert_eq!(
+        env.json(["doctor", "--home", ".cache/lm-studio"])["home_found_by"],
+        "given with --home"
+    );
 }
 
 #[test]
@@ -94,33 +129,75 @@ fn without_a_home_it_says_what_to_do() {
     let report = env.json(["doctor"]);
     finds(&report, "problem", "no MLX backend found", "--home DIR");
     assert_eq!(report["exit_code"], 1);
-    env.run(["doctor"]).exits(1).shows("home     not found").shows("next: install LM Studio");
+    env.run(["doctor"])
+        .exits(1)
+        .shows("home     not found")
+        .shows("next: install LM Studio");
 }
 
 #[test]
 fn a_selected_runtime_without_its_layer_is_a_problem_and_another_a_note() {
     let env = Env::new();
     home(&env, "1.12.0");
-    runtime(&env.lmstudio(), "1.13.0", &["app-mlx-generate-mac14-arm64@40"]);
-    finds(&env.json(["doctor"]), "note", "@40, which is not on disk", "LM Studio");
+    runtime(
+        &env.lmstudio(),
+        "1.13.0",
+        &["app-mlx-generate-mac14-arm64@40"],
+    );
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "@40, which is not on disk",
+        "LM Studio",
+    );
     select(&env.lmstudio(), "1.13.0");
-    finds(&env.json(["doctor"]), "problem", "@40, which is not on disk", "reinstall");
+    finds(
+        &env.json(["doctor"]),
+        "problem",
+        "@40, which is not on disk",
+        "reinstall",
+    );
     fs::remove_file(env.lmstudio().join(".internal/backend-preferences-v1.json")).unwrap();
-    finds(&env.json(["doctor"]), "note", "which MLX runtime LM Studio uses is not known", "Runtime");
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "which MLX runtime LM Studio uses is not known",
+        "Runtime",
+    );
 }
 
 #[test]
 fn the_state_of_each_backend_is_judged() {
     let env = Env::new();
     let layer = home(&env, "1.12.0");
-    finds(&env.json(["doctor"]), "note", "has the chunk it ships with", "lmpatch 4096");
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "has the chunk it ships with",
+        "lmpatch 4096",
+    );
     fs::write(layer.engine(), engine_since_2026("8192")).unwrap();
-    finds(&env.json(["doctor"]), "problem", "set only in part", "lmpatch 8192");
+    finds(
+        &env.json(["doctor"]),
+        "problem",
+        "set only in part",
+        "lmpatch 8192",
+    );
     fs::write(layer.engine(), "x = 1\n").unwrap();
-    finds(&env.json(["doctor"]), "problem", "lmpatch does not change it", "--check -v");
+    finds(
+        &env.json(["doctor"]),
+        "problem",
+        "lmpatch does not change it",
+        "--check -v",
+    );
     env.run(["doctor"]).exits(1);
     fs::remove_file(layer.engine()).unwrap();
-    finds(&env.json(["doctor"]), "note", "cache_wrapper.py is not there", "finish its update");
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "cache_wrapper.py is not there",
+        "finish its update",
+    );
 }
 
 #[test]
@@ -131,12 +208,27 @@ fn a_model_with_old_values_is_a_problem_and_what_cannot_be_told_a_note() {
     standins.ps(&[(812, ago(60), worker(&env.lmstudio()))]);
     standins.run(["8192"]).exits(0);
     let report = standins.json(["doctor"]);
-    finds(&report, "problem", "older values (worker 812)", "`lmpatch 8192 --reload`");
+    finds(
+        &report,
+        "problem",
+        "older values (worker 812)",
+        "`lmpatch 8192 --reload`",
+    );
     assert_eq!(report["backends"][0]["in_effect"], "reload-needed");
     standins.run(["--revert"]).exits(0);
-    finds(&standins.json(["doctor"]), "problem", "older values (worker 812)", "`lmpatch --revert --reload`");
+    finds(
+        &standins.json(["doctor"]),
+        "problem",
+        "older values (worker 812)",
+        "`lmpatch --revert --reload`",
+    );
     standins.script("ps", "exit 1");
-    finds(&standins.json(["doctor"]), "note", "cannot be told", "restart LM Studio");
+    finds(
+        &standins.json(["doctor"]),
+        "note",
+        "cannot be told",
+        "restart LM Studio",
+    );
 }
 
 /// A check that says `unknown` sends people here.
@@ -146,10 +238,23 @@ fn a_backend_whose_effect_is_unknown_is_told_why() {
     let layer = home(&env, "1.12.0");
     let standins = StandIns::new(&env);
     standins.ps(&[(812, ago(60), worker(&env.lmstudio()))]);
-    let engine = fs::File::options().write(true).open(layer.engine()).unwrap();
-    engine.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
-    standins.run(["--check"]).exits(0).shows("Loaded models: unknown (lmpatch doctor tells why)");
-    finds(&standins.json(["doctor"]), "note", "whether loaded models have its values cannot be told", "restart");
+    let engine = fs::File::options()
+        .write(true)
+        .open(layer.engine())
+        .unwrap();
+    engine
+        .set_modified(SystemTime::now() + Duration::from_secs(3600))
+        .unwrap();
+    standins
+        .run(["--check"])
+        .exits(0)
+        .shows("Loaded models: unknown (lmpatch doctor tells why)");
+    finds(
+        &standins.json(["doctor"]),
+        "note",
+        "whether loaded models have its values cannot be told",
+        "restart",
+    );
 }
 
 #[test]
@@ -160,7 +265,12 @@ fn sizes_that_cost_something_are_told() {
     let report = env.json(["doctor"]);
     finds(&report, "note", "is not a multiple of 256", "lmpatch 4096");
     finds(&report, "note", "is above 8192", "lmpatch 4096");
-    finds(&report, "note", "MLX 1.11.0 (like all of 1.9 to 1.11) fits less context", "--revert");
+    finds(
+        &report,
+        "note",
+        "MLX 1.11.0 (like all of 1.9 to 1.11) fits less context",
+        "--revert",
+    );
     env.run(["4096"]).exits(0);
     let report = env.json(["doctor"]);
     assert_eq!(findings(&report, "256"), []);
@@ -171,12 +281,25 @@ fn sizes_that_cost_something_are_told() {
 /// Bytecode of `source` with these flags that was written before it.
 fn bytecode(source: &Path, flags: u32, name: &str) -> std::path::PathBuf {
     let metadata = fs::metadata(source).unwrap();
-    let second = metadata.modified().unwrap().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let words = [0x0a0d_0da7, flags, u32::try_from(second).unwrap(), u32::try_from(metadata.len()).unwrap()];
+    let second = metadata
+        .modified()
+        .unwrap()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let words = [
+        0x0a0d_0da7,
+        flags,
+        u32::try_from(second).unwrap(),
+        u32::try_from(metadata.len()).unwrap(),
+    ];
     let cached = source.with_file_name("__pycache__").join(name);
     fs::create_dir_all(cached.parent().unwrap()).unwrap();
     fs::write(&cached, words.map(u32::to_le_bytes).concat()).unwrap();
-    written(&cached, metadata.modified().unwrap() - Duration::from_nanos(1));
+    written(
+        &cached,
+        metadata.modified().unwrap() - Duration::from_nanos(1),
+    );
     cached
 }
 
@@ -188,13 +311,22 @@ fn caches_that_python_would_wrongly_take_are_found_and_no_others() {
     for (flags, is_wrong) in [(0, true), (1, true), (3, false)] {
         let cached = bytecode(&source, flags, "cache_wrapper.cpython-311.pyc");
         let report = env.json(["doctor"]);
-        assert_eq!(findings(&report, "older than its source").len(), usize::from(is_wrong), "{flags}");
+        assert_eq!(
+            findings(&report, "older than its source").len(),
+            usize::from(is_wrong),
+            "{flags}"
+        );
         // One that was made after the source is what Python should take.
         written(&cached, SystemTime::now());
         assert_eq!(findings(&env.json(["doctor"]), "older than its source"), []);
     }
     let cached = bytecode(&source, 0, "cache_wrapper.cpython-311.pyc");
-    finds(&env.json(["doctor"]), "problem", cached.to_str().unwrap(), &format!("rm '{}'", cached.display()));
+    finds(
+        &env.json(["doctor"]),
+        "problem",
+        cached.to_str().unwrap(),
+        &format!("rm '{}'", cached.display()),
+    );
     // Its source has another size now: Python sees that.
     fs::write(&cached, [0u32, 0, 1, 1].map(u32::to_le_bytes).concat()).unwrap();
     written(&cached, ago(9999));
@@ -205,9 +337,16 @@ fn caches_that_python_would_wrongly_take_are_found_and_no_others() {
 fn temp_files_of_killed_runs_are_found_and_the_next_step_removes_them() {
     let env = Env::new();
     let layer = home(&env, "1.12.0");
-    let temp = layer.engine().with_file_name(".cache_wrapper.py.lmpatch-tmp.Ab3dE");
+    let temp = layer
+        .engine()
+        .with_file_name(".cache_wrapper.py.lmpatch-tmp.Ab3dE");
     fs::write(&temp, "").unwrap();
-    finds(&env.json(["doctor"]), "note", "left of a run that was killed", "`lmpatch 2048` removes it");
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "left of a run that was killed",
+        "`lmpatch 2048` removes it",
+    );
     env.run(["2048"]).exits(0);
     assert!(!temp.exists());
 }
@@ -216,12 +355,24 @@ fn temp_files_of_killed_runs_are_found_and_the_next_step_removes_them() {
 fn the_agent_is_part_of_it() {
     let env = Env::new();
     home(&env, "1.12.0");
-    finds(&env.json(["doctor"]), "note", "an update of LM Studio brings", "lmpatch agent install");
-    let job = env.user().join("Library/LaunchAgents/io.github.lmpatch.agent.plist");
+    finds(
+        &env.json(["doctor"]),
+        "note",
+        "an update of LM Studio brings",
+        "lmpatch agent install",
+    );
+    let job = env
+        .user()
+        .join("Library/LaunchAgents/io.github.lmpatch.agent.plist");
     fs::create_dir_all(job.parent().unwrap()).unwrap();
     fs::write(&job, "nonsense").unwrap();
     let report = env.json(["doctor"]);
-    finds(&report, "problem", "the agent does not work", "lmpatch agent install");
+    finds(
+        &report,
+        "problem",
+        "the agent does not work",
+        "lmpatch agent install",
+    );
     assert_eq!(report["agent"]["installed"], true);
 }
 

@@ -1,5 +1,10 @@
 //! Whether values are in effect, told from a process table.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -24,15 +29,27 @@ fn home(env: &Env) -> Layer {
     runtime(&env.lmstudio(), "1.12.0", &[USED]);
     runtime(&env.lmstudio(), "1.1.0", &[OTHER]);
     select(&env.lmstudio(), "1.12.0");
-    written(&env.lmstudio().join(".internal/backend-preferences-v1.json"), ago(7200));
+    written(
+        &env.lmstudio().join(".internal/backend-preferences-v1.json"),
+        ago(7200),
+    );
     // Port 1 of loopback: nobody is there to be asked.
-    fs::write(env.lmstudio().join(".internal/http-server-config.json"), r#"{"port":1}"#).unwrap();
+    fs::write(
+        env.lmstudio().join(".internal/http-server-config.json"),
+        r#"{"port":1}"#,
+    )
+    .unwrap();
     used
 }
 
 fn effects(standins: &StandIns) -> [String; 2] {
     let report = standins.json(["--check"]);
-    let of = |index: usize| report["backends"][index]["in_effect"].as_str().unwrap().to_owned();
+    let of = |index: usize| {
+        report["backends"][index]["in_effect"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     [of(1), of(0)]
 }
 
@@ -51,7 +68,10 @@ fn a_worker_older_than_the_files_is_stale_and_a_newer_one_is_not() {
     standins.ps(&[row(811, 60), row(812, 3700)]);
     assert_eq!(effects(&standins), ["reload-needed", "not-running"]);
     let report = standins.json(["--check"]);
-    assert_eq!(report["backends"][1]["stale_workers"], serde_json::json!([812]));
+    assert_eq!(
+        report["backends"][1]["stale_workers"],
+        serde_json::json!([812])
+    );
     assert_eq!(report["workers"].as_array().map(Vec::len), Some(2));
     // From before the other runtime was selected: it may be a worker of either.
     standins.ps(&[row(812, 7300)]);
@@ -67,7 +87,11 @@ fn a_worker_started_in_the_second_of_the_edit_is_not_taken_for_newer() {
     written(&layer.generate(), edit);
     standins.ps(&[(812, edit, worker(&env.lmstudio()))]);
     assert_eq!(effects(&standins)[0], "reload-needed");
-    standins.ps(&[(812, edit + std::time::Duration::from_secs(1), worker(&env.lmstudio()))]);
+    standins.ps(&[(
+        812,
+        edit + std::time::Duration::from_secs(1),
+        worker(&env.lmstudio()),
+    )]);
     assert_eq!(effects(&standins)[0], "in-effect");
 }
 
@@ -86,7 +110,11 @@ fn look_alikes_and_other_peoples_workers_are_not_counted() {
         mine.replace("utils/node", "utils/nodejs"),
         "(node)".to_owned(),
     ];
-    let rows: Vec<_> = rows.into_iter().zip(1..).map(|(command, pid)| (pid, ago(9999), command)).collect();
+    let rows: Vec<_> = rows
+        .into_iter()
+        .zip(1..)
+        .map(|(command, pid)| (pid, ago(9999), command))
+        .collect();
     standins.ps(&rows);
     assert_eq!(effects(&standins), ["not-running", "not-running"]);
 }
@@ -96,7 +124,10 @@ fn what_cannot_be_told_is_not_claimed() {
     let env = Env::new();
     home(&env);
     let standins = StandIns::new(&env);
-    let table = format!("812 0 Mon Nov 23 07:41:27 2020 {}", worker(&env.lmstudio()).replace('"', ""));
+    let table = format!(
+        "812 0 Mon Nov 23 07:41:27 2020 {}",
+        worker(&env.lmstudio()).replace('"', "")
+    );
     let itself = "echo \"$$ 0 $(date '+%a %b %e %H:%M:%S %Y') ps\"";
     for body in [
         "exit 1".to_owned(),
@@ -106,14 +137,26 @@ fn what_cannot_be_told_is_not_claimed() {
         format!("{itself}; head -c 4096 /dev/urandom"),
         format!("echo '{table}'"),
         format!("echo \"$$ 0 Mon Nov 23 07:41:27 2020 ps\"; echo '{table}'"),
-        format!("{itself}; echo '812 0 32 Jan 07:41:27 2020 {}'", worker(&env.lmstudio()).replace('"', "")),
+        format!(
+            "{itself}; echo '812 0 32 Jan 07:41:27 2020 {}'",
+            worker(&env.lmstudio()).replace('"', "")
+        ),
         format!("{itself}; echo '{table}'; exit 1"),
     ] {
         standins.script("ps", &body);
         assert_eq!(effects(&standins), ["unknown", "unknown"], "{body}");
-        standins.run(["--check"]).exits(0).shows("Loaded models: unknown");
-        assert!(standins.json(["--check"])["workers_unknown"].is_string(), "{body}");
-        standins.run(["4096"]).exits(0).says_nothing_of("old values");
+        standins
+            .run(["--check"])
+            .exits(0)
+            .shows("Loaded models: unknown");
+        assert!(
+            standins.json(["--check"])["workers_unknown"].is_string(),
+            "{body}"
+        );
+        standins
+            .run(["4096"])
+            .exits(0)
+            .says_nothing_of("old values");
         standins.run(["--revert"]).exits(0);
     }
     // The same rows with a trustworthy clock are an answer.
@@ -135,14 +178,21 @@ fn the_check_names_the_stale_and_fits_80_columns() {
     let env = Env::new();
     home(&env);
     let standins = StandIns::new(&env);
-    standins.ps(&[(812, ago(3700), worker(&env.lmstudio())), (9, ago(3701), worker(&env.lmstudio()))]);
+    standins.ps(&[
+        (812, ago(3700), worker(&env.lmstudio())),
+        (9, ago(3701), worker(&env.lmstudio())),
+    ]);
     let ran = standins.run(["--check"]).exits(0);
     let end = format!(
         "Loaded models:\nreload needed (older than the files: worker 9, 812)\n  {USED}\nnot running (no model is loaded \
          there)\n  {OTHER}\n"
     );
     assert!(ran.stdout.ends_with(&end), "{}", ran.stdout);
-    assert!(ran.stdout.lines().all(|line| line.chars().count() <= 80), "{}", ran.stdout);
+    assert!(
+        ran.stdout.lines().all(|line| line.chars().count() <= 80),
+        "{}",
+        ran.stdout
+    );
 }
 
 #[test]
@@ -154,11 +204,28 @@ fn a_change_tells_which_workers_hold_old_values_and_touches_nothing() {
         standins.script(program, "");
     }
     standins.ps(&[(812, ago(60), worker(&env.lmstudio()))]);
-    standins.run(["4096"]).exits(0).says("worker 812 was started before").says("--reload");
-    standins.run(["4096"]).exits(0).says("worker 812 was started before");
-    standins.run(["2048", "--dry-run"]).exits(0).says_nothing_of("812");
-    standins.run(["--revert"]).exits(0).says("worker 812 was started before");
-    assert!(standins.calls().iter().all(|call| call.starts_with("ps ")), "{:?}", standins.calls());
+    standins
+        .run(["4096"])
+        .exits(0)
+        .says("worker 812 was started before")
+        .says("--reload");
+    standins
+        .run(["4096"])
+        .exits(0)
+        .says("worker 812 was started before");
+    standins
+        .run(["2048", "--dry-run"])
+        .exits(0)
+        .says_nothing_of("812");
+    standins
+        .run(["--revert"])
+        .exits(0)
+        .says("worker 812 was started before");
+    assert!(
+        standins.calls().iter().all(|call| call.starts_with("ps ")),
+        "{:?}",
+        standins.calls()
+    );
     assert_eq!(standins.calls().len(), 3, "one ps for each run that looks");
 }
 
@@ -174,9 +241,17 @@ fn the_server_tells_mlx_workers_from_others() {
     let row = |pid, age| (pid, ago(age), worker(&env.lmstudio()));
     standins.ps(&[row(811, 60), row(812, 3700)]);
     fake.load_now("llama/tiny", 4096, 1);
-    assert_eq!(effects(&standins)[0], "not-running", "only a GGUF model is loaded");
+    assert_eq!(
+        effects(&standins)[0],
+        "not-running",
+        "only a GGUF model is loaded"
+    );
     fake.load_now("qwen/tiny", 4096, 1);
-    assert_eq!(effects(&standins)[0], "unknown", "the old worker may be that of the GGUF model");
+    assert_eq!(
+        effects(&standins)[0],
+        "unknown",
+        "the old worker may be that of the GGUF model"
+    );
     standins.ps(&[row(811, 3800), row(812, 3700)]);
     assert_eq!(effects(&standins)[0], "reload-needed");
 }

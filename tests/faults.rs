@@ -29,7 +29,10 @@ mod support;
 type Tree = BTreeMap<OsString, Entry>;
 
 /// A backend of two files, of which lmpatch can prove one and has to save the other, and one of a single file.
-const LAYERS: [&str; 2] = ["app-mlx-generate-mac14-arm64@19", "app-mlx-generate-mac14-arm64@34"];
+const LAYERS: [&str; 2] = [
+    "app-mlx-generate-mac14-arm64@19",
+    "app-mlx-generate-mac14-arm64@34",
+];
 
 /// Errors are printed all the same; without it `ps` is asked about loaded models, and how many calls that takes depends
 /// on what else runs on the machine.
@@ -42,9 +45,18 @@ struct Scenario {
 }
 
 const SCENARIOS: [Scenario; 3] = [
-    Scenario { before: None, args: "4096" },
-    Scenario { before: Some("8192"), args: "4096" },
-    Scenario { before: Some("4096"), args: "--revert" },
+    Scenario {
+        before: None,
+        args: "4096",
+    },
+    Scenario {
+        before: Some("8192"),
+        args: "4096",
+    },
+    Scenario {
+        before: Some("4096"),
+        args: "--revert",
+    },
 ];
 
 /// How a call goes wrong.
@@ -94,8 +106,15 @@ struct Case<'a> {
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Scenario { before, args } = self.rehearsal.scenario;
-        let Call { name, occurrence, .. } = self.call;
-        write!(f, "{args} after {}: {:?} in {name} #{occurrence}", before.unwrap_or("nothing"), self.fault)
+        let Call {
+            name, occurrence, ..
+        } = self.call;
+        write!(
+            f,
+            "{args} after {}: {:?} in {name} #{occurrence}",
+            before.unwrap_or("nothing"),
+            self.fault
+        )
     }
 }
 
@@ -107,8 +126,17 @@ fn any_call_may_fail_and_nothing_is_lost() {
     let rehearsals: Vec<_> = SCENARIOS.iter().map(rehearse).collect();
     let cases: Vec<_> = rehearsals.iter().flat_map(cases).collect();
     let failures = run_all(&cases);
-    println!("{} faults injected, {} survived", cases.len(), cases.len() - failures.len());
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n\n"));
+    println!(
+        "{} faults injected, {} survived",
+        cases.len(),
+        cases.len() - failures.len()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures.join("\n\n")
+    );
 }
 
 fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
@@ -121,9 +149,18 @@ fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
     let env = home_of(&old);
     let calls = strace::record(&env, &[QUIET, scenario.args]);
     let new = snapshot(&env.lmstudio());
-    let reverted = vendor.into_iter().filter(|(path, _)| !is_bytecode_of_edited(path)).collect();
+    let reverted = vendor
+        .into_iter()
+        .filter(|(path, _)| !is_bytecode_of_edited(path))
+        .collect();
     finishes(&env, "--revert", &reverted).unwrap();
-    Rehearsal { scenario, old, new, reverted, calls }
+    Rehearsal {
+        scenario,
+        old,
+        new,
+        reverted,
+        calls,
+    }
 }
 
 /// A home of two backends with everything that lmpatch reads. Where root runs this, an owner has to be kept too.
@@ -131,11 +168,15 @@ fn home() -> Env {
     let env = Env::new();
     let lmstudio = env.lmstudio();
     let layer = usual_layer(&lmstudio, LAYERS[0]);
-    let layer = layer.with_bytecode("mlx_engine", "cache_wrapper").with_bytecode("mlx_lm", "generate");
+    let layer = layer
+        .with_bytecode("mlx_engine", "cache_wrapper")
+        .with_bytecode("mlx_lm", "generate");
     if lmstudio.metadata().unwrap().uid() == 0 {
         chown(layer.engine(), Some(12345), Some(12345)).unwrap();
     }
-    let layer = Layer::new(&lmstudio, LAYERS[1]).with_generate(stock_generate()).with_record(stock_generate());
+    let layer = Layer::new(&lmstudio, LAYERS[1])
+        .with_generate(stock_generate())
+        .with_record(stock_generate());
     layer.with_bytecode("mlx_lm", "generate");
     runtime(&lmstudio, "1.12.0", &LAYERS);
     select(&lmstudio, "1.12.0");
@@ -151,7 +192,12 @@ fn home_of(tree: &Tree) -> Env {
         let path = env.lmstudio().join(path);
         match entry {
             Entry::Directory { .. } => fs::create_dir(path).unwrap(),
-            Entry::File { bytes, mode, uid, gid } => {
+            Entry::File {
+                bytes,
+                mode,
+                uid,
+                gid,
+            } => {
                 fs::write(&path, bytes).unwrap();
                 chown(&path, Some(*uid), Some(*gid)).unwrap();
                 fs::set_permissions(path, Permissions::from_mode(*mode)).unwrap();
@@ -164,7 +210,9 @@ fn home_of(tree: &Tree) -> Env {
 
 fn is_bytecode_of_edited(path: &OsString) -> bool {
     let path = path.to_string_lossy();
-    ["__pycache__/generate.", "__pycache__/cache_wrapper."].iter().any(|part| path.contains(part))
+    ["__pycache__/generate.", "__pycache__/cache_wrapper."]
+        .iter()
+        .any(|part| path.contains(part))
 }
 
 fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
@@ -175,7 +223,11 @@ fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
         } else {
             &[Once("EIO"), Once("ENOSPC"), Once("EACCES"), FromNowOn, Kill]
         };
-        faults.iter().map(move |fault| Case { rehearsal, call, fault: *fault })
+        faults.iter().map(move |fault| Case {
+            rehearsal,
+            call,
+            fault: *fault,
+        })
     })
 }
 
@@ -199,19 +251,33 @@ fn run_all(cases: &[Case<'_>]) -> Vec<String> {
 }
 
 fn survives(case: &Case<'_>) -> Result<()> {
-    let Rehearsal { scenario, old, new, reverted, .. } = case.rehearsal;
+    let Rehearsal {
+        scenario,
+        old,
+        new,
+        reverted,
+        ..
+    } = case.rehearsal;
     let env = home_of(old);
     let tampering = case.fault.tampering(case.call.occurrence);
-    let (output, was_injected) = strace::inject(&env, &case.call.name, &tampering, &[QUIET, scenario.args]);
+    let (output, was_injected) =
+        strace::inject(&env, &case.call.name, &tampering, &[QUIET, scenario.args]);
     let ran = Ran::of(&output);
     ensure!(was_injected, "the run did not get to this call: {ran:#?}");
     let after = snapshot(&env.lmstudio());
     for path in old.keys().filter(|path| is_vendor_file(path)) {
         let now = after.get(path);
-        ensure!(now == old.get(path) || now == new.get(path), "{} is neither old nor new", path.display());
+        ensure!(
+            now == old.get(path) || now == new.get(path),
+            "{} is neither old nor new",
+            path.display()
+        );
     }
     if case.fault == Fault::Kill {
-        ensure!(output.status.signal() == Some(9), "it was not killed: {ran:#?}");
+        ensure!(
+            output.status.signal() == Some(9),
+            "it was not killed: {ran:#?}"
+        );
     } else {
         told_the_truth(case, &ran, &after).with_context(|| format!("{ran:#?}"))?;
     }
@@ -235,23 +301,43 @@ fn told_the_truth(case: &Case<'_>, ran: &Ran, after: &Tree) -> Result<()> {
         let Rehearsal { old, new, .. } = case.rehearsal;
         let is = |tree: &Tree| files_of(layer, after).eq(files_of(layer, tree));
         if is(new) {
-            let stale = after.keys().any(|path| is_of(layer, path) && is_bytecode_of_edited(path));
-            ensure!(ran.code == Some(1) || !stale, "{layer} is edited, but its old bytecode is still there");
+            let stale = after
+                .keys()
+                .any(|path| is_of(layer, path) && is_bytecode_of_edited(path));
+            ensure!(
+                ran.code == Some(1) || !stale,
+                "{layer} is edited, but its old bytecode is still there"
+            );
             continue;
         }
         // What has the same trouble every time cannot be put back either.
-        ensure!(is(old) || matches!(case.fault, Fault::FromNowOn), "{layer} is half changed");
-        ensure!(ran.code == Some(1), "{layer} is not done, but the run ended with {:?}", ran.code);
+        ensure!(
+            is(old) || matches!(case.fault, Fault::FromNowOn),
+            "{layer} is half changed"
+        );
+        ensure!(
+            ran.code == Some(1),
+            "{layer} is not done, but the run ended with {:?}",
+            ran.code
+        );
         // stderr is written with the same call.
         let is_mute = case.call.name == "write" && matches!(case.fault, Fault::FromNowOn);
-        ensure!(is_mute || is_named(layer, &ran.stderr), "{layer} is not done, and not named");
+        ensure!(
+            is_mute || is_named(layer, &ran.stderr),
+            "{layer} is not done, and not named"
+        );
     }
-    ensure!(matches!(ran.code, Some(0 | 1)), "it ended with {:?}", ran.code);
+    ensure!(
+        matches!(ran.code, Some(0 | 1)),
+        "it ended with {:?}",
+        ran.code
+    );
     Ok(())
 }
 
 fn files_of<'t>(layer: &str, tree: &'t Tree) -> impl Iterator<Item = (&'t OsString, &'t Entry)> {
-    tree.iter().filter(move |(path, _)| is_of(layer, path) && is_vendor_file(path))
+    tree.iter()
+        .filter(move |(path, _)| is_of(layer, path) && is_vendor_file(path))
 }
 
 fn is_of(layer: &str, path: &OsString) -> bool {
@@ -260,9 +346,15 @@ fn is_of(layer: &str, path: &OsString) -> bool {
 
 /// An error names the layer, or else the directory of all layers or the home that holds it.
 fn is_named(layer: &str, stderr: &str) -> bool {
-    stderr.lines().filter(|line| line.starts_with("error: ")).any(|line| {
-        line.contains(layer) || (line.contains(".lmstudio") && !line.contains("_amphibian/") && !line.contains(RUNTIME))
-    })
+    stderr
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .any(|line| {
+            line.contains(layer)
+                || (line.contains(".lmstudio")
+                    && !line.contains("_amphibian/")
+                    && !line.contains(RUNTIME))
+        })
 }
 
 /// A run without a fault does all there is to do, and leaves the home exactly so.

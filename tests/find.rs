@@ -29,8 +29,11 @@ fn home_in_use(env: &Env) -> String {
 #[test]
 fn the_home_is_the_one_that_lm_studio_uses() {
     let env = Env::new();
-    let (pointed, cache, usual) =
-        (env.user().join("on disk 2"), env.user().join(".cache/lm-studio"), env.user().join(".lmstudio"));
+    let (pointed, cache, usual) = (
+        env.user().join("on disk 2"),
+        env.user().join(".cache/lm-studio"),
+        env.user().join(".lmstudio"),
+    );
     for home in [&pointed, &cache, &usual] {
         usual_layer(home, NAME);
     }
@@ -50,7 +53,9 @@ fn a_home_without_backends_gives_way_to_one_that_has_some() {
     let env = Env::new();
     fs::create_dir_all(env.user().join(".cache/lm-studio")).unwrap();
     usual_layer(&env.lmstudio(), NAME);
-    env.run(["--check"]).exits(0).says(".cache/lm-studio, but it has no MLX backends; using");
+    env.run(["--check"])
+        .exits(0)
+        .says(".cache/lm-studio, but it has no MLX backends; using");
     assert_eq!(Path::new(&home_in_use(&env)), env.lmstudio());
 }
 
@@ -58,13 +63,19 @@ fn a_home_without_backends_gives_way_to_one_that_has_some() {
 fn a_pointer_of_no_use_is_said_and_passed_over() {
     let env = Env::new();
     usual_layer(&env.lmstudio(), NAME);
-    for (content, said) in
-        [("", "is empty"), (" \n", "is empty"), ("some/where", "relative"), ("/nowhere/at/all", "using")]
-    {
+    for (content, said) in [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("some/where", "relative"),
+        ("/nowhere/at/all", "using"),
+    ] {
         point_to(&env, content);
         env.run(["--check"]).exits(0).says(said);
         assert_eq!(Path::new(&home_in_use(&env)), env.lmstudio(), "{content:?}");
-        assert_eq!(fs::read_to_string(env.user().join(".lmstudio-home-pointer")).unwrap(), content);
+        assert_eq!(
+            fs::read_to_string(env.user().join(".lmstudio-home-pointer")).unwrap(),
+            content
+        );
     }
 }
 
@@ -74,13 +85,29 @@ fn nothing_to_patch_is_no_success() {
     env.run(["4096"]).exits(1).says("no MLX backend found");
     env.run(["--check"]).exits(1).says("no MLX backend found");
     env.run(["--revert"]).exits(1).says("no MLX backend found");
-    fs::create_dir_all(env.amphibian().join("cpython3.11-mac-arm64@10/lib/python3.11/site-packages")).unwrap();
+    fs::create_dir_all(
+        env.amphibian()
+            .join("cpython3.11-mac-arm64@10/lib/python3.11/site-packages"),
+    )
+    .unwrap();
     env.run(["4096"]).exits(1).says("--home DIR");
-    env.run(["4096", "--home", "x"]).exits(1).says("_amphibian is not there");
-    env.run(["4096", "--home", "."]).exits(1).says("Usually that is ~/.lmstudio");
+    env.run(["4096", "--home", "x"])
+        .exits(1)
+        .says("_amphibian is not there");
+    env.run(["4096", "--home", "."])
+        .exits(1)
+        .says("Usually that is ~/.lmstudio");
     let report = env.json(["4096"]);
-    assert_eq!((&report["schema"], &report["exit_code"]), (&1.into(), &1.into()));
-    assert!(report["error"].as_str().unwrap().contains("no MLX backend found"));
+    assert_eq!(
+        (&report["schema"], &report["exit_code"]),
+        (&1.into(), &1.into())
+    );
+    assert!(
+        report["error"]
+            .as_str()
+            .unwrap()
+            .contains("no MLX backend found")
+    );
 }
 
 #[test]
@@ -93,18 +120,29 @@ fn only_mlx_layers_are_backends() {
     fs::create_dir_all(env.amphibian().join("empty@1")).unwrap();
     let before = snapshot(&env.lmstudio());
     let ran = env.run(["4096"]).exits(0).says("1 backend: 1 changed");
-    assert!(!ran.stdout.contains("harmony") && !ran.stderr.contains("harmony"), "{ran:?}");
+    assert!(
+        !ran.stdout.contains("harmony") && !ran.stderr.contains("harmony"),
+        "{ran:?}"
+    );
     let changed = differences(&before, &snapshot(&env.lmstudio()));
-    assert!(changed.iter().all(|path| path.contains(NAME)), "{changed:?}");
+    assert!(
+        changed.iter().all(|path| path.contains(NAME)),
+        "{changed:?}"
+    );
 }
 
 #[test]
 fn a_layer_with_one_package_is_a_backend_with_one_file() {
     let env = Env::new();
-    Layer::new(&env.lmstudio(), NAME).with_generate(stock_generate()).with_record(stock_generate());
+    Layer::new(&env.lmstudio(), NAME)
+        .with_generate(stock_generate())
+        .with_record(stock_generate());
     env.run(["4096"]).exits(0);
     let report = env.json(["--check", "4096"]);
-    assert_eq!((&report["exit_code"], &report["backends"][0]["stock"]), (&0.into(), &2048.into()));
+    assert_eq!(
+        (&report["exit_code"], &report["backends"][0]["stock"]),
+        (&0.into(), &2048.into())
+    );
     assert_eq!(report["backends"][0]["files"].as_array().unwrap().len(), 1);
     env.run(["2048"]).exits(0);
     assert_eq!(env.json(["--check"])["backends"][0]["state"], "stock");
@@ -117,31 +155,58 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
     let half = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@35");
     fs::remove_file(half.generate()).unwrap();
     let before = snapshot(&half.root);
-    env.run(["4096"]).exits(0).says("@35: mlx_lm/generate.py is not there").says("1 changed, 1 left alone");
+    env.run(["4096"])
+        .exits(0)
+        .says("@35: mlx_lm/generate.py is not there")
+        .says("1 changed, 1 left alone");
     assert_eq!(snapshot(&half.root), before);
-    env.run(["--check"]).exits(0).shows("incomplete").says("left alone");
+    env.run(["--check"])
+        .exits(0)
+        .shows("incomplete")
+        .says("left alone");
     env.run(["--check", "4096"]).exits(3);
-    env.run(["4096", "--backend", "*@35"]).exits(1).says("left alone");
+    env.run(["4096", "--backend", "*@35"])
+        .exits(1)
+        .says("left alone");
 }
 
 #[test]
 fn layers_are_chosen_by_pattern() {
     let env = Env::new();
-    for name in [NAME, "app-mlx-generate-mac26-arm64@33", "app-mlx-generate-mac14-arm64@9"] {
+    for name in [
+        NAME,
+        "app-mlx-generate-mac26-arm64@33",
+        "app-mlx-generate-mac14-arm64@9",
+    ] {
         usual_layer(&env.lmstudio(), name);
     }
-    env.run(["4096", "--backend", "app-mlx-generate-mac14-arm64@*"]).exits(0).says("2 backends: 2 changed");
-    env.run(["--check", "4096", "--backend", "*mac14*"]).exits(0);
+    env.run(["4096", "--backend", "app-mlx-generate-mac14-arm64@*"])
+        .exits(0)
+        .says("2 backends: 2 changed");
+    env.run(["--check", "4096", "--backend", "*mac14*"])
+        .exits(0);
     env.run(["--check", "4096"]).exits(3);
-    env.run(["8192", "--backend", "*@33", "--backend", "*@9"]).exits(0).says("2 backends: 2 changed");
-    env.run(["8192", "--backend", "*mac15*"]).exits(1).says("matches *mac15*").says("--check");
+    env.run(["8192", "--backend", "*@33", "--backend", "*@9"])
+        .exits(0)
+        .says("2 backends: 2 changed");
+    env.run(["8192", "--backend", "*mac15*"])
+        .exits(1)
+        .says("matches *mac15*")
+        .says("--check");
     let names: Vec<_> = env.json(["--check"])["backends"]
         .as_array()
         .unwrap()
         .iter()
         .map(|backend| backend["layer"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, ["app-mlx-generate-mac14-arm64@9", NAME, "app-mlx-generate-mac26-arm64@33"]);
+    assert_eq!(
+        names,
+        [
+            "app-mlx-generate-mac14-arm64@9",
+            NAME,
+            "app-mlx-generate-mac26-arm64@33"
+        ]
+    );
 }
 
 #[test]
@@ -152,14 +217,26 @@ fn links_to_the_home_the_layers_and_a_layer_are_followed() {
     let moved = usual_layer(&disk.join("other"), "app-mlx-generate-mac14-arm64@35");
     fs::rename(amphibian(&disk.join("home")), disk.join("layers")).unwrap();
     symlink(disk.join("layers"), amphibian(&disk.join("home"))).unwrap();
-    symlink(&moved.root, disk.join("layers").join("app-mlx-generate-mac14-arm64@35")).unwrap();
+    symlink(
+        &moved.root,
+        disk.join("layers").join("app-mlx-generate-mac14-arm64@35"),
+    )
+    .unwrap();
     symlink(disk.join("home"), env.lmstudio()).unwrap();
     env.run(["4096"]).exits(0).says("2 backends: 2 changed");
     env.run(["--check", "4096"]).exits(0);
-    assert!(fs::read_to_string(moved.engine()).unwrap().contains("= 4096"));
+    assert!(
+        fs::read_to_string(moved.engine())
+            .unwrap()
+            .contains("= 4096")
+    );
     assert!(fs::symlink_metadata(env.lmstudio()).unwrap().is_symlink());
     env.run(["--revert"]).exits(0);
-    assert!(fs::read_to_string(moved.engine()).unwrap().contains("= 2048"));
+    assert!(
+        fs::read_to_string(moved.engine())
+            .unwrap()
+            .contains("= 2048")
+    );
 }
 
 #[test]
@@ -170,10 +247,18 @@ fn a_vendor_file_that_is_a_link_out_of_its_layer_is_refused() {
     fs::rename(layer.engine(), &outside).unwrap();
     symlink(&outside, layer.engine()).unwrap();
     let before = snapshot(&env.user());
-    env.run(["4096"]).exits(1).says("is a link out of its layer").says("precious.py");
-    env.run(["--revert"]).exits(1).says("is a link out of its layer");
+    env.run(["4096"])
+        .exits(1)
+        .says("is a link out of its layer")
+        .says("precious.py");
+    env.run(["--revert"])
+        .exits(1)
+        .says("is a link out of its layer");
     env.run(["--check"]).exits(1).shows("refused");
-    assert_eq!(differences(&before, &snapshot(&env.user())), Vec::<String>::new());
+    assert_eq!(
+        differences(&before, &snapshot(&env.user())),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -183,38 +268,64 @@ fn the_runtime_that_uses_a_layer_is_named_and_the_selected_one_marked() {
     usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19");
     runtime(&env.lmstudio(), "1.11.0", &[NAME]);
     runtime(&env.lmstudio(), "1.10.2", &[NAME]);
-    runtime(&env.lmstudio(), "1.1.0", &["app-mlx-generate-mac14-arm64@19"]);
+    runtime(
+        &env.lmstudio(),
+        "1.1.0",
+        &["app-mlx-generate-mac14-arm64@19"],
+    );
     select(&env.lmstudio(), "1.11.0");
     let report = env.json(["--check"]);
     let backends = report["backends"].as_array().unwrap();
-    assert_eq!((&backends[0]["selected"], &backends[1]["selected"]), (&false.into(), &true.into()));
+    assert_eq!(
+        (&backends[0]["selected"], &backends[1]["selected"]),
+        (&false.into(), &true.into())
+    );
     assert_eq!(backends[1]["runtimes"][0]["version"], "1.11.0");
     assert_eq!(backends[1]["runtimes"][1]["version"], "1.10.2");
-    env.run(["--check"]).exits(0).shows("MLX 1.11.0, MLX 1.10.2").shows("yes");
+    env.run(["--check"])
+        .exits(0)
+        .shows("MLX 1.11.0, MLX 1.10.2")
+        .shows("yes");
 }
 
 #[test]
 fn a_layer_that_a_manifest_names_and_that_is_not_there_is_said() {
     let env = Env::new();
     usual_layer(&env.lmstudio(), NAME);
-    runtime(&env.lmstudio(), "1.12.0", &["app-mlx-generate-mac14-arm64@36"]);
+    runtime(
+        &env.lmstudio(),
+        "1.12.0",
+        &["app-mlx-generate-mac14-arm64@36"],
+    );
     for args in [vec!["--check"], vec!["4096"], vec!["--revert"]] {
-        env.run(args).exits(0).says("MLX 1.12.0 names the layer app-mlx-generate-mac14-arm64@36, which is not on disk");
+        env.run(args).exits(0).says(
+            "MLX 1.12.0 names the layer app-mlx-generate-mac14-arm64@36, which is not on disk",
+        );
     }
-    assert_eq!(env.json(["--check"])["missing_layers"][0]["layer"], "app-mlx-generate-mac14-arm64@36");
+    assert_eq!(
+        env.json(["--check"])["missing_layers"][0]["layer"],
+        "app-mlx-generate-mac14-arm64@36"
+    );
 }
 
 #[test]
 fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
     let env = Env::new();
     usual_layer(&env.lmstudio(), NAME);
-    let manifest = env.lmstudio().join("extensions/backends/odd/backend-manifest.json");
+    let manifest = env
+        .lmstudio()
+        .join("extensions/backends/odd/backend-manifest.json");
     let preferences = env.lmstudio().join(".internal/backend-preferences-v1.json");
     fs::create_dir_all(manifest.parent().unwrap()).unwrap();
     fs::create_dir_all(preferences.parent().unwrap()).unwrap();
-    for odd in
-        ["", "{", "[]", "null", "{\"name\": 1}", "{\"name\":\"mlx\",\"version\":\"1\",\"vendor_lib_package_names\":{}}"]
-    {
+    for odd in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{\"name\": 1}",
+        "{\"name\":\"mlx\",\"version\":\"1\",\"vendor_lib_package_names\":{}}",
+    ] {
         fs::write(&manifest, odd).unwrap();
         fs::write(&preferences, odd).unwrap();
         env.run(["--check"]).exits(0).shows(NAME).shows("stock");
@@ -229,6 +340,7 @@ fn every_python_3_of_a_layer_is_looked_at() {
     fs::rename(layer.root.join("lib/python3.11"), &new).unwrap();
     env.run(["4096"]).exits(0);
     let moved = SITE_PACKAGES.replace("3.11", "3.14");
-    let engine = fs::read_to_string(layer.root.join(moved).join("mlx_engine/cache_wrapper.py")).unwrap();
+    let engine =
+        fs::read_to_string(layer.root.join(moved).join("mlx_engine/cache_wrapper.py")).unwrap();
     assert!(engine.contains("= 4096"), "{engine}");
 }

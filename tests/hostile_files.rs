@@ -38,23 +38,49 @@ fn two_backends() -> (Env, Layer, Layer) {
 fn assert_refused(env: &Env, path: &Path, what: &str, good: &Layer) {
     let (before, identity_before) = (snapshot(&env.user()), identity(path).unwrap());
     let told = |ran: Ran| {
-        ran.exits(1).says(path.to_str().unwrap()).says(what).says("reinstall the runtime in LM Studio");
+        ran.exits(1)
+            .says(path.to_str().unwrap())
+            .says(what)
+            .says("reinstall the runtime in LM Studio");
     };
-    for args in [&["--check"][..], &["--check", "--json"], &["--dry-run"], &["--dry-run", "--json"], &["--revert"]] {
+    for args in [
+        &["--check"][..],
+        &["--check", "--json"],
+        &["--dry-run"],
+        &["--dry-run", "--json"],
+        &["--revert"],
+    ] {
         told(env.finish(args));
-        assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0], "{what}: {args:?}");
+        assert_eq!(
+            differences(&before, &snapshot(&env.user())),
+            [""; 0],
+            "{what}: {args:?}"
+        );
     }
     let elsewhere = |ran: Ran| {
         told(ran);
         let changed = differences(&before, &snapshot(&env.user()));
-        assert!(changed.iter().all(|path| path.contains(GOOD)), "{what}: {changed:?}");
+        assert!(
+            changed.iter().all(|path| path.contains(GOOD)),
+            "{what}: {changed:?}"
+        );
         assert_eq!(identity(path).unwrap(), identity_before, "{what}");
     };
     elsewhere(env.finish(["4096"]));
-    assert_eq!(fs::read_to_string(good.engine()).unwrap(), engine_since_2026("4096"));
-    assert_eq!(fs::read_to_string(good.generate()).unwrap(), generate("4096", "4096", "4096"));
+    assert_eq!(
+        fs::read_to_string(good.engine()).unwrap(),
+        engine_since_2026("4096")
+    );
+    assert_eq!(
+        fs::read_to_string(good.generate()).unwrap(),
+        generate("4096", "4096", "4096")
+    );
     elsewhere(env.finish(["--revert", "--json"]));
-    assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0], "{what}");
+    assert_eq!(
+        differences(&before, &snapshot(&env.user())),
+        [""; 0],
+        "{what}"
+    );
 }
 
 /// Puts something else where each of the two vendor files was, and sees it refused.
@@ -71,7 +97,10 @@ fn assert_refused_in_place(what: &str, put: impl Fn(&Env, &Path) -> bool) {
 }
 
 fn run_tool(program: &str, args: &[&str]) -> bool {
-    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+    Command::new(program)
+        .args(args)
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 #[test]
@@ -84,7 +113,9 @@ fn a_fifo_is_refused_without_waiting_for_a_writer() {
 
 #[test]
 fn a_directory_is_refused() {
-    assert_refused_in_place("is a directory, not a regular file", |_, path| fs::create_dir(path).is_ok());
+    assert_refused_in_place("is a directory, not a regular file", |_, path| {
+        fs::create_dir(path).is_ok()
+    });
 }
 
 #[test]
@@ -111,12 +142,16 @@ fn a_socket_is_refused() {
 
 #[test]
 fn a_dangling_link_is_refused() {
-    assert_refused_in_place("is a link that leads nowhere", |_, path| symlink("nothing-here.py", path).is_ok());
+    assert_refused_in_place("is a link that leads nowhere", |_, path| {
+        symlink("nothing-here.py", path).is_ok()
+    });
 }
 
 #[test]
 fn a_link_loop_is_refused() {
-    assert_refused_in_place("symbolic links", |_, path| symlink(path.file_name().unwrap(), path).is_ok());
+    assert_refused_in_place("symbolic links", |_, path| {
+        symlink(path.file_name().unwrap(), path).is_ok()
+    });
 }
 
 #[test]
@@ -127,7 +162,10 @@ fn a_link_out_of_the_layer_is_refused_and_its_target_kept() {
         symlink(outside, path).is_ok()
     });
     assert_refused_in_place("is a link out of its layer, to ", |env, path| {
-        let neighbour = env.amphibian().join(GOOD).join("lib/python3.11/site-packages/mlx_lm/generate.py");
+        let neighbour = env
+            .amphibian()
+            .join(GOOD)
+            .join("lib/python3.11/site-packages/mlx_lm/generate.py");
         symlink(neighbour, path).is_ok()
     });
 }
@@ -140,8 +178,14 @@ fn a_link_inside_the_layer_is_followed_and_kept() {
     symlink("real_generate.py", layer.generate()).unwrap();
     let before = snapshot(&env.user());
     env.finish(["4096"]).exits(0);
-    assert_eq!(fs::read_link(layer.generate()).unwrap(), Path::new("real_generate.py"));
-    assert_eq!(fs::read_to_string(&target).unwrap(), generate("4096", "4096", "4096"));
+    assert_eq!(
+        fs::read_link(layer.generate()).unwrap(),
+        Path::new("real_generate.py")
+    );
+    assert_eq!(
+        fs::read_to_string(&target).unwrap(),
+        generate("4096", "4096", "4096")
+    );
     assert!(!fs::symlink_metadata(&target).unwrap().is_symlink());
     env.finish(["--revert"]).exits(0);
     assert_only_bytecode_is_gone(&differences(&before, &snapshot(&env.user())));
@@ -166,8 +210,12 @@ fn move_and_link(env: &Env, path: &Path) -> PathBuf {
 
 #[test]
 fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
-    let places: [fn(&Env) -> PathBuf; 4] =
-        [|env| env.amphibian().join(BAD), Env::amphibian, |env| env.lmstudio().join("extensions"), Env::lmstudio];
+    let places: [fn(&Env) -> PathBuf; 4] = [
+        |env| env.amphibian().join(BAD),
+        Env::amphibian,
+        |env| env.lmstudio().join("extensions"),
+        Env::lmstudio,
+    ];
     for place in places {
         let (env, layer, _) = two_backends();
         let path = place(&env);
@@ -176,7 +224,10 @@ fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
         env.finish(["--check", "2048"]).exits(0);
         env.finish(["4096"]).exits(0).says("2 backends: 2 changed");
         assert_eq!(fs::read_link(&path).unwrap(), moved);
-        assert_eq!(fs::read_to_string(layer.generate()).unwrap(), generate("4096", "4096", "4096"));
+        assert_eq!(
+            fs::read_to_string(layer.generate()).unwrap(),
+            generate("4096", "4096", "4096")
+        );
         env.finish(["--revert"]).exits(0);
         assert_only_bytecode_is_gone(&differences(&before, &snapshot(&env.user())));
     }
@@ -186,14 +237,23 @@ fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
 fn two_layers_that_are_links_to_the_same_directory_are_set_and_reverted_once() {
     let (env, layer, _) = two_backends();
     let moved = move_and_link(&env, &layer.root);
-    symlink(moved, env.amphibian().join("app-mlx-generate-mac14-arm64@3")).unwrap();
+    symlink(
+        moved,
+        env.amphibian().join("app-mlx-generate-mac14-arm64@3"),
+    )
+    .unwrap();
     let before = snapshot(&env.user());
     for size in ["4096", "8192"] {
         env.finish([size]).exits(0).says("3 backends: 3 changed");
-        assert_eq!(fs::read_to_string(layer.engine()).unwrap(), engine_since_2026(size));
+        assert_eq!(
+            fs::read_to_string(layer.engine()).unwrap(),
+            engine_since_2026(size)
+        );
         env.finish(["--check", size]).exits(0);
     }
-    env.finish(["--revert"]).exits(0).says("3 backends: 3 changed");
+    env.finish(["--revert"])
+        .exits(0)
+        .says("3 backends: 3 changed");
     assert_only_bytecode_is_gone(&differences(&before, &snapshot(&env.user())));
 }
 
@@ -203,8 +263,13 @@ fn a_layer_whose_link_leads_nowhere_is_named() {
     let moved = move_and_link(&env, &layer.root);
     fs::remove_dir_all(&moved).unwrap();
     let before = snapshot(&env.user());
-    env.finish(["--check"]).exits(1).says(layer.root.to_str().unwrap()).says("is the disk that it is on connected?");
-    env.finish(["--revert"]).exits(1).says(layer.root.to_str().unwrap());
+    env.finish(["--check"])
+        .exits(1)
+        .says(layer.root.to_str().unwrap())
+        .says("is the disk that it is on connected?");
+    env.finish(["--revert"])
+        .exits(1)
+        .says(layer.root.to_str().unwrap());
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
 
@@ -214,11 +279,20 @@ fn a_bytecode_directory_that_is_a_link_stops_the_edit() {
     let cache = layer.path("mlx_lm/__pycache__");
     let moved = move_and_link(&env, &cache);
     let before = snapshot(&env.user());
-    env.finish(["4096"]).exits(1).says(cache.to_str().unwrap()).says("is a link; remove it");
+    env.finish(["4096"])
+        .exits(1)
+        .says(cache.to_str().unwrap())
+        .says("is a link; remove it");
     let changed = differences(&before, &snapshot(&env.user()));
-    assert!(changed.iter().all(|path| path.contains(GOOD)), "{changed:?}");
+    assert!(
+        changed.iter().all(|path| path.contains(GOOD)),
+        "{changed:?}"
+    );
     assert_eq!(fs::read_dir(moved).unwrap().count(), 6);
-    assert_eq!(fs::read_to_string(good.engine()).unwrap(), engine_since_2026("4096"));
+    assert_eq!(
+        fs::read_to_string(good.engine()).unwrap(),
+        engine_since_2026("4096")
+    );
 }
 
 #[test]
@@ -230,27 +304,58 @@ fn a_directory_named_like_bytecode_is_passed_over_as_python_does() {
     fs::write(cached.join("not-ours"), "kept").unwrap();
     env.finish(["4096"]).exits(0);
     assert_eq!(fs::read_to_string(cached.join("not-ours")).unwrap(), "kept");
-    assert_eq!(fs::read_to_string(layer.generate()).unwrap(), generate("4096", "4096", "4096"));
-    assert!(!layer.path("mlx_lm/__pycache__/generate.cpython-313.pyc").exists());
+    assert_eq!(
+        fs::read_to_string(layer.generate()).unwrap(),
+        generate("4096", "4096", "4096")
+    );
+    assert!(
+        !layer
+            .path("mlx_lm/__pycache__/generate.cpython-313.pyc")
+            .exists()
+    );
 }
 
 #[test]
 fn a_file_of_three_gibibytes_is_refused_by_its_size_and_never_opened() {
     let (env, layer, good) = two_backends();
     let path = layer.generate();
-    File::options().write(true).open(&path).unwrap().set_len(3 << 30).unwrap();
-    assert_refused(&env, &path, "has 3221225472 bytes, more than the 16777216 that are read at most", &good);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(3 << 30)
+        .unwrap();
+    assert_refused(
+        &env,
+        &path,
+        "has 3221225472 bytes, more than the 16777216 that are read at most",
+        &good,
+    );
     if !has_tool("strace") {
         return;
     }
     let log = env.user().join("calls");
     let mut traced = Command::new("strace");
-    env.isolate(&mut traced).args(["-f", "-e", "trace=openat,read,mmap", "-y", "-s", "4096", "-o"]);
+    env.isolate(&mut traced).args([
+        "-f",
+        "-e",
+        "trace=openat,read,mmap",
+        "-y",
+        "-s",
+        "4096",
+        "-o",
+    ]);
     traced.arg(&log).arg(support::LMPATCH).arg("4096");
     finish(&mut traced).exits(1);
     let calls = fs::read_to_string(log).unwrap();
-    assert!(calls.contains(good.generate().to_str().unwrap()), "the trace names no vendor file: {calls}");
-    let touched: Vec<_> = calls.lines().filter(|call| call.contains(path.to_str().unwrap())).collect();
+    assert!(
+        calls.contains(good.generate().to_str().unwrap()),
+        "the trace names no vendor file: {calls}"
+    );
+    let touched: Vec<_> = calls
+        .lines()
+        .filter(|call| call.contains(path.to_str().unwrap()))
+        .collect();
     assert_eq!(touched, [""; 0]);
 }
 
@@ -273,7 +378,10 @@ fn a_file_just_over_the_limit_is_refused_and_one_at_it_is_edited() {
     env.finish(["8192"]).exits(0);
     let after = fs::read(layer.generate()).unwrap();
     let patched = generate("8192", "8192", "8192");
-    assert!(after.starts_with(patched.as_bytes()) && after[patched.len()..] == before[stock_generate().len()..]);
+    assert!(
+        after.starts_with(patched.as_bytes())
+            && after[patched.len()..] == before[stock_generate().len()..]
+    );
 }
 
 #[test]
@@ -283,11 +391,22 @@ fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
     fs::write(layer.generate(), padded(&stock_generate(), MAX_BYTES)).unwrap();
     let before = snapshot(&env.user());
     for args in [&["8192"][..], &["8192", "--dry-run"]] {
-        env.finish(args).exits(1).says(BAD).says("mlx_lm/generate.py").says("16777216").says("fewer digits");
+        env.finish(args)
+            .exits(1)
+            .says(BAD)
+            .says("mlx_lm/generate.py")
+            .says("16777216")
+            .says("fewer digits");
         let changed = differences(&before, &snapshot(&env.user()));
-        assert!(changed.iter().all(|path| path.contains(GOOD)), "{changed:?}");
+        assert!(
+            changed.iter().all(|path| path.contains(GOOD)),
+            "{changed:?}"
+        );
     }
-    assert_eq!(fs::read_to_string(good.engine()).unwrap(), engine_since_2026("8192"));
+    assert_eq!(
+        fs::read_to_string(good.engine()).unwrap(),
+        engine_since_2026("8192")
+    );
 }
 
 type Spell = fn(&str) -> Vec<u8>;
@@ -296,15 +415,30 @@ type Spell = fn(&str) -> Vec<u8>;
 const SPELLINGS: [(&str, Spell); 8] = [
     ("CRLF", |text| text.replace('\n', "\r\n").into_bytes()),
     ("lone CR", |text| text.replace('\n', "\r").into_bytes()),
-    ("line ends of all kinds", |text| text.replacen('\n', "\r\n", 2).replacen("\n\n", "\r\n\r", 1).into_bytes()),
+    ("line ends of all kinds", |text| {
+        text.replacen('\n', "\r\n", 2)
+            .replacen("\n\n", "\r\n\r", 1)
+            .into_bytes()
+    }),
     ("BOM", |text| format!("\u{feff}{text}").into_bytes()),
-    ("BOM and CRLF", |text| format!("\u{feff}{}", text.replace('\n', "\r\n")).into_bytes()),
-    ("no final newline", |text| text.trim_end().as_bytes().to_vec()),
+    ("BOM and CRLF", |text| {
+        format!("\u{feff}{}", text.replace('\n', "\r\n")).into_bytes()
+    }),
+    ("no final newline", |text| {
+        text.trim_end().as_bytes().to_vec()
+    }),
     ("latin-1", |text| {
-        [b"# -*- coding: latin-1 -*-\n# caf\xe9 \xff\nNAME = '\xe4\xf6\xfc'\n", text.as_bytes()].concat()
+        [
+            b"# -*- coding: latin-1 -*-\n# caf\xe9 \xff\nNAME = '\xe4\xf6\xfc'\n",
+            text.as_bytes(),
+        ]
+        .concat()
     }),
     ("tabs, form feeds and trailing blanks", |text| {
-        text.replace("    ", "\t").replace('\n', "  \n").replace("\n  \n", "\n\x0c\n").into_bytes()
+        text.replace("    ", "\t")
+            .replace('\n', "  \n")
+            .replace("\n  \n", "\n\x0c\n")
+            .into_bytes()
     }),
 ];
 
@@ -318,12 +452,24 @@ fn only_digits_change_however_the_source_is_written() {
         let before = snapshot(&env.user());
         for size in ["4096", "64", "131072"] {
             env.finish([size]).exits(0);
-            assert_eq!(fs::read(layer.engine()).unwrap(), spell(&engine_since_2026(size)), "{name}");
-            assert_eq!(fs::read(layer.generate()).unwrap(), spell(&generate(size, size, size)), "{name}");
+            assert_eq!(
+                fs::read(layer.engine()).unwrap(),
+                spell(&engine_since_2026(size)),
+                "{name}"
+            );
+            assert_eq!(
+                fs::read(layer.generate()).unwrap(),
+                spell(&generate(size, size, size)),
+                "{name}"
+            );
             env.finish(["--check", size]).exits(0);
         }
         env.finish(["--revert"]).exits(0);
-        assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0], "{name}");
+        assert_eq!(
+            differences(&before, &snapshot(&env.user())),
+            [""; 0],
+            "{name}"
+        );
     }
 }
 
@@ -336,9 +482,15 @@ fn a_nul_byte_is_refused_wherever_it_stands() {
         fs::write(layer.generate(), bytes).unwrap();
         let before = snapshot(&env.user());
         for args in [&["--check"][..], &["4096"], &["--dry-run"]] {
-            env.finish(args).exits(1).says("mlx_lm/generate.py: line").says("a NUL byte, so this is not Python source");
+            env.finish(args)
+                .exits(1)
+                .says("mlx_lm/generate.py: line")
+                .says("a NUL byte, so this is not Python source");
         }
         let changed = differences(&before, &snapshot(&env.user()));
-        assert!(changed.iter().all(|path| path.contains(GOOD)), "{changed:?}");
+        assert!(
+            changed.iter().all(|path| path.contains(GOOD)),
+            "{changed:?}"
+        );
     }
 }

@@ -50,7 +50,9 @@ fn odd_names() -> Vec<OsString> {
 #[track_caller]
 fn assert_tame(ran: &Ran) {
     for text in [&ran.stdout, &ran.stderr] {
-        let wild = text.chars().find(|c| c.is_control() && *c != '\n' || *c == '\u{202e}');
+        let wild = text
+            .chars()
+            .find(|c| c.is_control() && *c != '\n' || *c == '\u{202e}');
         assert_eq!(wild, None, "{ran:#?}");
     }
 }
@@ -72,19 +74,34 @@ fn make_layer(env: &Env, name: &OsStr) -> Option<PathBuf> {
 fn layers_of_any_name_are_found_shown_safely_set_and_reverted() {
     for name in odd_names() {
         let env = Env::new();
-        let Some(root) = make_layer(&env, &name) else { continue };
+        let Some(root) = make_layer(&env, &name) else {
+            continue;
+        };
         let engine = root.join("lib/python3.11/site-packages/mlx_engine/cache_wrapper.py");
         let before = snapshot(&env.user());
-        for args in [&["--check"][..], &["--check", "-v"], &["--dry-run"], &["8192", "--dry-run", "-v"]] {
+        for args in [
+            &["--check"][..],
+            &["--check", "-v"],
+            &["--dry-run"],
+            &["8192", "--dry-run", "-v"],
+        ] {
             assert_tame(&env.finish(args).exits(0));
         }
         for args in [&["4096"][..], &["64", "-v"], &["4096", "-v"]] {
             assert_tame(&env.finish(args).exits(0).says("1 backend: 1 changed"));
         }
-        assert_eq!(fs::read_to_string(&engine).unwrap(), engine_since_2026("4096"));
+        assert_eq!(
+            fs::read_to_string(&engine).unwrap(),
+            engine_since_2026("4096")
+        );
         assert_json_names(&env, &name);
         assert_tame(&env.finish(["--revert", "-v"]).exits(0));
-        assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0], "{}", name.display());
+        assert_eq!(
+            differences(&before, &snapshot(&env.user())),
+            [""; 0],
+            "{}",
+            name.display()
+        );
         fs::write(&engine, "nothing here").unwrap();
         assert_tame(&env.finish(["4096"]).exits(1).says("cache_wrapper.py"));
         fs::remove_dir_all(root.join("lib")).unwrap();
@@ -95,7 +112,10 @@ fn layers_of_any_name_are_found_shown_safely_set_and_reverted() {
 #[track_caller]
 fn assert_json_names(env: &Env, name: &OsStr) {
     let report = env.json(["--check", "4096"]);
-    assert_eq!(report["backends"][0]["layer"], name.to_string_lossy().as_ref());
+    assert_eq!(
+        report["backends"][0]["layer"],
+        name.to_string_lossy().as_ref()
+    );
     assert_eq!(report["backends"][0]["chunk"], 4096);
     let ran = env.finish(["--check", "--json"]).exits(0);
     assert!(!ran.stdout.contains(['\u{1b}', '\u{7}', '\r']), "{ran:#?}");
@@ -106,11 +126,17 @@ fn colour_that_is_asked_for_is_lmpatchs_own_only() {
     let env = Env::new();
     make_layer(&env, OsStr::new(ESCAPES)).unwrap();
     runtime(&env.lmstudio(), "1.12.0", &[ESCAPES, "gone"]);
-    for args in [&["--check", "-v"][..], &["--dry-run"], &["4096", "-v"], &["--revert"]] {
+    for args in [
+        &["--check", "-v"][..],
+        &["--dry-run"],
+        &["4096", "-v"],
+        &["--revert"],
+    ] {
         let ran = env.finish([&["--color", "always"], args].concat()).exits(0);
         for text in [&ran.stdout, &ran.stderr] {
             assert!(
-                !text.contains("\u{1b}[31mred") && !text.contains(['\u{7}', '\r', '\u{9b}', '\u{202e}']),
+                !text.contains("\u{1b}[31mred")
+                    && !text.contains(['\u{7}', '\r', '\u{9b}', '\u{202e}']),
                 "{ran:#?}"
             );
             assert!(!text.contains("\u{1b}]"), "{ran:#?}");
@@ -129,14 +155,31 @@ fn names_of_runtimes_and_of_layers_that_are_gone_are_shown_safely() {
         "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
         "vendor_lib_package_names": [format!("_amphibian/{LAYER}"), gone, "_amphibian/../gone", "_amphibian//gone", "_amphibian/"],
     });
-    fs::write(directory.join("backend-manifest.json"), manifest.to_string()).unwrap();
-    for args in [&["--check"][..], &["--check", "-v"], &["--dry-run"], &["4096"], &["--revert"]] {
-        let ran = env.finish(args).exits(0).says("which is not on disk").says("\\u{1b}]0;title");
+    fs::write(
+        directory.join("backend-manifest.json"),
+        manifest.to_string(),
+    )
+    .unwrap();
+    for args in [
+        &["--check"][..],
+        &["--check", "-v"],
+        &["--dry-run"],
+        &["4096"],
+        &["--revert"],
+    ] {
+        let ran = env
+            .finish(args)
+            .exits(0)
+            .says("which is not on disk")
+            .says("\\u{1b}]0;title");
         assert_tame(&ran);
     }
     let report = env.json(["--check"]);
     assert_eq!(report["missing_layers"].as_array().unwrap().len(), 1);
-    assert_eq!(report["backends"][0]["runtimes"][0]["version"], format!("9{ESCAPES}"));
+    assert_eq!(
+        report["backends"][0]["runtimes"][0]["version"],
+        format!("9{ESCAPES}")
+    );
 }
 
 #[test]
@@ -154,10 +197,21 @@ fn homes_of_any_name_are_worked_on_and_shown_safely() {
             let mut command = env.command(["--home"]);
             finish(command.arg(&home).args(args))
         };
-        for args in [&["--check", "-v"][..], &["--dry-run"], &["4096"], &["--check", "4096", "-v"], &["--revert"]] {
+        for args in [
+            &["--check", "-v"][..],
+            &["--dry-run"],
+            &["4096"],
+            &["--check", "4096", "-v"],
+            &["--revert"],
+        ] {
             assert_tame(&in_home(args).exits(0));
         }
-        assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0], "{}", name.display());
+        assert_eq!(
+            differences(&before, &snapshot(&env.user())),
+            [""; 0],
+            "{}",
+            name.display()
+        );
         serde_json::from_str::<Value>(&in_home(&["--check", "--json"]).exits(0).stdout).unwrap();
         fs::remove_dir_all(env.user().join(&name).join("extensions")).unwrap();
         assert_tame(&in_home(&["4096"]).exits(1).says("is not there"));
@@ -173,9 +227,14 @@ fn a_home_that_is_no_directory_is_said() {
     fs::write(&file, "kept").unwrap();
     for home in [file.as_path(), Path::new("/dev/null")] {
         let mut command = env.command(["4096", "--home"]);
-        finish(command.arg(home)).exits(1).says("is not there").says("Usually that is ~/.lmstudio");
+        finish(command.arg(home))
+            .exits(1)
+            .says("is not there")
+            .says("Usually that is ~/.lmstudio");
     }
-    env.finish(["4096", "--home", ""]).exits(2).says("--home <DIR>");
+    env.finish(["4096", "--home", ""])
+        .exits(2)
+        .says("--home <DIR>");
     assert_eq!(fs::read_to_string(file).unwrap(), "kept");
 }
 
@@ -184,7 +243,13 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
     let env = Env::new();
     let layer = usual_layer(&env.lmstudio(), LAYER);
     let before = snapshot(&env.user());
-    for home in [None, Some(""), Some("/nonexistent"), Some("relative"), Some("/dev/null")] {
+    for home in [
+        None,
+        Some(""),
+        Some("/nonexistent"),
+        Some("relative"),
+        Some("/dev/null"),
+    ] {
         let with_home = |mut command: Command| {
             match home {
                 Some(home) => command.env("HOME", home),
@@ -199,13 +264,18 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
         if env.is_root() {
             implied.uid(3_141_592).gid(3_141_592);
         } else if home.is_none_or(str::is_empty) {
-            skipped("without HOME the home of the user who runs the tests would be looked at; it takes root");
+            skipped(
+                "without HOME the home of the user who runs the tests would be looked at; it takes root",
+            );
             continue;
         }
         finish(&mut implied).exits(1).says("--home DIR");
     }
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
-    assert_eq!(fs::read_to_string(layer.engine()).unwrap(), engine_since_2026("2048"));
+    assert_eq!(
+        fs::read_to_string(layer.engine()).unwrap(),
+        engine_since_2026("2048")
+    );
 }
 
 /// Runs with this in the pointer file, beside a usual home with one usual backend.
@@ -233,7 +303,10 @@ fn a_home_pointer_of_no_use_is_said_and_passed_over() {
         (b"relative/home", "names the relative path"),
         (b"~/.lmstudio", "names the relative path"),
         (b"./\x1b[31m\x07", "names the relative path"),
-        (b"/nowhere/at/all", "LM Studio's home is /nowhere/at/all, but it has no MLX backends"),
+        (
+            b"/nowhere/at/all",
+            "LM Studio's home is /nowhere/at/all, but it has no MLX backends",
+        ),
         (b"/nowhere\x1b]0;t\x07", "but it has no MLX backends"),
         (b"/dev/null\n", "but it has no MLX backends"),
         (too_long.as_bytes(), "but it has no MLX backends"),
@@ -253,17 +326,33 @@ type Make = fn(&Path);
 fn a_home_pointer_that_is_no_file_is_said_and_passed_over() {
     let makers: [(&str, Make); 5] = [
         ("is a directory", |path| fs::create_dir(path).unwrap()),
-        ("is a FIFO", |path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success())),
-        ("is a link that leads nowhere", |path| symlink("nothing", path).unwrap()),
-        ("cannot be read", |path| symlink(".lmstudio-home-pointer", path).unwrap()),
-        ("more than the 16777216", |path| File::create(path).unwrap().set_len(3 << 30).unwrap()),
+        ("is a FIFO", |path| {
+            assert!(Command::new("mkfifo").arg(path).status().unwrap().success())
+        }),
+        ("is a link that leads nowhere", |path| {
+            symlink("nothing", path).unwrap()
+        }),
+        ("cannot be read", |path| {
+            symlink(".lmstudio-home-pointer", path).unwrap()
+        }),
+        ("more than the 16777216", |path| {
+            File::create(path).unwrap().set_len(3 << 30).unwrap()
+        }),
     ];
     for (why, make) in makers {
         let env = Env::new();
         let layer = usual_layer(&env.lmstudio(), LAYER);
         make(&env.user().join(".lmstudio-home-pointer"));
-        env.finish(["4096"]).exits(0).says(".lmstudio-home-pointer").says(why).says("it is passed over");
-        assert_eq!(fs::read_to_string(layer.engine()).unwrap(), engine_since_2026("4096"), "{why}");
+        env.finish(["4096"])
+            .exits(0)
+            .says(".lmstudio-home-pointer")
+            .says(why)
+            .says("it is passed over");
+        assert_eq!(
+            fs::read_to_string(layer.engine()).unwrap(),
+            engine_since_2026("4096"),
+            "{why}"
+        );
     }
 }
 
@@ -277,8 +366,14 @@ fn a_home_pointer_with_blanks_around_it_is_followed() {
         let content = format!("{before}{}{after}", pointed.display());
         fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
         env.finish(["4096"]).exits(0).says_nothing_of("pointer");
-        assert_eq!(fs::read_to_string(layer.engine()).unwrap(), engine_since_2026("4096"));
-        assert_eq!(fs::read_to_string(usual.engine()).unwrap(), engine_since_2026("2048"));
+        assert_eq!(
+            fs::read_to_string(layer.engine()).unwrap(),
+            engine_since_2026("4096")
+        );
+        assert_eq!(
+            fs::read_to_string(usual.engine()).unwrap(),
+            engine_since_2026("2048")
+        );
     }
 }
 
@@ -287,16 +382,29 @@ fn a_home_pointer_with_blanks_around_it_is_followed() {
 fn a_home_pointer_of_no_use_is_said_also_where_nothing_is_found() {
     let env = Env::new();
     fs::write(env.user().join(".lmstudio-home-pointer"), "relative").unwrap();
-    env.finish(["4096"]).exits(1).says("names the relative path").says("--home DIR");
+    env.finish(["4096"])
+        .exits(1)
+        .says("names the relative path")
+        .says("--home DIR");
 }
 
 /// JSON that no manifest or preferences should be: too large, broken off, too deep, or with another type in a place.
 fn odd_json(good: &Value) -> Vec<Vec<u8>> {
     let whole = good.to_string().into_bytes();
-    let mut odd: Vec<Vec<u8>> = (0..whole.len()).step_by(7).map(|end| whole[..end].to_vec()).collect();
+    let mut odd: Vec<Vec<u8>> = (0..whole.len())
+        .step_by(7)
+        .map(|end| whole[..end].to_vec())
+        .collect();
     odd.push(b"[".repeat(100_000));
     odd.push([b"[".repeat(100_000), b"]".repeat(100_000)].concat());
-    odd.push([b"{\"name\":".repeat(100_000), b"1".to_vec(), b"}".repeat(100_000)].concat());
+    odd.push(
+        [
+            b"{\"name\":".repeat(100_000),
+            b"1".to_vec(),
+            b"}".repeat(100_000),
+        ]
+        .concat(),
+    );
     odd.push([&whole[..], &b" ".repeat(17 << 20)].concat());
     odd.push([b"\xef\xbb\xbf", &whole[..]].concat());
     odd.push(whole.iter().map(|byte| byte ^ 0x80).collect());
@@ -327,13 +435,23 @@ fn retyped(good: &Value) -> Vec<Vec<u8>> {
         for value in values() {
             let mut changed = object.clone();
             changed[key] = value.clone();
-            all.push(if good.is_array() { json!([changed, value]) } else { changed });
+            all.push(if good.is_array() {
+                json!([changed, value])
+            } else {
+                changed
+            });
         }
         let mut without = object.clone();
         without.as_object_mut().unwrap().remove(key);
-        all.push(if good.is_array() { json!([without]) } else { without });
+        all.push(if good.is_array() {
+            json!([without])
+        } else {
+            without
+        });
     }
-    all.iter().map(|value| value.to_string().into_bytes()).collect()
+    all.iter()
+        .map(|value| value.to_string().into_bytes())
+        .collect()
 }
 
 /// With any of `contents` in place of `path`, lmpatch says less and works as ever.
@@ -348,10 +466,17 @@ fn assert_says_less(path: impl Fn(&Env) -> PathBuf, contents: &[Vec<u8>]) {
     for content in contents {
         fs::write(&path, content).unwrap();
         let what = String::from_utf8_lossy(&content[..content.len().min(300)]).into_owned();
-        let ran = env.finish(["--check", "2048"]).exits(0).shows(LAYER).says_nothing_of("error");
+        let ran = env
+            .finish(["--check", "2048"])
+            .exits(0)
+            .shows(LAYER)
+            .says_nothing_of("error");
         assert_tame(&ran);
         assert!(fs::read(&path).unwrap() == *content, "{what}");
-        assert!(!ran.stdout.contains("yes") || is_enough(content), "{what}: {ran:#?}");
+        assert!(
+            !ran.stdout.contains("yes") || is_enough(content),
+            "{what}: {ran:#?}"
+        );
     }
     let before = snapshot(&env.user());
     env.finish(["4096"]).exits(0);
@@ -361,16 +486,21 @@ fn assert_says_less(path: impl Fn(&Env) -> PathBuf, contents: &[Vec<u8>]) {
 
 /// Whether name, version and layer can still be read from it, so that the layer may be called the selected one.
 fn is_enough(content: &[u8]) -> bool {
-    let Ok(value) = serde_json::from_slice::<Value>(content) else { return false };
+    let Ok(value) = serde_json::from_slice::<Value>(content) else {
+        return false;
+    };
     let row = value.get(0).unwrap_or(&value);
     let names = &row["vendor_lib_package_names"];
     row["name"] == RUNTIME
         && row["version"] == "1.12.0"
-        && (row["model_format"] == "safetensors" || *names == json!([format!("_amphibian/{LAYER}")]))
+        && (row["model_format"] == "safetensors"
+            || *names == json!([format!("_amphibian/{LAYER}")]))
 }
 
 fn manifest_path(env: &Env) -> PathBuf {
-    env.lmstudio().join(format!("extensions/backends/{RUNTIME}-1.12.0/backend-manifest.json"))
+    env.lmstudio().join(format!(
+        "extensions/backends/{RUNTIME}-1.12.0/backend-manifest.json"
+    ))
 }
 
 fn preferences_path(env: &Env) -> PathBuf {
@@ -409,7 +539,11 @@ fn manifests_and_preferences_that_are_no_files_only_make_it_say_less() {
             select(&env.lmstudio(), "1.12.0");
             fs::remove_file(path(&env)).unwrap();
             make(&path(&env));
-            let ran = env.finish(["4096"]).exits(0).shows(LAYER).says_nothing_of("error");
+            let ran = env
+                .finish(["4096"])
+                .exits(0)
+                .shows(LAYER)
+                .says_nothing_of("error");
             assert!(!ran.stdout.contains("yes"), "{ran:#?}");
         }
     }

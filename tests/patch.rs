@@ -14,7 +14,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use support::home::{
-    Layer, engine_since_2026, engine_with_constant, engine_with_parameter, generate, stock_generate, usual_layer,
+    Layer, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
+    stock_generate, usual_layer,
 };
 use support::{Env, differences, snapshot};
 
@@ -29,22 +30,32 @@ fn text(path: impl AsRef<Path>) -> String {
 }
 
 fn has_ours(root: &Path) -> bool {
-    snapshot(root).keys().any(|path| path.to_string_lossy().contains("lmpatch"))
+    snapshot(root)
+        .keys()
+        .any(|path| path.to_string_lossy().contains("lmpatch"))
 }
 
 #[test]
 fn every_shape_is_set_and_reverted_to_the_byte() {
-    for (engine, stock) in
-        [(engine_with_constant("512"), 512), (engine_since_2026("2048"), 2048), (engine_with_parameter("512"), 512)]
-    {
+    for (engine, stock) in [
+        (engine_with_constant("512"), 512),
+        (engine_since_2026("2048"), 2048),
+        (engine_with_parameter("512"), 512),
+    ] {
         let env = Env::new();
         let layer = Layer::new(&env.lmstudio(), NAME)
             .with_engine(&engine)
             .with_generate(stock_generate())
             .with_record(stock_generate());
         let before = snapshot(&env.lmstudio());
-        env.run(["4096"]).exits(0).says("1 backend: 1 changed").says("takes effect when a model is next loaded");
-        assert_eq!(text(layer.engine()), engine.replace(&format!("= {stock}"), "= 4096"));
+        env.run(["4096"])
+            .exits(0)
+            .says("1 backend: 1 changed")
+            .says("takes effect when a model is next loaded");
+        assert_eq!(
+            text(layer.engine()),
+            engine.replace(&format!("= {stock}"), "= 4096")
+        );
         assert_eq!(text(layer.generate()), generate("4096", "4096", "4096"));
         let report = env.json(["--check", "4096"]);
         assert_eq!(report["exit_code"], 0);
@@ -54,7 +65,10 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
             (&4096.into(), &stock.into(), &"patched".into())
         );
         env.run(["--revert"]).exits(0);
-        assert_eq!(differences(&before, &snapshot(&env.lmstudio())), Vec::<String>::new());
+        assert_eq!(
+            differences(&before, &snapshot(&env.lmstudio())),
+            Vec::<String>::new()
+        );
     }
 }
 
@@ -73,15 +87,26 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
         .says("512 is below the stock 2048 of app-mlx-generate-mac14-arm64@34")
         .says("slower than stock")
         .says("--revert");
-    assert_eq!(differences(&old_tree, &snapshot(&old.root)), Vec::<String>::new());
+    assert_eq!(
+        differences(&old_tree, &snapshot(&old.root)),
+        Vec::<String>::new()
+    );
     assert!(text(new.engine()).contains("= 512"));
     assert_eq!(text(new.generate()), generate("512", "512", "512"));
     env.run(["--check", "512"]).exits(0);
-    env.run(["2048"]).exits(0).says_nothing_of("below the stock");
-    assert_eq!(differences(&new_tree, &snapshot(&new.root)), Vec::<String>::new());
+    env.run(["2048"])
+        .exits(0)
+        .says_nothing_of("below the stock");
+    assert_eq!(
+        differences(&new_tree, &snapshot(&new.root)),
+        Vec::<String>::new()
+    );
     assert!(text(old.engine()).contains("= 2048"));
     env.run(["--revert"]).exits(0);
-    assert_eq!(differences(&old_tree, &snapshot(&old.root)), Vec::<String>::new());
+    assert_eq!(
+        differences(&old_tree, &snapshot(&old.root)),
+        Vec::<String>::new()
+    );
     env.run(["--check", "512"]).exits(3);
 }
 
@@ -92,18 +117,28 @@ fn set_twice_is_set_once_and_touches_nothing() {
     let stamps = |paths: &[std::path::PathBuf]| {
         paths
             .iter()
-            .map(|path| fs::metadata(path).map(|m| (m.ino(), m.mtime(), m.mtime_nsec())).unwrap())
+            .map(|path| {
+                fs::metadata(path)
+                    .map(|m| (m.ino(), m.mtime(), m.mtime_nsec()))
+                    .unwrap()
+            })
             .collect::<Vec<_>>()
     };
     let files = [layer.engine(), layer.generate()];
     let untouched = stamps(&files);
-    env.run(["--revert"]).exits(0).says("1 already so").says_nothing_of("takes effect");
+    env.run(["--revert"])
+        .exits(0)
+        .says("1 already so")
+        .says_nothing_of("takes effect");
     env.run(["2048"]).exits(0).says("1 already so");
     assert_eq!(stamps(&files), untouched);
     env.run(["4096"]).exits(0);
     let (patched, tree) = (stamps(&files), snapshot(&env.lmstudio()));
     assert_ne!(patched, untouched);
-    env.run(["4096"]).exits(0).says("1 already so").says_nothing_of("takes effect");
+    env.run(["4096"])
+        .exits(0)
+        .says("1 already so")
+        .says_nothing_of("takes effect");
     assert_eq!(stamps(&files), patched);
     assert_eq!(snapshot(&env.lmstudio()), tree);
     env.run(["--check"]).exits(0);
@@ -114,9 +149,13 @@ fn set_twice_is_set_once_and_touches_nothing() {
 #[test]
 fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
     let env = Env::new();
-    let layer =
-        Layer::new(&env.lmstudio(), NAME).with_generate(generate("4096", "4096", "4096")).with_record(stock_generate());
-    assert_eq!(env.json(["--check"])["backends"][0]["files"][0]["original"], "record");
+    let layer = Layer::new(&env.lmstudio(), NAME)
+        .with_generate(generate("4096", "4096", "4096"))
+        .with_record(stock_generate());
+    assert_eq!(
+        env.json(["--check"])["backends"][0]["files"][0]["original"],
+        "record"
+    );
     env.run(["--revert"]).exits(0).says("1 changed");
     assert_eq!(text(layer.generate()), stock_generate());
     fs::write(layer.generate(), generate("2048", "2048", "2048")).unwrap();
@@ -139,7 +178,10 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
         .says("1 changed, 1 refused");
     assert_eq!(snapshot(&layer.root), before);
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
-    assert_eq!(env.json(["--check"])["backends"][1]["files"][0]["original"], "unknown");
+    assert_eq!(
+        env.json(["--check"])["backends"][1]["files"][0]["original"],
+        "unknown"
+    );
     env.run(["2048"]).exits(0);
     assert_eq!(text(layer.engine()), engine_since_2026("2048"));
     assert_eq!(text(layer.generate()), stock_generate());
@@ -165,11 +207,21 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let env = Env::new();
     let layer = usual_layer(&env.lmstudio(), NAME).with_engine(engine_since_2026("1_024"));
     let before = snapshot(&env.lmstudio());
-    env.run(["4096"]).exits(0).says("did not have the values such files ship with");
-    assert_eq!(env.json(["--check"])["backends"][0]["files"][0]["original"], "found");
+    env.run(["4096"])
+        .exits(0)
+        .says("did not have the values such files ship with");
+    assert_eq!(
+        env.json(["--check"])["backends"][0]["files"][0]["original"],
+        "found"
+    );
     assert!(text(layer.engine()).contains("= 4096"));
-    env.run(["--revert"]).exits(0).says("is as lmpatch first found it");
-    assert_eq!(differences(&before, &snapshot(&env.lmstudio())), Vec::<String>::new());
+    env.run(["--revert"])
+        .exits(0)
+        .says("is as lmpatch first found it");
+    assert_eq!(
+        differences(&before, &snapshot(&env.lmstudio())),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -185,7 +237,9 @@ fn the_saved_copy_is_made_once_and_survives_other_sizes() {
     let env = Env::new();
     let layer = usual_layer(&env.lmstudio(), NAME);
     let copies = || {
-        let names = snapshot(&layer.root).into_keys().filter(|path| path.to_string_lossy().contains(SAVED));
+        let names = snapshot(&layer.root)
+            .into_keys()
+            .filter(|path| path.to_string_lossy().contains(SAVED));
         names.collect::<Vec<_>>()
     };
     for size in ["4096", "8192", "1024", "4096"] {
@@ -221,21 +275,38 @@ fn exactly_the_edited_files_bytecode_is_removed() {
     let before = snapshot(&layer.root);
     env.run(["4096"]).exits(0);
     let cached = |package: &str, stem: &str| {
-        ["cpython-311", "cpython-311.opt-1", "cpython-311.opt-2", "cpython-313"]
-            .map(|tag| format!("{package}/__pycache__/{stem}.{tag}.pyc"))
+        [
+            "cpython-311",
+            "cpython-311.opt-1",
+            "cpython-311.opt-2",
+            "cpython-313",
+        ]
+        .map(|tag| format!("{package}/__pycache__/{stem}.{tag}.pyc"))
     };
-    let gone: Vec<_> = cached("mlx_engine", "cache_wrapper").into_iter().chain(cached("mlx_lm", "generate")).collect();
+    let gone: Vec<_> = cached("mlx_engine", "cache_wrapper")
+        .into_iter()
+        .chain(cached("mlx_lm", "generate"))
+        .collect();
     let after = snapshot(&layer.root);
-    let removed: Vec<_> = before.keys().filter(|path| !after.contains_key(*path)).collect();
+    let removed: Vec<_> = before
+        .keys()
+        .filter(|path| !after.contains_key(*path))
+        .collect();
     assert_eq!(removed.len(), gone.len(), "{removed:?}");
     assert!(gone.iter().all(|path| !layer.path(path).exists()));
-    assert!(layer.path("mlx_lm/models/__pycache__/generate.cpython-311.pyc").exists());
+    assert!(
+        layer
+            .path("mlx_lm/models/__pycache__/generate.cpython-311.pyc")
+            .exists()
+    );
 }
 
 #[test]
 fn bytecode_stays_where_nothing_is_edited() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME).with_bytecode("mlx_engine", "cache_wrapper").with_bytecode("mlx_lm", "generate");
+    usual_layer(&env.lmstudio(), NAME)
+        .with_bytecode("mlx_engine", "cache_wrapper")
+        .with_bytecode("mlx_lm", "generate");
     let before = snapshot(&env.lmstudio());
     env.run(["2048"]).exits(0);
     env.run(["--revert"]).exits(0);
@@ -252,7 +323,10 @@ fn mode_is_kept() {
     for args in [["4096"], ["--revert"]] {
         env.run(args).exits(0);
         assert_eq!(fs::metadata(layer.engine()).unwrap().mode() & 0o7777, 0o640);
-        assert_eq!(fs::metadata(layer.generate()).unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(
+            fs::metadata(layer.generate()).unwrap().mode() & 0o7777,
+            0o755
+        );
     }
 }
 
@@ -270,16 +344,38 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
             stock_generate(),
             "is set 2 times, in lines 2, 8",
         ),
-        (engine_with_constant("512") + "x = '''never ends\n", stock_generate(), "line 8: a string that does not end"),
-        (engine_with_constant("512") + "x = (1\n", stock_generate(), "line 8: unbalanced brackets"),
-        ("x = 1\n".to_owned(), stock_generate(), "no constant PROMPT_PROCESSING_CHUNK_SIZE"),
-        (engine_since_2026("2048"), decoy.to_owned(), "no definition of prefill_step_size"),
+        (
+            engine_with_constant("512") + "x = '''never ends\n",
+            stock_generate(),
+            "line 8: a string that does not end",
+        ),
+        (
+            engine_with_constant("512") + "x = (1\n",
+            stock_generate(),
+            "line 8: unbalanced brackets",
+        ),
+        (
+            "x = 1\n".to_owned(),
+            stock_generate(),
+            "no constant PROMPT_PROCESSING_CHUNK_SIZE",
+        ),
+        (
+            engine_since_2026("2048"),
+            decoy.to_owned(),
+            "no definition of prefill_step_size",
+        ),
     ] {
         let env = Env::new();
-        let layer = usual_layer(&env.lmstudio(), NAME).with_engine(&engine).with_generate(&generate_py);
+        let layer = usual_layer(&env.lmstudio(), NAME)
+            .with_engine(&engine)
+            .with_generate(&generate_py);
         usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@33");
         let before = snapshot(&layer.root);
-        env.run(["4096"]).exits(1).says(said).says(NAME).says("2 backends: 1 changed, 1 refused");
+        env.run(["4096"])
+            .exits(1)
+            .says(said)
+            .says(NAME)
+            .says("2 backends: 1 changed, 1 refused");
         assert_eq!(snapshot(&layer.root), before, "{said}");
         env.run(["--check", "4096", "--backend", "*@33"]).exits(0);
         env.run(["--check"]).exits(1).shows("refused").says(said);
@@ -290,23 +386,53 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
 fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let env = Env::with_fixture();
     let before = snapshot(&env.lmstudio());
-    let ran = env.run(["4096", "--dry-run"]).exits(0).says("3 would change").says("nothing was written");
+    let ran = env
+        .run(["4096", "--dry-run"])
+        .exits(0)
+        .says("3 would change")
+        .says("nothing was written");
     assert_eq!(snapshot(&env.lmstudio()), before);
     let copy = env.user().join("copy");
     support::copy_tree(&env.lmstudio(), &copy);
     fs::write(env.user().join("it.diff"), &ran.stdout).unwrap();
     let mut patch = std::process::Command::new("git");
-    let status = env.isolate(&mut patch).args(["apply", "-p1", "--directory=copy", "it.diff"]).status().unwrap();
+    let status = env
+        .isolate(&mut patch)
+        .args(["apply", "-p1", "--directory=copy", "it.diff"])
+        .status()
+        .unwrap();
     assert!(status.success());
     env.run(["4096"]).exits(0);
     let reverted = env.run(["--revert", "--dry-run"]).exits(0);
-    assert_eq!(reverted.stdout.matches("\n-PROMPT_PROCESSING_CHUNK_SIZE = 4096").count(), 2);
-    assert_eq!(reverted.stdout.matches("\n+PROMPT_PROCESSING_CHUNK_SIZE = 2048").count(), 1);
-    for path in before.keys().filter(|path| path.to_string_lossy().ends_with(".py")) {
-        assert_eq!(fs::read(copy.join(path)).unwrap(), fs::read(env.lmstudio().join(path)).unwrap(), "{path:?}");
+    assert_eq!(
+        reverted
+            .stdout
+            .matches("\n-PROMPT_PROCESSING_CHUNK_SIZE = 4096")
+            .count(),
+        2
+    );
+    assert_eq!(
+        reverted
+            .stdout
+            .matches("\n+PROMPT_PROCESSING_CHUNK_SIZE = 2048")
+            .count(),
+        1
+    );
+    for path in before
+        .keys()
+        .filter(|path| path.to_string_lossy().ends_with(".py"))
+    {
+        assert_eq!(
+            fs::read(copy.join(path)).unwrap(),
+            fs::read(env.lmstudio().join(path)).unwrap(),
+            "{path:?}"
+        );
     }
     env.run(["--revert"]).exits(0);
-    let ran = env.run(["--revert", "--dry-run"]).exits(0).says("3 already so");
+    let ran = env
+        .run(["--revert", "--dry-run"])
+        .exits(0)
+        .says("3 already so");
     assert_eq!(ran.stdout, "");
 }
 
@@ -314,8 +440,14 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
 #[test]
 fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
     let env = Env::new();
-    let layers: Vec<_> = (1..=20).map(|number| usual_layer(&env.lmstudio(), &format!("{PREFIX}@{number}"))).collect();
-    fs::write(layers[6].engine(), "PROMPT_PROCESSING_CHUNK_SIZE = compute()\n").unwrap();
+    let layers: Vec<_> = (1..=20)
+        .map(|number| usual_layer(&env.lmstudio(), &format!("{PREFIX}@{number}")))
+        .collect();
+    fs::write(
+        layers[6].engine(),
+        "PROMPT_PROCESSING_CHUNK_SIZE = compute()\n",
+    )
+    .unwrap();
     // The edit itself fails on this one: a cache that is a link is not followed.
     let cache = layers[12].path("mlx_lm/__pycache__");
     fs::remove_dir_all(&cache).ok();
@@ -324,15 +456,27 @@ fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
 
     let ran = env.run(["4096"]).exits(1).says("20 backends: 18 changed");
     for (number, why) in [(7, "compute()"), (13, "is a link")] {
-        let line = ran.stderr.lines().find(|line| line.contains(&format!("{PREFIX}@{number}:")));
-        assert!(line.is_some_and(|line| line.contains(why)), "{number}: {}", ran.stderr);
+        let line = ran
+            .stderr
+            .lines()
+            .find(|line| line.contains(&format!("{PREFIX}@{number}:")));
+        assert!(
+            line.is_some_and(|line| line.contains(why)),
+            "{number}: {}",
+            ran.stderr
+        );
     }
     for (index, layer) in layers.iter().enumerate() {
         let is_done = text(layer.generate()) == generate("4096", "4096", "4096");
         assert_eq!(is_done, ![6, 12].contains(&index), "{}", index + 1);
     }
     let changed = differences(&before, &snapshot(&env.lmstudio()));
-    assert!(changed.iter().all(|change| !change.contains("@7/") && !change.contains("@13/")), "{changed:?}");
+    assert!(
+        changed
+            .iter()
+            .all(|change| !change.contains("@7/") && !change.contains("@13/")),
+        "{changed:?}"
+    );
 
     fs::remove_file(&cache).unwrap();
     env.run(["4096"]).exits(1).says("1 changed");

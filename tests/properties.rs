@@ -7,7 +7,10 @@
     clippy::string_slice,
     reason = "a test fails by panicking"
 )]
-#![allow(clippy::print_stderr, reason = "a measurement is told, and which source it was that did not end")]
+#![allow(
+    clippy::print_stderr,
+    reason = "a measurement is told, and which source it was that did not end"
+)]
 
 mod support;
 
@@ -29,7 +32,11 @@ use support::{laws, nasty};
 
 /// No regression files: they would appear beside the sources.
 fn config() -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, cases: 512, ..ProptestConfig::default() }
+    ProptestConfig {
+        failure_persistence: None,
+        cases: 512,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -99,11 +106,15 @@ fn what_cannot_be_put_back_is_saved_first() {
         "def generate_step(prefill_step_size=2048): pass\ndef f(prefill_step_size=512): pass\n",
     ] {
         let record = vec![laws::fingerprint(source.as_bytes())];
-        let evidence = Evidence { record, ..Evidence::default() };
+        let evidence = Evidence {
+            record,
+            ..Evidence::default()
+        };
         let content = laws::understand(&SETTINGS[1], source.as_bytes(), &evidence);
         let after = plan(&SETTINGS[1], &content, Goal::Size(4096), None).unwrap();
         let edited = laws::understand(&SETTINGS[1], &after, &evidence);
-        let is_put_back = plan(&SETTINGS[1], &edited, Goal::Vendor, None).is_ok_and(|bytes| bytes == source.as_bytes());
+        let is_put_back = plan(&SETTINGS[1], &edited, Goal::Vendor, None)
+            .is_ok_and(|bytes| bytes == source.as_bytes());
         assert!(is_put_back || must_save(&content), "{source}");
     }
 }
@@ -121,17 +132,25 @@ fn nasty_sources_are_read_to_their_end() {
 #[ignore = "a measurement, and a long one"]
 fn time_is_linear_in_size() {
     if processor_time().is_none() {
-        return eprintln!("skipped: this system does not say what a thread has had of the processor");
+        return eprintln!(
+            "skipped: this system does not say what a thread has had of the processor"
+        );
     }
     let mut worse = Vec::new();
-    for ((name, quarter), (_, whole)) in nasty::sources(1 << 21).into_iter().zip(nasty::sources(1 << 23)) {
+    for ((name, quarter), (_, whole)) in nasty::sources(1 << 21)
+        .into_iter()
+        .zip(nasty::sources(1 << 23))
+    {
         let (short, long) = (measure(&quarter), measure(&whole));
         // Below ten milliseconds the source was refused at its start, and a ratio says nothing.
         let ratio = long.as_secs_f64() / short.max(Duration::from_millis(10)).as_secs_f64();
         eprintln!("{name:35} 2 MiB {short:>10.1?}, 8 MiB {long:>10.1?}, ratio {ratio:.1}");
         worse.extend((ratio >= 12.0).then_some(name));
     }
-    assert!(worse.is_empty(), "four times the size takes twelve times as long or more: {worse:?}");
+    assert!(
+        worse.is_empty(),
+        "four times the size takes twelve times as long or more: {worse:?}"
+    );
 }
 
 fn measure(source: &[u8]) -> Duration {
@@ -158,7 +177,8 @@ fn read_and_plan(source: &[u8]) {
 fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     let noise = vec(any::<u8>(), 0..300);
     let words = vec(select(WORDS.to_vec()), 0..60).prop_map(|words| words.concat().into_bytes());
-    let both = (words.clone(), noise.clone(), words.clone()).prop_map(|(a, b, c)| [a, b, c].concat());
+    let both =
+        (words.clone(), noise.clone(), words.clone()).prop_map(|(a, b, c)| [a, b, c].concat());
     prop_oneof![noise, words, both]
 }
 
@@ -239,12 +259,20 @@ struct Woven {
 impl Woven {
     fn is_located(&self, setting: &Setting) {
         let shown = String::from_utf8_lossy(&self.source);
-        let sites = locate(setting, &self.source).unwrap_or_else(|refusal| panic!("{refusal}:\n{shown}"));
-        let found: Vec<_> = sites.iter().map(|site| (site.range.clone(), site.value)).collect();
+        let sites =
+            locate(setting, &self.source).unwrap_or_else(|refusal| panic!("{refusal}:\n{shown}"));
+        let found: Vec<_> = sites
+            .iter()
+            .map(|site| (site.range.clone(), site.value))
+            .collect();
         assert_eq!(found, self.planted, "\n{shown}");
         for site in &sites {
             let before = String::from_utf8_lossy(&self.source[..site.range.start]);
-            assert_eq!(site.line, 1 + before.replace("\r\n", "\n").matches(['\r', '\n']).count(), "\n{shown}");
+            assert_eq!(
+                site.line,
+                1 + before.replace("\r\n", "\n").matches(['\r', '\n']).count(),
+                "\n{shown}"
+            );
         }
     }
 
@@ -263,7 +291,10 @@ impl Woven {
         for part in parts {
             let (literal, rest) = part.split_once('|').unwrap();
             let (value, rest) = rest.split_once('»').unwrap();
-            planted.push((source.len()..source.len() + literal.len(), value.parse().unwrap()));
+            planted.push((
+                source.len()..source.len() + literal.len(),
+                value.parse().unwrap(),
+            ));
             source.extend_from_slice(literal.as_bytes());
             source.extend_from_slice(rest.as_bytes());
         }
@@ -274,8 +305,19 @@ impl Woven {
 /// A file with the constant, once.
 fn constant_file() -> BoxedStrategy<Woven> {
     let name = "PROMPT_PROCESSING_CHUNK_SIZE";
-    let decoys = || many(wrapped(filled(DECOYS, name), &["", "if a:\n", "def d():\n", "class D:\n"]), 0..6);
-    let site = wrapped(filled(CONSTANTS, name), &["", "if a:\n", "try:\n", "for a in b:\n", "with a as b:\n"]);
+    let decoys = || {
+        many(
+            wrapped(
+                filled(DECOYS, name),
+                &["", "if a:\n", "def d():\n", "class D:\n"],
+            ),
+            0..6,
+        )
+    };
+    let site = wrapped(
+        filled(CONSTANTS, name),
+        &["", "if a:\n", "try:\n", "for a in b:\n", "with a as b:\n"],
+    );
     file((decoys(), site, decoys()).prop_map(|(before, site, after)| before + &site + &after))
 }
 
@@ -283,11 +325,27 @@ fn constant_file() -> BoxedStrategy<Woven> {
 fn parameter_file() -> BoxedStrategy<Woven> {
     let name = "chunk_size";
     let others = [DECOYS, PARAMETERS_OF_OTHERS].concat();
-    let outside = || many(wrapped(unplanted(filled(&others, name)), &["", "if a:\n", "class D:\n"]), 0..4);
-    let inside = || many(wrapped(filled(DECOYS, name), &["", "if a:\n", "def d(self):\n"]), 0..4);
+    let outside = || {
+        many(
+            wrapped(
+                unplanted(filled(&others, name)),
+                &["", "if a:\n", "class D:\n"],
+            ),
+            0..4,
+        )
+    };
+    let inside = || {
+        many(
+            wrapped(filled(DECOYS, name), &["", "if a:\n", "def d(self):\n"]),
+            0..4,
+        )
+    };
     let site = wrapped(filled(PARAMETERS, name), &["", "if a:\n", "try:\n"]);
     let class = (inside(), site, inside()).prop_map(|(before, site, after)| {
-        format!("class CacheWrapper(Base, key=1):\n{}", indented(&format!("{before}{site}{after}")))
+        format!(
+            "class CacheWrapper(Base, key=1):\n{}",
+            indented(&format!("{before}{site}{after}"))
+        )
     });
     file((outside(), class, outside()).prop_map(|(before, class, after)| before + &class + &after))
 }
@@ -295,9 +353,20 @@ fn parameter_file() -> BoxedStrategy<Woven> {
 /// A file of mlx-lm: one site or more, of any kind, anywhere.
 fn generate_file() -> BoxedStrategy<Woven> {
     let name = "prefill_step_size";
-    let headers = &["", "if a:\n", "try:\n", "def d(self):\n", "async def d():\n", "class D(a, b=1):\n"];
+    let headers = &[
+        "",
+        "if a:\n",
+        "try:\n",
+        "def d(self):\n",
+        "async def d():\n",
+        "class D(a, b=1):\n",
+    ];
     let sites = [PARAMETERS, FIELDS].concat();
-    let either = Union::new([filled(&[DECOYS, UNSET].concat(), name), filled(&sites, name)]).boxed();
+    let either = Union::new([
+        filled(&[DECOYS, UNSET].concat(), name),
+        filled(&sites, name),
+    ])
+    .boxed();
     let rest = many(wrapped(either, headers), 0..8);
     let site = wrapped(filled(&sites, name), headers);
     file((site, rest).prop_map(|(site, rest)| rest + &site))
@@ -305,13 +374,22 @@ fn generate_file() -> BoxedStrategy<Woven> {
 
 /// Gives a marked text the line ends, the indentation and the edges that files have.
 fn file(marked: impl Strategy<Value = String> + 'static) -> BoxedStrategy<Woven> {
-    let start = select(vec!["", "\u{feff}", "\u{feff}# coding: utf-8\n", "#!/usr/bin/env python\n"]);
+    let start = select(vec![
+        "",
+        "\u{feff}",
+        "\u{feff}# coding: utf-8\n",
+        "#!/usr/bin/env python\n",
+    ]);
     let line_end = select(vec!["\n", "\r\n", "\r"]);
     let indent = select(vec!["    ", "\t", "  "]);
     (marked, start, line_end, indent, any::<bool>())
         .prop_map(|(text, start, line_end, indent, ends)| {
             let text = format!("{start}{}", text.replace("    ", indent));
-            let text = if ends { &text } else { text.trim_end_matches('\n') };
+            let text = if ends {
+                &text
+            } else {
+                text.trim_end_matches('\n')
+            };
             Woven::unmark(&text.replace('\n', line_end))
         })
         .boxed()
@@ -333,21 +411,31 @@ fn wrapped(text: BoxedStrategy<String>, headers: &[&'static str]) -> BoxedStrate
 }
 
 fn indented(text: &str) -> String {
-    text.split_inclusive('\n').flat_map(|line| ["    ", line]).collect()
+    text.split_inclusive('\n')
+        .flat_map(|line| ["    ", line])
+        .collect()
 }
 
 /// One of the templates: `@N` stands for the name, `@L` for a planted literal, `@T` for an annotation.
 fn filled(templates: &[&'static str], name: &'static str) -> BoxedStrategy<String> {
-    (select(templates.to_vec()), select(ANNOTATIONS.to_vec()), literal())
+    (
+        select(templates.to_vec()),
+        select(ANNOTATIONS.to_vec()),
+        literal(),
+    )
         .prop_map(move |(template, annotation, literal)| {
-            template.replace("@T", annotation).replace("@L", &literal).replace("@N", name)
+            template
+                .replace("@T", annotation)
+                .replace("@L", &literal)
+                .replace("@N", name)
         })
         .boxed()
 }
 
 /// The same text, where none of its literals is one that should be found.
 fn unplanted(text: BoxedStrategy<String>) -> BoxedStrategy<String> {
-    text.prop_map(|text| String::from_utf8(Woven::unmark(&text).source).unwrap()).boxed()
+    text.prop_map(|text| String::from_utf8(Woven::unmark(&text).source).unwrap())
+        .boxed()
 }
 
 /// An integer in each way in which Python writes it, marked.
@@ -355,7 +443,11 @@ fn literal() -> BoxedStrategy<String> {
     let value = prop_oneof![Just(512), Just(2048), SIZES, 0..u64::MAX];
     let written = value.prop_flat_map(|value| {
         let plain = value.to_string();
-        let grouped = if value < 1000 { plain.clone() } else { format!("{}_{:03}", value / 1000, value % 1000) };
+        let grouped = if value < 1000 {
+            plain.clone()
+        } else {
+            format!("{}_{:03}", value / 1000, value % 1000)
+        };
         let odd = vec![
             grouped,
             format!("{value:#x}"),
@@ -363,10 +455,21 @@ fn literal() -> BoxedStrategy<String> {
             format!("{value:#o}"),
             format!("0B_{value:b}"),
         ];
-        (Just(value), Union::new([Just(plain).boxed(), select(odd).boxed()]))
+        (
+            Just(value),
+            Union::new([Just(plain).boxed(), select(odd).boxed()]),
+        )
     });
-    let around = select(vec![("", ""), ("", ""), ("(", ")"), ("( (", ") )"), ("(\n        ", "  # 1\n    )")]);
-    (written, around).prop_map(|((value, text), (open, close))| format!("{open}«{text}|{value}»{close}")).boxed()
+    let around = select(vec![
+        ("", ""),
+        ("", ""),
+        ("(", ")"),
+        ("( (", ") )"),
+        ("(\n        ", "  # 1\n    )"),
+    ]);
+    (written, around)
+        .prop_map(|((value, text), (open, close))| format!("{open}«{text}|{value}»{close}"))
+        .boxed()
 }
 
 const ANNOTATIONS: &[&str] = &[
@@ -509,5 +612,8 @@ fn bad_row() -> impl Strategy<Value = Vec<u8>> {
         format!("{good},"),
         record_row("mlx_lm/other.py", b"a"),
     ];
-    prop_oneof![vec(any::<u8>(), 0..60), select(near).prop_map(String::into_bytes)]
+    prop_oneof![
+        vec(any::<u8>(), 0..60),
+        select(near).prop_map(String::into_bytes)
+    ]
 }

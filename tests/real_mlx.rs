@@ -3,7 +3,12 @@
 //! `.ci/run` installs `mlx[cpu]` and `mlx-lm` into `target/mlx-venv`; `LMPATCH_MLX` names the Python of another
 //! environment. Without it the tests say that they were skipped. The CPU build is not faster at larger chunks, so what
 //! is asserted is the number of prefill steps, never a speed.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -76,9 +81,15 @@ fn real(test: &str) -> Option<Real> {
     let python = std::env::var_os("LMPATCH_MLX").map_or(usual, PathBuf::from);
     let env = Env::new();
     let find = "import mlx_lm, sys; sys.stdout.write(list(mlx_lm.__path__)[0])";
-    let found = env.isolate(&mut Command::new(&python)).args(["-c", find]).output();
+    let found = env
+        .isolate(&mut Command::new(&python))
+        .args(["-c", find])
+        .output();
     let Some(found) = found.ok().filter(|found| found.status.success()) else {
-        aloud(&format!("skipped: {test}: no mlx-lm in {}; see .ci/run", python.display()));
+        aloud(&format!(
+            "skipped: {test}: no mlx-lm in {}; see .ci/run",
+            python.display()
+        ));
         return None;
     };
     let package = PathBuf::from(String::from_utf8(found.stdout).unwrap());
@@ -90,9 +101,23 @@ fn real(test: &str) -> Option<Real> {
     let own = layer.root.join("bin/python3.11");
     script(&own, &format!("exec '{}' \"$@\"", python.display()));
     let model = env.user().join("tiny");
-    let made = env.isolate(&mut Command::new(&python)).args(["-c", MAKE_MODEL]).arg(&model).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Some(Real { env, layer, python, model })
+    let made = env
+        .isolate(&mut Command::new(&python))
+        .args(["-c", MAKE_MODEL])
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Some(Real {
+        env,
+        layer,
+        python,
+        model,
+    })
 }
 
 fn script(path: &Path, text: &str) {
@@ -103,8 +128,16 @@ fn script(path: &Path, text: &str) {
 
 /// Runs a benchmark and gives its record; the network is out of bounds for the libraries under it.
 fn bench(real: &Real, arguments: &[&str]) -> Value {
-    let common =
-        ["bench", "--model", real.model.to_str().unwrap(), "--prompt-tokens", "10000", "--runs", "1", "--json"];
+    let common = [
+        "bench",
+        "--model",
+        real.model.to_str().unwrap(),
+        "--prompt-tokens",
+        "10000",
+        "--runs",
+        "1",
+        "--json",
+    ];
     let mut command = real.env.command(common.iter().chain(arguments));
     let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
     serde_json::from_str(&ran.stdout).unwrap()
@@ -112,10 +145,20 @@ fn bench(real: &Real, arguments: &[&str]) -> Value {
 
 #[track_caller]
 fn real_steps(record: &Value) {
-    let column =
-        |name: &str| record["results"].as_array().unwrap().iter().map(|row| row[name].clone()).collect::<Vec<_>>();
+    let column = |name: &str| {
+        record["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row[name].clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(column("size"), [512, 2048, 4096], "{record}");
-    assert_eq!(column("failed"), [Value::Null, Value::Null, Value::Null], "{record}");
+    assert_eq!(
+        column("failed"),
+        [Value::Null, Value::Null, Value::Null],
+        "{record}"
+    );
     assert_eq!(column("observed_chunk"), [512, 2048, 4096], "{record}");
     assert_eq!(column("observed_steps"), [20, 5, 3], "{record}");
     assert!(record["verdict"]["keep"].is_u64(), "{record}");
@@ -123,22 +166,50 @@ fn real_steps(record: &Value) {
 
 #[test]
 fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
-    let Some(real) = real("bench --direct on the real mlx-lm") else { return };
+    let Some(real) = real("bench --direct on the real mlx-lm") else {
+        return;
+    };
     let before = snapshot(&real.layer.root);
     let record = bench(&real, &["--direct", "--sizes", "512,2048,4096"]);
     real_steps(&record);
-    let runs = record["results"].as_array().unwrap().iter().map(|row| &row["runs"][0]);
-    assert!(runs.clone().all(|run| run["prompt_tokens"] == 10_000 && run["source"] == "server"), "{record}");
-    assert!(runs.clone().all(|run| run["peak_memory_bytes"].as_u64().unwrap() > 100_000), "{record}");
-    assert_eq!(differences(&before, &snapshot(&real.layer.root)), Vec::<String>::new());
-    aloud(&format!("real mlx-lm, direct: 20, 5 and 3 steps; {}", record["runtime"]));
+    let runs = record["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["runs"][0]);
+    assert!(
+        runs.clone()
+            .all(|run| run["prompt_tokens"] == 10_000 && run["source"] == "server"),
+        "{record}"
+    );
+    assert!(
+        runs.clone()
+            .all(|run| run["peak_memory_bytes"].as_u64().unwrap() > 100_000),
+        "{record}"
+    );
+    assert_eq!(
+        differences(&before, &snapshot(&real.layer.root)),
+        Vec::<String>::new()
+    );
+    aloud(&format!(
+        "real mlx-lm, direct: 20, 5 and 3 steps; {}",
+        record["runtime"]
+    ));
 }
 
 #[test]
 fn setting_generate_py_changes_the_steps_of_the_real_server() {
-    let Some(real) = real("bench against the real mlx_lm.server") else { return };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let server = Server { pid: real.env.user().join("server.pid") };
+    let Some(real) = real("bench against the real mlx_lm.server") else {
+        return;
+    };
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let server = Server {
+        pid: real.env.user().join("server.pid"),
+    };
     fs::write(real.env.user().join("serve.py"), SERVE).unwrap();
     let restart = real.env.user().join("restart");
     let text = format!(
@@ -152,16 +223,41 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
         model = real.model.display(),
     );
     script(&restart, &text);
-    assert!(real.env.isolate(&mut Command::new(&restart)).status().unwrap().success());
+    assert!(
+        real.env
+            .isolate(&mut Command::new(&restart))
+            .status()
+            .unwrap()
+            .success()
+    );
     wait_for(port);
     let before = fs::read(real.layer.generate()).unwrap();
     let url = format!("http://127.0.0.1:{port}");
-    let record = bench(&real, &["--url", &url, "--sizes", "512,2048,4096", "--reload", restart.to_str().unwrap()]);
+    let record = bench(
+        &real,
+        &[
+            "--url",
+            &url,
+            "--sizes",
+            "512,2048,4096",
+            "--reload",
+            restart.to_str().unwrap(),
+        ],
+    );
     real_steps(&record);
-    assert_eq!((&record["api"], &record["results"][0]["runs"][0]["source"]), (&"openai".into(), &"client".into()));
-    let runs =
-        record["results"].as_array().unwrap().iter().map(|row| row["runs"][0]["prompt_tokens"].as_u64().unwrap());
-    assert!(runs.clone().all(|tokens| tokens.abs_diff(10_000) <= 100), "{record}");
+    assert_eq!(
+        (&record["api"], &record["results"][0]["runs"][0]["source"]),
+        (&"openai".into(), &"client".into())
+    );
+    let runs = record["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["runs"][0]["prompt_tokens"].as_u64().unwrap());
+    assert!(
+        runs.clone().all(|tokens| tokens.abs_diff(10_000) <= 100),
+        "{record}"
+    );
     assert_eq!(fs::read(real.layer.generate()).unwrap(), before);
     aloud("real mlx_lm.server: 20, 5 and 3 steps at 512, 2048 and 4096, set in generate.py");
 }
@@ -182,7 +278,10 @@ impl Drop for Server {
 fn wait_for(port: u16) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(std::time::Instant::now() < deadline, "the real server never answered");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the real server never answered"
+        );
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }

@@ -63,7 +63,12 @@ fn verbose_shows_every_site() {
 fn the_states_are_told_apart() {
     let env = Env::new();
     let layer = usual_layer(&env.lmstudio(), NAME);
-    let state = || env.json(["--check"])["backends"][0]["state"].as_str().unwrap().to_owned();
+    let state = || {
+        env.json(["--check"])["backends"][0]["state"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     assert_eq!(state(), "stock");
     std::fs::write(layer.engine(), engine_since_2026("4096")).unwrap();
     assert_eq!(state(), "mixed");
@@ -93,20 +98,38 @@ fn the_json_has_everything_the_table_knows() {
     assert_eq!(backend["runtimes"][0]["version"], "1.11.0");
     assert_eq!(backend["selected"], true);
     assert_eq!(
-        (&backend["chunk_before"], &backend["chunk"], &backend["stock"]),
+        (
+            &backend["chunk_before"],
+            &backend["chunk"],
+            &backend["stock"]
+        ),
         (&2048.into(), &4096.into(), &2048.into())
     );
-    assert_eq!((&backend["state"], &backend["result"]), (&"patched".into(), &"changed".into()));
+    assert_eq!(
+        (&backend["state"], &backend["result"]),
+        (&"patched".into(), &"changed".into())
+    );
     let file = &backend["files"][1];
-    assert!(file["path"].as_str().unwrap().ends_with("mlx_lm/generate.py"));
-    assert_eq!((&file["state"], &file["original"]), (&"patched".into(), &"record".into()));
+    assert!(
+        file["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("mlx_lm/generate.py")
+    );
+    assert_eq!(
+        (&file["state"], &file["original"]),
+        (&"patched".into(), &"record".into())
+    );
     let expected = serde_json::json!({
         "name": "prefill_step_size", "owner": "speculative_generate_step", "line": 25, "value": 4096, "stock": 512,
     });
     assert_eq!(file["sites"][1], expected);
     assert_eq!(file["sites"].as_array().map(Vec::len), Some(5));
     assert_eq!(env.json(["--check"])["backends"][0]["result"], Value::Null);
-    assert_eq!(env.json(["8192", "--dry-run"])["backends"][0]["result"], "would-change");
+    assert_eq!(
+        env.json(["8192", "--dry-run"])["backends"][0]["result"],
+        "would-change"
+    );
 }
 
 #[test]
@@ -125,24 +148,48 @@ fn advice_comes_only_where_it_applies() {
     ] {
         let ran = env.run([size]).exits(0);
         for advice in [grid, memory, below] {
-            let lines = ran.stderr.lines().filter(|line| line.contains(advice)).count();
-            assert_eq!(lines, usize::from(applies.contains(&advice)), "{size}: {advice}: {}", ran.stderr);
+            let lines = ran
+                .stderr
+                .lines()
+                .filter(|line| line.contains(advice))
+                .count();
+            assert_eq!(
+                lines,
+                usize::from(applies.contains(&advice)),
+                "{size}: {advice}: {}",
+                ran.stderr
+            );
         }
     }
     env.run(["3000"]).exits(0);
     env.run(["--check"]).exits(0).says("not a multiple of 256");
-    env.run(["--revert"]).exits(0).says_nothing_of("multiple of 256");
+    env.run(["--revert"])
+        .exits(0)
+        .says_nothing_of("multiple of 256");
     env.run(["--check"]).exits(0).says_nothing_of("note:");
 }
 
 #[test]
 fn runtimes_that_fit_less_context_at_a_larger_chunk_are_named() {
-    for (version, applies) in [("1.8.9", false), ("1.9.0", true), ("1.11.0", true), ("1.12.0", false), ("odd", false)] {
+    for (version, applies) in [
+        ("1.8.9", false),
+        ("1.9.0", true),
+        ("1.11.0", true),
+        ("1.12.0", false),
+        ("odd", false),
+    ] {
         let env = Env::new();
         usual_layer(&env.lmstudio(), NAME);
         runtime(&env.lmstudio(), version, &[NAME]);
         let ran = env.run(["4096"]).exits(0);
-        assert_eq!(ran.stderr.contains("fits less context"), applies, "{version}: {}", ran.stderr);
-        env.run(["1024"]).exits(0).says_nothing_of("fits less context");
+        assert_eq!(
+            ran.stderr.contains("fits less context"),
+            applies,
+            "{version}: {}",
+            ran.stderr
+        );
+        env.run(["1024"])
+            .exits(0)
+            .says_nothing_of("fits less context");
     }
 }

@@ -1,5 +1,10 @@
 //! The client of LM Studio's REST API, against a fake LM Studio on loopback.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -34,16 +39,37 @@ fn models_are_listed_unloaded_and_loaded_with_what_they_had() {
     fake.load_now("qwen/tiny", 12345, 3);
     let server = client(&fake);
     let models = server.models().unwrap();
-    assert_eq!(models.iter().map(Model::is_mlx).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(
+        models.iter().map(Model::is_mlx).collect::<Vec<_>>(),
+        [true, false]
+    );
     let instance = &models[0].loaded_instances[0];
-    assert_eq!((instance.config.context_length, instance.config.parallel), (Some(12345), Some(3)));
+    assert_eq!(
+        (instance.config.context_length, instance.config.parallel),
+        (Some(12345), Some(3))
+    );
     server.unload(&instance.id).unwrap();
     assert!(fake.instances().is_empty());
     fs::write(&fake.state().engine, engine_since_2026("8192")).unwrap();
-    let loaded = server.load("qwen/tiny", instance.config.context_length, instance.config.parallel).unwrap();
-    assert_eq!((loaded.instance_id.as_str(), loaded.load_config.context_length), ("qwen/tiny", Some(12345)));
+    let loaded = server
+        .load(
+            "qwen/tiny",
+            instance.config.context_length,
+            instance.config.parallel,
+        )
+        .unwrap();
+    assert_eq!(
+        (
+            loaded.instance_id.as_str(),
+            loaded.load_config.context_length
+        ),
+        ("qwen/tiny", Some(12345))
+    );
     let now = &fake.instances()[0];
-    assert_eq!((now.context_length, now.parallel, now.chunk), (12345, 3, Some(8192)));
+    assert_eq!(
+        (now.context_length, now.parallel, now.chunk),
+        (12345, 3, Some(8192))
+    );
     assert_eq!(fake.paths(), [LIST, UNLOAD, LOAD]);
 }
 
@@ -52,10 +78,23 @@ fn a_server_that_does_not_know_parallel_is_asked_without_it() {
     let env = Env::new();
     let fake = fake(&env);
     fake.state().takes_parallel = false;
-    client(&fake).load("qwen/tiny", Some(8000), Some(2)).unwrap();
-    assert_eq!((fake.instances()[0].context_length, fake.instances()[0].parallel), (8000, 4));
-    let refused = client(&fake).load("nowhere/none", Some(8000), Some(2)).unwrap_err();
-    assert!(matches!(&refused, Trouble::NotFound(said) if said == "Model not found"), "{refused:?}");
+    client(&fake)
+        .load("qwen/tiny", Some(8000), Some(2))
+        .unwrap();
+    assert_eq!(
+        (
+            fake.instances()[0].context_length,
+            fake.instances()[0].parallel
+        ),
+        (8000, 4)
+    );
+    let refused = client(&fake)
+        .load("nowhere/none", Some(8000), Some(2))
+        .unwrap_err();
+    assert!(
+        matches!(&refused, Trouble::NotFound(said) if said == "Model not found"),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -63,7 +102,13 @@ fn the_reply_of_october_2025_is_understood() {
     let env = Env::new();
     let fake = fake(&env);
     fake.state().dialect = Dialect::October2025;
-    assert_eq!(client(&fake).load("qwen/tiny", None, None).unwrap().instance_id, "qwen/tiny");
+    assert_eq!(
+        client(&fake)
+            .load("qwen/tiny", None, None)
+            .unwrap()
+            .instance_id,
+        "qwen/tiny"
+    );
 }
 
 #[test]
@@ -74,7 +119,9 @@ fn a_token_is_sent_and_a_missing_one_is_told() {
     let trouble = client(&fake).models().unwrap_err();
     assert!(matches!(trouble, Trouble::Unauthorized), "{trouble:?}");
     assert!(trouble.to_string().contains("LM_API_TOKEN"));
-    Server::new(fake.url(), Some("secret"), Patience::default()).models().unwrap();
+    Server::new(fake.url(), Some("secret"), Patience::default())
+        .models()
+        .unwrap();
 }
 
 #[test]
@@ -91,14 +138,23 @@ fn every_trouble_is_told_apart_and_bounded_in_time() {
         fake.fails(LIST, fault);
         server.models().unwrap_err()
     };
-    assert!(matches!(with(Fault::Status(500)), Trouble::Refused(500, said) if said == "told to fail"));
+    assert!(
+        matches!(with(Fault::Status(500)), Trouble::Refused(500, said) if said == "told to fail")
+    );
     assert!(matches!(with(Fault::Status(404)), Trouble::NotFound(said) if said.contains("0.4.0")));
     assert!(matches!(with(Fault::Busy(1)), Trouble::Busy(said) if said == "Model is busy"));
     assert!(matches!(with(Fault::Garbage), Trouble::Unreadable(_)));
     assert!(matches!(with(Fault::Cut), Trouble::CutOff(_)));
     let begin = Instant::now();
-    assert!(matches!(with(Fault::Slow(Duration::from_secs(3))), Trouble::TooSlow(_)));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(matches!(
+        with(Fault::Slow(Duration::from_secs(3))),
+        Trouble::TooSlow(_)
+    ));
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
+    );
 }
 
 #[test]
@@ -125,6 +181,10 @@ fn the_port_is_lm_studios_own_and_the_address_always_loopback() {
         ("{", 1234),
     ] {
         fs::write(&settings, text).unwrap();
-        assert_eq!(base_url(&env.lmstudio()), format!("http://127.0.0.1:{port}"), "{text}");
+        assert_eq!(
+            base_url(&env.lmstudio()),
+            format!("http://127.0.0.1:{port}"),
+            "{text}"
+        );
     }
 }

@@ -1,5 +1,9 @@
 //! Completions, as the shells themselves complete; and the manual page, as `man` renders it.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
@@ -33,14 +37,30 @@ fn write_script(env: &Env, shell: &str, file: &str) {
 
 /// Runs a program in a user's home with `input`, a minute at most; `None`, said aloud, where it is not installed.
 fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Output> {
-    if Command::new(program).arg("--version").output().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+    if Command::new(program)
+        .arg("--version")
+        .output()
+        .is_err_and(|error| error.kind() == ErrorKind::NotFound)
+    {
         aloud(&format!("skipped: {program} is not installed"));
         return None;
     }
     let mut command = Command::new("timeout");
-    env.isolate(&mut command).args(["60", program]).args(arguments).env("TERM", "dumb").env("MANWIDTH", "80");
-    let path = format!("{}:{}", Path::new(LMPATCH).parent().unwrap().display(), std::env::var("PATH").unwrap());
-    command.env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    env.isolate(&mut command)
+        .args(["60", program])
+        .args(arguments)
+        .env("TERM", "dumb")
+        .env("MANWIDTH", "80");
+    let path = format!(
+        "{}:{}",
+        Path::new(LMPATCH).parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    command
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     Some(child.wait_with_output().unwrap())
@@ -48,7 +68,10 @@ fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Out
 
 #[track_caller]
 fn prints(output: &Output, text: &str) {
-    assert!(String::from_utf8_lossy(&output.stdout).contains(text), "stdout has no {text:?}: {output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains(text),
+        "stdout has no {text:?}: {output:?}"
+    );
 }
 
 #[test]
@@ -58,7 +81,12 @@ fn bash_completes_a_flag() {
     // After the script, lmpatch is a function that shows what it was called with.
     let rc = "source completions\nlmpatch() { printf '[%s]' \"$@\"; }\n";
     fs::write(env.user().join("rc"), rc).unwrap();
-    if let Some(output) = run(&env, "bash", &["--noprofile", "--rcfile", "rc", "-i"], TYPED) {
+    if let Some(output) = run(
+        &env,
+        "bash",
+        &["--noprofile", "--rcfile", "rc", "-i"],
+        TYPED,
+    ) {
         prints(&output, "[--backend][-x]");
     }
 }
@@ -79,7 +107,11 @@ fn fish_completes_a_flag() {
     let ask = "source completions; complete -C 'lmpatch --ba'";
     if let Some(output) = run(&env, "fish", &["--no-config", "-c", ask], b"") {
         prints(&output, "--backend\tOnly layers");
-        assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count(), 1, "{output:?}");
+        assert_eq!(
+            output.stdout.iter().filter(|&&byte| byte == b'\n').count(),
+            1,
+            "{output:?}"
+        );
     }
 }
 
@@ -88,9 +120,15 @@ fn man_renders_the_page_without_a_warning() {
     let env = Env::new();
     let page = env.run(["man"]).exits(0);
     fs::write(env.user().join("lmpatch.1"), page.stdout).unwrap();
-    let Some(output) = run(&env, "man", &["--warnings", "-l", "lmpatch.1"], b"") else { return };
+    let Some(output) = run(&env, "man", &["--warnings", "-l", "lmpatch.1"], b"") else {
+        return;
+    };
     assert!(output.status.success(), "{output:?}");
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     for text in [
         "--backend <GLOB>",
         "lmpatch completions [OPTIONS] <SHELL>",
@@ -104,7 +142,12 @@ fn man_renders_the_page_without_a_warning() {
 #[test]
 fn a_command_is_not_mixed_with_patching() {
     let env = Env::with_fixture();
-    for wrong in [["4096", "man"], ["man", "4096"], ["--check", "man"], ["completions", "tcsh"]] {
+    for wrong in [
+        ["4096", "man"],
+        ["man", "4096"],
+        ["--check", "man"],
+        ["completions", "tcsh"],
+    ] {
         env.run(wrong).exits(2);
     }
     env.run(["completions"]).exits(2).says("<SHELL>");

@@ -17,20 +17,36 @@ const GENERATE: &Setting = &SETTINGS[1];
 /// Owner, line and value of every site, or the refusal.
 fn found(setting: &Setting, source: impl AsRef<[u8]>) -> Result<Vec<(String, usize, u64)>, String> {
     let sites = locate(setting, source.as_ref()).map_err(|refusal| refusal.to_string())?;
-    Ok(sites.into_iter().map(|site| (site.owner, site.line, site.value)).collect())
+    Ok(sites
+        .into_iter()
+        .map(|site| (site.owner, site.line, site.value))
+        .collect())
 }
 
 #[track_caller]
 fn has(setting: &Setting, source: impl AsRef<[u8]>, expected: &[(&str, usize, u64)]) {
-    let expected: Vec<_> = expected.iter().map(|(owner, line, value)| ((*owner).to_owned(), *line, *value)).collect();
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(owner, line, value)| ((*owner).to_owned(), *line, *value))
+        .collect();
     let source = source.as_ref();
-    assert_eq!(found(setting, source), Ok(expected), "{}", String::from_utf8_lossy(source));
+    assert_eq!(
+        found(setting, source),
+        Ok(expected),
+        "{}",
+        String::from_utf8_lossy(source)
+    );
 }
 
 #[track_caller]
 fn refuses(setting: &Setting, source: &str, why: &str) {
-    let Err(refusal) = found(setting, source) else { panic!("not refused: {source}") };
-    assert!(refusal.contains(why), "{refusal:?} has no {why:?}: {source}");
+    let Err(refusal) = found(setting, source) else {
+        panic!("not refused: {source}")
+    };
+    assert!(
+        refusal.contains(why),
+        "{refusal:?} has no {why:?}: {source}"
+    );
 }
 
 #[test]
@@ -56,22 +72,51 @@ fn every_annotation_is_read() {
             &[("f", 1 + usize::from(annotation.contains('#')), 2048)],
         );
         if !annotation.contains('#') {
-            has(GENERATE, format!("class C:\n    prefill_step_size: {annotation} = 7\n"), &[("C", 2, 7)]);
+            has(
+                GENERATE,
+                format!("class C:\n    prefill_step_size: {annotation} = 7\n"),
+                &[("C", 2, 7)],
+            );
         }
     }
 }
 
 #[test]
 fn parameters_are_found_wherever_definitions_are() {
-    has(GENERATE, "def f(a, *, prefill_step_size=1): pass", &[("f", 1, 1)]);
-    has(GENERATE, "async def f(a=(1, 2), /, prefill_step_size=2, **k): pass", &[("f", 1, 2)]);
-    has(GENERATE, "def f[T: (int, str)](\n  x: T,\n  prefill_step_size = 3,\n): pass", &[("f", 3, 3)]);
-    has(GENERATE, "g = lambda x, prefill_step_size=4: x", &[("<module>", 1, 4)]);
-    has(GENERATE, "def f(g=lambda prefill_step_size=5: {1: 2}): pass", &[("f", 1, 5)]);
+    has(
+        GENERATE,
+        "def f(a, *, prefill_step_size=1): pass",
+        &[("f", 1, 1)],
+    );
+    has(
+        GENERATE,
+        "async def f(a=(1, 2), /, prefill_step_size=2, **k): pass",
+        &[("f", 1, 2)],
+    );
+    has(
+        GENERATE,
+        "def f[T: (int, str)](\n  x: T,\n  prefill_step_size = 3,\n): pass",
+        &[("f", 3, 3)],
+    );
+    has(
+        GENERATE,
+        "g = lambda x, prefill_step_size=4: x",
+        &[("<module>", 1, 4)],
+    );
+    has(
+        GENERATE,
+        "def f(g=lambda prefill_step_size=5: {1: 2}): pass",
+        &[("f", 1, 5)],
+    );
     has(
         GENERATE,
         "class A:\n  class B:\n    def f(self, prefill_step_size=6):\n      def g(prefill_step_size=7): pass\n  def h(self, prefill_step_size=8): pass\nprefill_step_size: int = 9\n",
-        &[("A.B.f", 3, 6), ("A.B.f.g", 4, 7), ("A.h", 5, 8), ("<module>", 6, 9)],
+        &[
+            ("A.B.f", 3, 6),
+            ("A.B.f.g", 4, 7),
+            ("A.h", 5, 8),
+            ("<module>", 6, 9),
+        ],
     );
     has(
         GENERATE,
@@ -120,18 +165,42 @@ fn the_constant_is_found_in_every_form() {
     for (text, line, value) in [
         ("PROMPT_PROCESSING_CHUNK_SIZE = 512\n", 1, 512),
         ("PROMPT_PROCESSING_CHUNK_SIZE=512", 1, 512),
-        ("x = 1; PROMPT_PROCESSING_CHUNK_SIZE = 2_048  # tokens\n", 1, 2048),
-        ("PROMPT_PROCESSING_CHUNK_SIZE: Final[int] = 0x800\n", 1, 2048),
+        (
+            "x = 1; PROMPT_PROCESSING_CHUNK_SIZE = 2_048  # tokens\n",
+            1,
+            2048,
+        ),
+        (
+            "PROMPT_PROCESSING_CHUNK_SIZE: Final[int] = 0x800\n",
+            1,
+            2048,
+        ),
         ("PROMPT_PROCESSING_CHUNK_SIZE = \\\n  512\n", 2, 512),
         ("PROMPT_PROCESSING_CHUNK_SIZE = (\n    512\n)\n", 2, 512),
-        ("try:\n    PROMPT_PROCESSING_CHUNK_SIZE = 512\nfinally:\n    pass\n", 2, 512),
-        ("'''PROMPT_PROCESSING_CHUNK_SIZE = 1'''\r\nPROMPT_PROCESSING_CHUNK_SIZE = 512\r\n", 2, 512),
+        (
+            "try:\n    PROMPT_PROCESSING_CHUNK_SIZE = 512\nfinally:\n    pass\n",
+            2,
+            512,
+        ),
+        (
+            "'''PROMPT_PROCESSING_CHUNK_SIZE = 1'''\r\nPROMPT_PROCESSING_CHUNK_SIZE = 512\r\n",
+            2,
+            512,
+        ),
         ("# one\r# two\rPROMPT_PROCESSING_CHUNK_SIZE = 512\r", 3, 512),
     ] {
         has(ENGINE, text, &[("<module>", line, value)]);
-        has(ENGINE, [b"\xEF\xBB\xBF", text.as_bytes()].concat(), &[("<module>", line, value)]);
+        has(
+            ENGINE,
+            [b"\xEF\xBB\xBF", text.as_bytes()].concat(),
+            &[("<module>", line, value)],
+        );
     }
-    has(ENGINE, b"# caf\xE9\nPROMPT_PROCESSING_CHUNK_SIZE = 512\nx = '\xE9'\n", &[("<module>", 2, 512)]);
+    has(
+        ENGINE,
+        b"# caf\xE9\nPROMPT_PROCESSING_CHUNK_SIZE = 512\nx = '\xE9'\n",
+        &[("<module>", 2, 512)],
+    );
 }
 
 #[test]
@@ -139,17 +208,33 @@ fn engines_from_before_the_constant_have_a_parameter() {
     let method = |parameter: &str, body: &str| {
         format!("class CacheWrapper:\n    def _prefill(self, {parameter}):\n        {body}\n")
     };
-    has(ENGINE, method("chunk_size: int = 512", "pass"), &[("CacheWrapper._prefill", 2, 512)]);
+    has(
+        ENGINE,
+        method("chunk_size: int = 512", "pass"),
+        &[("CacheWrapper._prefill", 2, 512)],
+    );
     has(
         ENGINE,
         method("chunk_size=512", "current_chunk_size = min(chunk_size, 9)"),
         &[("CacheWrapper._prefill", 2, 512)],
     );
     let elsewhere = "class Other:\n    def f(self, chunk_size: int = 1): pass\ndef g(chunk_size: int = 2): pass\n";
-    has(ENGINE, elsewhere.to_owned() + &method("chunk_size: int = 512", "pass"), &[("CacheWrapper._prefill", 5, 512)]);
-    refuses(ENGINE, elsewhere, "no constant PROMPT_PROCESSING_CHUNK_SIZE and no parameter chunk_size");
+    has(
+        ENGINE,
+        elsewhere.to_owned() + &method("chunk_size: int = 512", "pass"),
+        &[("CacheWrapper._prefill", 5, 512)],
+    );
+    refuses(
+        ENGINE,
+        elsewhere,
+        "no constant PROMPT_PROCESSING_CHUNK_SIZE and no parameter chunk_size",
+    );
     // The engine of 2025-01-23 gave the parameter a value again, so that its default decided nothing.
-    refuses(ENGINE, &method("chunk_size: int = 512", "chunk_size = 512"), "line 3: chunk_size is set here in a way");
+    refuses(
+        ENGINE,
+        &method("chunk_size: int = 512", "chunk_size = 512"),
+        "line 3: chunk_size is set here in a way",
+    );
     refuses(
         ENGINE,
         &(method("chunk_size: int = 512", "pass") + "    def g(self, chunk_size=1): pass\n"),
@@ -164,14 +249,21 @@ fn the_constant_comes_first_and_must_decide_alone() {
             "PROMPT_PROCESSING_CHUNK_SIZE = 512\nclass CacheWrapper:\n    def f(self, chunk_size: int = {default}): pass\n"
         )
     };
-    has(ENGINE, with_default("PROMPT_PROCESSING_CHUNK_SIZE"), &[("<module>", 1, 512)]);
+    has(
+        ENGINE,
+        with_default("PROMPT_PROCESSING_CHUNK_SIZE"),
+        &[("<module>", 1, 512)],
+    );
     refuses(ENGINE, &with_default("512"), "has both");
 }
 
 #[test]
 fn unfamiliar_forms_are_refused_and_named() {
     for (value, why) in [
-        ("4 * 512", "line 1: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`"),
+        (
+            "4 * 512",
+            "line 1: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`",
+        ),
         ("int(x)", "`int(x)`"),
         ("DEFAULT", "`DEFAULT`"),
         ("-512", "`-512`"),
@@ -181,20 +273,52 @@ fn unfamiliar_forms_are_refused_and_named() {
         ("None", "`None`"),
         ("99999999999999999999", "not a plain number"),
     ] {
-        refuses(ENGINE, &format!("PROMPT_PROCESSING_CHUNK_SIZE = {value}\n"), why);
+        refuses(
+            ENGINE,
+            &format!("PROMPT_PROCESSING_CHUNK_SIZE = {value}\n"),
+            why,
+        );
     }
     refuses(
         ENGINE,
         "PROMPT_PROCESSING_CHUNK_SIZE = 1\nPROMPT_PROCESSING_CHUNK_SIZE = 2\n",
         "is set 2 times, in lines 1, 2",
     );
-    refuses(ENGINE, "A = PROMPT_PROCESSING_CHUNK_SIZE = 1\n", "not a plain number");
-    refuses(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 1\nPROMPT_PROCESSING_CHUNK_SIZE *= 2\n", "line 2");
-    refuses(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 1\nprint(PROMPT_PROCESSING_CHUNK_SIZE := 2)\n", "line 2");
-    refuses(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 1\ndef f():\n    PROMPT_PROCESSING_CHUNK_SIZE = 2\n", "line 3");
-    refuses(GENERATE, "def f(prefill_step_size: int = 1): pass\ndef g(prefill_step_size=DEFAULT): pass\n", "line 2");
-    refuses(GENERATE, "def f(prefill_step_size: int = 1):\n    prefill_step_size = 2\n", "line 2");
-    refuses(GENERATE, "f(prefill_step_size=1)\n", "no definition of prefill_step_size");
+    refuses(
+        ENGINE,
+        "A = PROMPT_PROCESSING_CHUNK_SIZE = 1\n",
+        "not a plain number",
+    );
+    refuses(
+        ENGINE,
+        "PROMPT_PROCESSING_CHUNK_SIZE = 1\nPROMPT_PROCESSING_CHUNK_SIZE *= 2\n",
+        "line 2",
+    );
+    refuses(
+        ENGINE,
+        "PROMPT_PROCESSING_CHUNK_SIZE = 1\nprint(PROMPT_PROCESSING_CHUNK_SIZE := 2)\n",
+        "line 2",
+    );
+    refuses(
+        ENGINE,
+        "PROMPT_PROCESSING_CHUNK_SIZE = 1\ndef f():\n    PROMPT_PROCESSING_CHUNK_SIZE = 2\n",
+        "line 3",
+    );
+    refuses(
+        GENERATE,
+        "def f(prefill_step_size: int = 1): pass\ndef g(prefill_step_size=DEFAULT): pass\n",
+        "line 2",
+    );
+    refuses(
+        GENERATE,
+        "def f(prefill_step_size: int = 1):\n    prefill_step_size = 2\n",
+        "line 2",
+    );
+    refuses(
+        GENERATE,
+        "f(prefill_step_size=1)\n",
+        "no definition of prefill_step_size",
+    );
     refuses(GENERATE, "", "no definition of prefill_step_size");
 }
 
@@ -214,8 +338,16 @@ fn what_python_could_not_read_is_refused() {
     ] {
         refuses(ENGINE, &format!("{real}{broken}"), why);
     }
-    refuses(ENGINE, &format!("{real}{}", "(".repeat(10_000)), "nesting deeper than Python allows");
-    refuses(ENGINE, &format!("{real}{}", "class a: ".repeat(10_000)), "nesting deeper than Python allows");
+    refuses(
+        ENGINE,
+        &format!("{real}{}", "(".repeat(10_000)),
+        "nesting deeper than Python allows",
+    );
+    refuses(
+        ENGINE,
+        &format!("{real}{}", "class a: ".repeat(10_000)),
+        "nesting deeper than Python allows",
+    );
 }
 
 #[test]
@@ -234,8 +366,21 @@ fn integers_are_read_as_python_reads_them() {
     ] {
         assert_eq!(integer(literal.as_bytes()), Some(value), "{literal}");
     }
-    for other in ["", "0x", "0123", "1__0", "1_", "_1", "1.0", "1e3", "5j", "0b2", "0xg", "18446744073709551616", "+1"]
-    {
+    for other in [
+        "",
+        "0x",
+        "0123",
+        "1__0",
+        "1_",
+        "_1",
+        "1.0",
+        "1e3",
+        "5j",
+        "0b2",
+        "0xg",
+        "18446744073709551616",
+        "+1",
+    ] {
         assert_eq!(integer(other.as_bytes()), None, "{other}");
     }
 }

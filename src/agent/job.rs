@@ -39,7 +39,9 @@ impl Job {
     /// The job as a property list. Fails where a path is not UTF-8: property lists hold text.
     pub fn to_plist(&self) -> Result<Vec<u8>> {
         let text = |path: &Path| {
-            let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+            let text = path
+                .to_str()
+                .with_context(|| format!("{} is not UTF-8", path.display()))?;
             Ok::<_, anyhow::Error>(Value::from(text))
         };
         let arguments = vec![
@@ -53,7 +55,10 @@ impl Job {
         let mut job = Dictionary::new();
         job.insert("Label".to_owned(), LABEL.into());
         job.insert("ProgramArguments".to_owned(), Value::Array(arguments));
-        job.insert("WatchPaths".to_owned(), Value::Array(vec![text(&self.watched)?]));
+        job.insert(
+            "WatchPaths".to_owned(),
+            Value::Array(vec![text(&self.watched)?]),
+        );
         job.insert("RunAtLoad".to_owned(), true.into());
         job.insert("ProcessType".to_owned(), "Background".into());
         let mut bytes = Vec::new();
@@ -76,7 +81,12 @@ impl Job {
         else {
             return None;
         };
-        Some(Self { program: program.into(), home: home.into(), watched: watched.into(), size: size.parse().ok()? })
+        Some(Self {
+            program: program.into(),
+            home: home.into(),
+            watched: watched.into(),
+            size: size.parse().ok()?,
+        })
     }
 }
 
@@ -89,8 +99,14 @@ pub fn lasting_program(program: &Path) -> Result<PathBuf> {
             return refuse(&program, "is in a cargo target directory");
         }
         // From there macOS runs what was downloaded and not yet moved to its place.
-        let is_translocated = path.components().any(|part| part.as_os_str() == "AppTranslocation");
-        if is_translocated || temporary_directories().iter().any(|directory| path.starts_with(directory)) {
+        let is_translocated = path
+            .components()
+            .any(|part| part.as_os_str() == "AppTranslocation");
+        if is_translocated
+            || temporary_directories()
+                .iter()
+                .any(|directory| path.starts_with(directory))
+        {
             return refuse(&program, "is in a temporary directory");
         }
     }
@@ -106,12 +122,17 @@ fn temporary_directories() -> Vec<PathBuf> {
     let own = std::env::temp_dir();
     let real = fs::canonicalize(&own).ok();
     // What /tmp really is on macOS.
-    [own, "/private/tmp".into()].into_iter().chain(real).collect()
+    [own, "/private/tmp".into()]
+        .into_iter()
+        .chain(real)
+        .collect()
 }
 
 /// Homebrew removes a version's own directory on upgrade; the link in its `bin` stays.
 fn linked_by_homebrew(program: &Path) -> Option<PathBuf> {
-    let cellar = program.ancestors().find(|directory| directory.ends_with("Cellar"))?;
+    let cellar = program
+        .ancestors()
+        .find(|directory| directory.ends_with("Cellar"))?;
     let link = cellar.parent()?.join("bin").join(program.file_name()?);
     (fs::canonicalize(&link).ok()? == fs::canonicalize(program).ok()?).then_some(link)
 }
@@ -126,8 +147,11 @@ pub struct Launchd {
 impl Launchd {
     /// That of the owner of this home directory.
     pub fn of(user: &Path) -> Result<Self> {
-        let metadata = fs::metadata(user).with_context(|| format!("cannot look at {}", user.display()))?;
-        Ok(Self { domain: format!("gui/{}", metadata.uid()) })
+        let metadata =
+            fs::metadata(user).with_context(|| format!("cannot look at {}", user.display()))?;
+        Ok(Self {
+            domain: format!("gui/{}", metadata.uid()),
+        })
     }
 
     /// Whether launchd has the job.
@@ -137,7 +161,9 @@ impl Launchd {
 
     /// Hands the job to launchd.
     pub fn load(&self, job: &Path) -> Result<()> {
-        let job = job.to_str().with_context(|| format!("{} is not UTF-8", job.display()))?;
+        let job = job
+            .to_str()
+            .with_context(|| format!("{} is not UTF-8", job.display()))?;
         // For a moment after a bootout, a bootstrap of the same job fails.
         let deadline = Instant::now() + AFTERMATH;
         loop {
@@ -164,7 +190,10 @@ impl Launchd {
                 return Err(failed("bootout", &finished));
             }
             if Instant::now() >= deadline {
-                bail!("launchd still has {LABEL} {} seconds after bootout", AFTERMATH.as_secs());
+                bail!(
+                    "launchd still has {LABEL} {} seconds after bootout",
+                    AFTERMATH.as_secs()
+                );
             }
             thread::sleep(PAUSE);
         }
@@ -183,5 +212,9 @@ impl Launchd {
 }
 
 fn failed(verb: &str, finished: &Finished) -> anyhow::Error {
-    anyhow!("launchctl {verb} failed ({}): {}", finished.status, finished.stderr)
+    anyhow!(
+        "launchctl {verb} failed ({}): {}",
+        finished.status,
+        finished.stderr
+    )
 }

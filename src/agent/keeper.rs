@@ -78,7 +78,10 @@ impl Keeper<'_> {
         loop {
             let is_there = self.look(&mut pending)?;
             if had_home && !is_there {
-                self.ui.say(&format!("{} is not there; waiting for it", backends::amphibian(self.home).display()));
+                self.ui.say(&format!(
+                    "{} is not there; waiting for it",
+                    backends::amphibian(self.home).display()
+                ));
             }
             had_home = is_there;
             if is_there && pending.is_empty() {
@@ -93,11 +96,16 @@ impl Keeper<'_> {
 
     /// Without a memory every layer would look new, also one that somebody has reverted: then none is.
     fn begin(&self) -> Result<()> {
-        let memory = self.store.load().filter(|memory| Path::new(&memory.home) == self.home);
+        let memory = self
+            .store
+            .load()
+            .filter(|memory| Path::new(&memory.home) == self.home);
         if memory.is_some() || !backends::amphibian(self.home).is_dir() {
             return Ok(());
         }
-        self.store.log("the agent remembers nothing of this home: the layers that are there stay as they are")?;
+        self.store.log(
+            "the agent remembers nothing of this home: the layers that are there stay as they are",
+        )?;
         self.store.save(&remember_all(self.home)?)
     }
 
@@ -109,9 +117,18 @@ impl Keeper<'_> {
             return Ok(false);
         };
         let mut memory = self.store.load().unwrap_or_default();
-        let new: Vec<_> = entries.iter().filter(|entry| !is_known(&memory, entry)).collect();
-        for name in pending.keys().filter(|name| entries.iter().all(|entry| entry.name != **name)) {
-            self.store.log(&format!("{}: gone before it was complete", name.to_string_lossy()))?;
+        let new: Vec<_> = entries
+            .iter()
+            .filter(|entry| !is_known(&memory, entry))
+            .collect();
+        for name in pending
+            .keys()
+            .filter(|name| entries.iter().all(|entry| entry.name != **name))
+        {
+            self.store.log(&format!(
+                "{}: gone before it was complete",
+                name.to_string_lossy()
+            ))?;
         }
         pending.retain(|name, _| new.iter().any(|entry| entry.name == *name));
         for entry in new {
@@ -138,11 +155,18 @@ impl Keeper<'_> {
     /// Whether no file of the layer has changed for long enough.
     fn is_quiet(&self, entry: &Entry, pending: &mut BTreeMap<OsString, Pending>) -> bool {
         if !pending.contains_key(&entry.name) {
-            self.ui.say(&format!("{} is new; waiting until it is complete", entry.name.to_string_lossy()));
+            self.ui.say(&format!(
+                "{} is new; waiting until it is complete",
+                entry.name.to_string_lossy()
+            ));
         }
         let shot = shoot(&entry.path);
-        let begin =
-            || Pending { born: entry.born, shot, since: Instant::now(), why: "its files kept changing".to_owned() };
+        let begin = || Pending {
+            born: entry.born,
+            shot,
+            since: Instant::now(),
+            why: "its files kept changing".to_owned(),
+        };
         let seen = pending.entry(entry.name.clone()).or_insert_with(begin);
         if seen.shot != shot || seen.born != entry.born {
             *seen = begin();
@@ -156,18 +180,27 @@ impl Keeper<'_> {
         let name = entry.name.to_string_lossy();
         let Some(backend) = backend(self.home, entry) else {
             let may_become_one = name.starts_with(LAYER_PREFIX);
-            return if may_become_one { Err("it holds no MLX engine yet".to_owned()) } else { Ok(Vec::new()) };
+            return if may_become_one {
+                Err("it holds no MLX engine yet".to_owned())
+            } else {
+                Ok(Vec::new())
+            };
         };
         if let Some(why) = what_is_missing(&backend) {
             return Err(why);
         }
-        let chunk = backend.chunk_and_stock().map(|(chunk, _)| chunk.to_string()).unwrap_or_default();
+        let chunk = backend
+            .chunk_and_stock()
+            .map(|(chunk, _)| chunk.to_string())
+            .unwrap_or_default();
         if backend.state() != State::Stock {
-            return Ok(vec![format!("{name}: left as it is, somebody has set it to {chunk} already")]);
+            return Ok(vec![format!(
+                "{name}: left as it is, somebody has set it to {chunk} already"
+            )]);
         }
         let wanted = Pattern::new(&Pattern::escape(&name)).map_err(|error| error.to_string())?;
-        let (done, _) =
-            patch::carry_out(self.home, &[wanted], Goal::Size(self.args.size)).map_err(|error| format!("{error:#}"))?;
+        let (done, _) = patch::carry_out(self.home, &[wanted], Goal::Size(self.args.size))
+            .map_err(|error| format!("{error:#}"))?;
         let deed = done.into_iter().map(|done| done.deed).next();
         match deed {
             Some(Deed::Changed) => Ok(vec![format!("{name}: {chunk} → {}", self.args.size)]),
@@ -182,14 +215,20 @@ impl Keeper<'_> {
         let seconds = self.args.patience.as_secs_f64();
         if !has_home {
             let gone = backends::amphibian(self.home);
-            self.store.log(&format!("{} is not there after {seconds} seconds", gone.display()))?;
+            self.store.log(&format!(
+                "{} is not there after {seconds} seconds",
+                gone.display()
+            ))?;
             return Ok(Outcome::Failed);
         }
         let mut memory = self.store.load().unwrap_or_default();
         for (name, pending) in pending {
             let name = name.to_string_lossy().into_owned();
             if memory.reported.insert(name.clone(), pending.born) != Some(pending.born) {
-                self.store.log(&format!("{name}: left alone after {seconds} seconds: {}", pending.why))?;
+                self.store.log(&format!(
+                    "{name}: left alone after {seconds} seconds: {}",
+                    pending.why
+                ))?;
             }
         }
         self.store.save(&memory)?;
@@ -199,7 +238,10 @@ impl Keeper<'_> {
 
 /// A memory in which every layer that is complete now has been dealt with.
 pub fn remember_all(home: &Path) -> Result<Memory> {
-    let mut memory = Memory { home: home.display().to_string(), ..Memory::default() };
+    let mut memory = Memory {
+        home: home.display().to_string(),
+        ..Memory::default()
+    };
     for entry in list(home)? {
         let is_dealt_with = match backend(home, &entry) {
             Some(backend) => what_is_missing(&backend).is_none(),
@@ -215,7 +257,13 @@ pub fn remember_all(home: &Path) -> Result<Memory> {
 fn remember(memory: &mut Memory, entry: &Entry) {
     let name = entry.name.to_string_lossy().into_owned();
     memory.reported.remove(&name);
-    memory.layers.insert(name, Identity { born: entry.born, vendor: vendor(entry) });
+    memory.layers.insert(
+        name,
+        Identity {
+            born: entry.born,
+            vendor: vendor(entry),
+        },
+    );
 }
 
 fn is_known(memory: &Memory, entry: &Entry) -> bool {
@@ -226,12 +274,18 @@ fn is_known(memory: &Memory, entry: &Entry) -> bool {
 /// Every directory among the layers; those that begin with a dot are somebody's work in progress.
 fn list(home: &Path) -> Result<Vec<Entry>> {
     let directory = backends::amphibian(home);
-    let entries = fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
     let entry = |entry: fs::DirEntry| {
         let (name, path) = (entry.file_name(), entry.path());
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_dir)?;
-        let made = metadata.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
-        let born = made.and_then(|made| u64::try_from(made.as_nanos()).ok()).unwrap_or_else(|| metadata.ino());
+        let made = metadata
+            .created()
+            .ok()
+            .and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+        let born = made
+            .and_then(|made| u64::try_from(made.as_nanos()).ok())
+            .unwrap_or_else(|| metadata.ino());
         (!name.to_string_lossy().starts_with('.')).then_some(Entry { name, path, born })
     };
     let mut found: Vec<_> = entries.filter_map(|found| entry(found.ok()?)).collect();
@@ -242,17 +296,29 @@ fn list(home: &Path) -> Result<Vec<Entry>> {
 /// The layer as a backend, if it holds anything of an engine.
 fn backend(home: &Path, entry: &Entry) -> Option<Backend> {
     let wanted = Pattern::new(&Pattern::escape(&entry.name.to_string_lossy())).ok()?;
-    let layer = backends::find(home, &[wanted]).ok()?.layers.into_iter().find(|layer| layer.name == entry.name)?;
+    let layer = backends::find(home, &[wanted])
+        .ok()?
+        .layers
+        .into_iter()
+        .find(|layer| layer.name == entry.name)?;
     Some(inspect(layer))
 }
 
 /// Why the backend is not complete: both files must be there and be understood.
 fn what_is_missing(backend: &Backend) -> Option<String> {
     let lacks = |setting: &&patch::settings::Setting| {
-        !backend.files.iter().any(|file| file.setting.package == setting.package && file.content().is_some())
+        !backend
+            .files
+            .iter()
+            .any(|file| file.setting.package == setting.package && file.content().is_some())
     };
     let hindrance = backend.hindrance().map(patch::backend::Hindrance::into_why);
-    hindrance.or_else(|| SETTINGS.iter().find(lacks).map(|setting| format!("{} is not there", setting.record_path())))
+    hindrance.or_else(|| {
+        SETTINGS
+            .iter()
+            .find(lacks)
+            .map(|setting| format!("{} is not there", setting.record_path()))
+    })
 }
 
 /// The SHA-256 of the vendor files with every setting at zero: a person changes it as little as lmpatch does.
@@ -262,16 +328,26 @@ fn vendor(entry: &Entry) -> Option<String> {
     let mut all = Vec::new();
     for file in &files {
         let content = file.content()?;
-        all.extend(with_values(&content.bytes, &content.sites, &vec![0; content.sites.len()]));
+        all.extend(with_values(
+            &content.bytes,
+            &content.sites,
+            &vec![0; content.sites.len()],
+        ));
     }
     (!files.is_empty()).then(|| sha256_hex(&all))
 }
 
 fn shoot(layer: &Path) -> Shot {
-    let mut shot = Shot { files: 0, bytes: 0, changed: (0, 0) };
+    let mut shot = Shot {
+        files: 0,
+        bytes: 0,
+        changed: (0, 0),
+    };
     let root = fs::canonicalize(layer).unwrap_or_else(|_| layer.to_owned());
     for entry in WalkDir::new(root).into_iter().filter_map(Result::ok) {
-        let Ok(metadata) = entry.metadata() else { continue };
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
         shot.files += 1;
         shot.bytes += metadata.len();
         shot.changed = shot.changed.max((metadata.ctime(), metadata.ctime_nsec()));

@@ -46,7 +46,9 @@ impl Store {
     /// That of this user.
     #[must_use]
     pub fn of(user: &Path) -> Self {
-        Self { directory: user.join("Library/Application Support/lmpatch") }
+        Self {
+            directory: user.join("Library/Application Support/lmpatch"),
+        }
     }
 
     /// Where the log is.
@@ -67,7 +69,10 @@ impl Store {
 
     /// Remembers.
     pub fn save(&self, memory: &Memory) -> Result<()> {
-        write(&self.memory_path(), serde_json::to_string_pretty(memory)?.as_bytes())
+        write(
+            &self.memory_path(),
+            serde_json::to_string_pretty(memory)?.as_bytes(),
+        )
     }
 
     /// Adds a line to the log, with the time; the oldest half goes when it is too long.
@@ -77,14 +82,24 @@ impl Store {
         let path = self.log_path();
         let old = files::read(&path).unwrap_or_default();
         if old.len() + line.len() > LOG_BYTES {
-            let rest =
-                old.split_at_checked(old.len().saturating_sub(LOG_BYTES / 2)).map_or(old.as_slice(), |cut| cut.1);
-            let from_line = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1);
+            let rest = old
+                .split_at_checked(old.len().saturating_sub(LOG_BYTES / 2))
+                .map_or(old.as_slice(), |cut| cut.1);
+            let from_line = rest
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map_or(rest.len(), |at| at + 1);
             let kept = rest.get(from_line..).unwrap_or_default();
             return write(&path, &[kept, line.as_bytes()].concat());
         }
         fs::create_dir_all(&self.directory)
-            .and_then(|()| File::options().create(true).append(true).open(&path)?.write_all(line.as_bytes()))
+            .and_then(|()| {
+                File::options()
+                    .create(true)
+                    .append(true)
+                    .open(&path)?
+                    .write_all(line.as_bytes())
+            })
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -105,8 +120,14 @@ impl Store {
         }
         match fs::remove_dir(&self.directory) {
             // Something else is in it: that is not the agent's.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {}
-            other => other.with_context(|| format!("cannot remove {}", self.directory.display()))?,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) => {}
+            other => {
+                other.with_context(|| format!("cannot remove {}", self.directory.display()))?
+            }
         }
         Ok(was_there)
     }
@@ -114,10 +135,14 @@ impl Store {
 
 /// Writes a file of the agent's own as a whole, its directory too where that is not there.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().with_context(|| format!("{} has no directory", path.display()))?;
+    let directory = path
+        .parent()
+        .with_context(|| format!("{} has no directory", path.display()))?;
     let all = || {
         fs::create_dir_all(directory)?;
-        let mut temp = tempfile::Builder::new().prefix(".lmpatch-tmp.").tempfile_in(directory)?;
+        let mut temp = tempfile::Builder::new()
+            .prefix(".lmpatch-tmp.")
+            .tempfile_in(directory)?;
         temp.write_all(bytes)?;
         temp.as_file().sync_all()?;
         temp.persist(path).map_err(|error| error.error)?;

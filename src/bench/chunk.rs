@@ -46,7 +46,10 @@ pub fn observed(progress: &[Progress]) -> Option<Observed> {
     if steps.len() < 2 || !shrinks || full < 2 {
         return None;
     }
-    Some(Observed { chunk: whole(chunk), steps: whole(f64::from(u32::try_from(steps.len()).ok()?)) })
+    Some(Observed {
+        chunk: whole(chunk),
+        steps: whole(f64::from(u32::try_from(steps.len()).ok()?)),
+    })
 }
 
 /// Whether the prompt's start came out of a cache: the first step is far larger than the others and took no time.
@@ -60,7 +63,9 @@ pub fn starts_in_cache(progress: &[Progress]) -> bool {
     let pace = (last.seconds - first.seconds) / rest;
     let steps = steps(progress);
     let largest_later = steps.iter().skip(1).copied().fold(0.0, f64::max);
-    largest_later > 0.0 && first.done > 2.0 * largest_later && first.seconds < CACHED_PACE * pace * first.done
+    largest_later > 0.0
+        && first.done > 2.0 * largest_later
+        && first.seconds < CACHED_PACE * pace * first.done
 }
 
 /// The tokens between each two pieces of progress, from the prompt's start.
@@ -82,7 +87,11 @@ fn is_same(one: f64, other: f64) -> bool {
 }
 
 /// The number of tokens next to `value`.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "token counts, far below 2^53")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "token counts, far below 2^53"
+)]
 fn whole(value: f64) -> u64 {
     value.round().max(0.0) as u64
 }
@@ -92,14 +101,19 @@ mod tests {
     use super::*;
 
     fn told(done: &[f64]) -> Vec<Progress> {
-        let at =
-            |(index, done): (usize, &f64)| Progress { seconds: f64::from(u32::try_from(index).unwrap()), done: *done };
+        let at = |(index, done): (usize, &f64)| Progress {
+            seconds: f64::from(u32::try_from(index).unwrap()),
+            done: *done,
+        };
         done.iter().enumerate().map(at).collect()
     }
 
     /// What an engine tells that computes `total` tokens in chunks, as mlx-lm does.
     fn engine(total: u32, chunk: u32) -> Vec<Progress> {
-        let mut done: Vec<f64> = (0..total - 1).step_by(chunk as usize).map(f64::from).collect();
+        let mut done: Vec<f64> = (0..total - 1)
+            .step_by(chunk as usize)
+            .map(f64::from)
+            .collect();
         done.extend([f64::from(total - 1), f64::from(total)]);
         told(&done)
     }
@@ -107,21 +121,42 @@ mod tests {
     #[test]
     fn the_chunk_is_the_step_between_events() {
         for (chunk, steps) in [(512, 20), (2048, 5), (4096, 3)] {
-            assert_eq!(observed(&engine(10_000, chunk)), Some(Observed { chunk: chunk.into(), steps }));
+            assert_eq!(
+                observed(&engine(10_000, chunk)),
+                Some(Observed {
+                    chunk: chunk.into(),
+                    steps
+                })
+            );
         }
-        assert_eq!(observed(&engine(8_192, 4096)), Some(Observed { chunk: 4096, steps: 2 }));
+        assert_eq!(
+            observed(&engine(8_192, 4096)),
+            Some(Observed {
+                chunk: 4096,
+                steps: 2
+            })
+        );
     }
 
     #[test]
     fn a_plan_that_shrinks_shows_its_largest_chunk() {
         let found = observed(&told(&[0.0, 4096.0, 8192.0, 9216.0, 9728.0, 9800.0]));
-        assert_eq!(found, Some(Observed { chunk: 4096, steps: 5 }));
+        assert_eq!(
+            found,
+            Some(Observed {
+                chunk: 4096,
+                steps: 5
+            })
+        );
     }
 
     #[test]
     fn rounded_fractions_still_show_the_chunk() {
         let found = observed(&told(&[4100.0, 8190.0, 12_290.0, 16_380.0, 20_000.0]));
-        assert!(found.is_some_and(|found| found.chunk.abs_diff(4096) < 10), "{found:?}");
+        assert!(
+            found.is_some_and(|found| found.chunk.abs_diff(4096) < 10),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -135,9 +170,21 @@ mod tests {
     #[test]
     fn a_first_step_that_took_no_time_was_cached() {
         let at = |seconds, done| Progress { seconds, done };
-        assert!(starts_in_cache(&[at(0.0, 8000.0), at(1.0, 8512.0), at(2.0, 9000.0)]));
-        assert!(!starts_in_cache(&[at(16.0, 8000.0), at(17.0, 8512.0), at(18.0, 9000.0)]));
-        assert!(!starts_in_cache(&[at(0.0, 0.0), at(1.0, 512.0), at(2.0, 1000.0)]));
+        assert!(starts_in_cache(&[
+            at(0.0, 8000.0),
+            at(1.0, 8512.0),
+            at(2.0, 9000.0)
+        ]));
+        assert!(!starts_in_cache(&[
+            at(16.0, 8000.0),
+            at(17.0, 8512.0),
+            at(18.0, 9000.0)
+        ]));
+        assert!(!starts_in_cache(&[
+            at(0.0, 0.0),
+            at(1.0, 512.0),
+            at(2.0, 1000.0)
+        ]));
         assert!(!starts_in_cache(&[at(1.0, 4096.0), at(1.1, 4097.0)]));
         assert!(!starts_in_cache(&[]));
     }

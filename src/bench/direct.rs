@@ -50,22 +50,45 @@ pub struct Python {
 
 /// The Python of a layer: its own, or that of the layer with the interpreter which its runtime names.
 pub fn python_of(home: &Path, layer: &Layer) -> Result<Python> {
-    let packages = layer.site_packages.as_ref().ok().and_then(|all| all.iter().find(|one| one.join("mlx_lm").is_dir()));
+    let packages = layer
+        .site_packages
+        .as_ref()
+        .ok()
+        .and_then(|all| all.iter().find(|one| one.join("mlx_lm").is_dir()));
     let packages = packages.with_context(|| format!("{} has no mlx_lm", layer.path.display()))?;
-    let named = layer.runtimes.iter().flat_map(|runtime| &runtime.layers).map(|name| amphibian(home).join(name));
-    let program = std::iter::once(layer.path.clone()).chain(named).find_map(|layer| interpreter(&layer.join("bin")));
+    let named = layer
+        .runtimes
+        .iter()
+        .flat_map(|runtime| &runtime.layers)
+        .map(|name| amphibian(home).join(name));
+    let program = std::iter::once(layer.path.clone())
+        .chain(named)
+        .find_map(|layer| interpreter(&layer.join("bin")));
     let program = program.with_context(|| {
-        format!("no Python was found in {} or the layers beside it; name one with --python", layer.path.display())
+        format!(
+            "no Python was found in {} or the layers beside it; name one with --python",
+            layer.path.display()
+        )
     })?;
-    Ok(Python { program, packages: Some(packages.clone()) })
+    Ok(Python {
+        program,
+        packages: Some(packages.clone()),
+    })
 }
 
 fn interpreter(bin: &Path) -> Option<PathBuf> {
-    let mut names: Vec<OsString> = fs::read_dir(bin).ok()?.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let mut names: Vec<OsString> = fs::read_dir(bin)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .collect();
     names.sort();
     let is_python = |name: &&OsString| {
         let version = name.to_str().and_then(|name| name.strip_prefix("python"));
-        version.is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
+        version.is_some_and(|version| {
+            version
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.')
+        })
     };
     names.iter().find(is_python).map(|name| bin.join(name))
 }
@@ -74,10 +97,26 @@ fn interpreter(bin: &Path) -> Option<PathBuf> {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Line {
-    Ready { tokens: u64, mlx_lm: Option<String> },
-    Start { size: u64, round: u32 },
-    Run { size: u64, round: u32, tokens: u64, seconds: f64, peak: Option<u64>, progress: Vec<(f64, f64)> },
-    Failed { size: u64, why: String },
+    Ready {
+        tokens: u64,
+        mlx_lm: Option<String>,
+    },
+    Start {
+        size: u64,
+        round: u32,
+    },
+    Run {
+        size: u64,
+        round: u32,
+        tokens: u64,
+        seconds: f64,
+        peak: Option<u64>,
+        progress: Vec<(f64, f64)>,
+    },
+    Failed {
+        size: u64,
+        why: String,
+    },
 }
 
 /// What is known so far.
@@ -99,7 +138,9 @@ impl Found {
     /// The rows, in the order in which the sizes were given.
     #[must_use]
     pub fn rows(&self, sizes: &[u64]) -> Vec<Row> {
-        let touched = sizes.iter().filter(|size| self.runs.contains_key(size) || self.failed.contains_key(size));
+        let touched = sizes
+            .iter()
+            .filter(|size| self.runs.contains_key(size) || self.failed.contains_key(size));
         let row = |size: &u64| {
             let runs = self.runs.get(size).cloned().unwrap_or_default();
             Row::of(Some(*size), runs, self.failed.get(size).cloned())
@@ -109,7 +150,9 @@ impl Found {
 
     fn is_complete(&self, job: &Job) -> bool {
         let is_done = |size: &u64| (0..=job.runs).all(|round| self.done.contains(&(*size, round)));
-        job.sizes.iter().all(|size| self.failed.contains_key(size) || is_done(size))
+        job.sizes
+            .iter()
+            .all(|size| self.failed.contains_key(size) || is_done(size))
     }
 
     fn take(&mut self, line: Line, job: &Job) -> Result<()> {
@@ -128,12 +171,22 @@ impl Found {
                 }
             }
             Line::Start { size, round } => self.current = Some((size, round)),
-            Line::Run { size, round, tokens, seconds, peak, progress } => {
+            Line::Run {
+                size,
+                round,
+                tokens,
+                seconds,
+                peak,
+                progress,
+            } => {
                 self.current = None;
                 self.done.push((size, round));
                 self.just_done = tokens;
                 if round > 0 {
-                    self.runs.entry(size).or_default().push(run(tokens, seconds, peak, &progress));
+                    self.runs
+                        .entry(size)
+                        .or_default()
+                        .push(run(tokens, seconds, peak, &progress));
                 }
             }
             Line::Failed { size, why } => {
@@ -147,7 +200,13 @@ impl Found {
 }
 
 fn run(tokens: u64, seconds: f64, peak: Option<u64>, progress: &[(f64, f64)]) -> Run {
-    let progress: Vec<_> = progress.iter().map(|(seconds, done)| Progress { seconds: *seconds, done: *done }).collect();
+    let progress: Vec<_> = progress
+        .iter()
+        .map(|(seconds, done)| Progress {
+            seconds: *seconds,
+            done: *done,
+        })
+        .collect();
     Run {
         prompt_tokens: tokens,
         prefill_seconds: seconds,
@@ -174,7 +233,12 @@ pub fn measure(
         if interrupt.is_set() || found.is_complete(job) {
             return Ok(());
         }
-        let left: Vec<u64> = job.sizes.iter().copied().filter(|size| !found.failed.contains_key(size)).collect();
+        let left: Vec<u64> = job
+            .sizes
+            .iter()
+            .copied()
+            .filter(|size| !found.failed.contains_key(size))
+            .collect();
         let process = Process::start(job, &left, &found.done)?;
         let ended = process.follow(job, interrupt, bar, found, &mut after)?;
         if interrupt.is_set() {
@@ -186,7 +250,8 @@ pub fn measure(
                 found.failed.insert(size, why);
             }
             (why, _) => {
-                let why = why.unwrap_or_else(|| "ended before it had measured everything".to_owned());
+                let why =
+                    why.unwrap_or_else(|| "ended before it had measured everything".to_owned());
                 bail!("{} {why}", job.python.program.display());
             }
         }
@@ -203,14 +268,23 @@ struct Process {
 impl Process {
     fn start(job: &Job, sizes: &[u64], done: &[(u64, u32)]) -> Result<Self> {
         let mut command = Command::new(&job.python.program);
-        command.arg("-c").arg(SCRIPT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg("-c")
+            .arg(SCRIPT)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         // Nothing is to be left in the vendor's layer, and nothing of the user's own Python is to come in.
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         if let Some(packages) = &job.python.packages {
-            command.env("PYTHONPATH", packages).env("PYTHONNOUSERSITE", "1").env_remove("PYTHONHOME");
+            command
+                .env("PYTHONPATH", packages)
+                .env("PYTHONNOUSERSITE", "1")
+                .env_remove("PYTHONHOME");
         }
         let started = command.spawn();
-        let mut child = started.with_context(|| format!("cannot run {}", job.python.program.display()))?;
+        let mut child =
+            started.with_context(|| format!("cannot run {}", job.python.program.display()))?;
         let request = json!({
             "model": job.model, "text": job.text, "tokens": job.tokens, "sizes": sizes, "runs": job.runs, "done": done,
         });
@@ -221,8 +295,12 @@ impl Process {
         let (sender, lines) = mpsc::channel();
         let stdout = child.stdout.take();
         std::thread::spawn(move || {
-            let lines = stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines());
-            lines.map_while(Result::ok).try_for_each(|line| sender.send(line))
+            let lines = stdout
+                .into_iter()
+                .flat_map(|stdout| BufReader::new(stdout).lines());
+            lines
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
         });
         let stderr = child.stderr.take();
         let errors = std::thread::spawn(move || {
@@ -230,7 +308,11 @@ impl Process {
             stderr.and_then(|mut stderr| stderr.read_to_end(&mut text).ok());
             last_line(&String::from_utf8_lossy(&text))
         });
-        Ok(Self { child, lines, errors })
+        Ok(Self {
+            child,
+            lines,
+            errors,
+        })
     }
 
     /// Takes what it says until it ends; how it ended, where that was not well.
@@ -245,14 +327,18 @@ impl Process {
         loop {
             match self.lines.recv_timeout(TICK) {
                 Ok(line) => {
-                    let taken = serde_json::from_str(&line).context("the script said something unexpected");
+                    let taken =
+                        serde_json::from_str(&line).context("the script said something unexpected");
                     if let Err(error) = taken.and_then(|line| found.take(line, job)) {
                         self.end();
                         return Err(error);
                     }
                     if let Some((size, round)) = found.current {
-                        let what =
-                            if round == 0 { "warm-up".to_owned() } else { format!("run {round} of {}", job.runs) };
+                        let what = if round == 0 {
+                            "warm-up".to_owned()
+                        } else {
+                            format!("run {round} of {}", job.runs)
+                        };
                         bar.label(format!("{size}, {what}"));
                     } else if !found.done.is_empty() {
                         bar.pass(found.just_done);
@@ -289,7 +375,11 @@ fn ending(status: ExitStatus) -> String {
 }
 
 fn last_line(text: &str) -> String {
-    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    let line = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("it said nothing");
     line.trim().chars().take(200).collect()
 }
 

@@ -33,7 +33,10 @@ impl Interrupt {
     }
 
     /// What `work` gives; none where the user asks for an end before. The work goes on in its thread then.
-    pub fn attend<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub fn attend<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || sender.send(work()));
         loop {

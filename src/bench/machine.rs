@@ -33,35 +33,50 @@ impl Machine {
                 os_version: answer("sw_vers", &["-productVersion"]),
                 arch,
                 cpu: answer("sysctl", &["-n", "machdep.cpu.brand_string"]),
-                memory_bytes: answer("sysctl", &["-n", "hw.memsize"]).and_then(|bytes| bytes.parse().ok()),
+                memory_bytes: answer("sysctl", &["-n", "hw.memsize"])
+                    .and_then(|bytes| bytes.parse().ok()),
             };
         }
         let kilobytes = |text: String| text.split(' ').next()?.parse::<u64>().ok();
         Self {
             os,
-            os_version: line("/etc/os-release", "PRETTY_NAME=").map(|name| name.trim_matches('"').to_owned()),
+            os_version: line("/etc/os-release", "PRETTY_NAME=")
+                .map(|name| name.trim_matches('"').to_owned()),
             arch,
             cpu: line("/proc/cpuinfo", "model name\t: "),
-            memory_bytes: line("/proc/meminfo", "MemTotal:").and_then(kilobytes).map(|kilobytes| kilobytes * 1024),
+            memory_bytes: line("/proc/meminfo", "MemTotal:")
+                .and_then(kilobytes)
+                .map(|kilobytes| kilobytes * 1024),
         }
     }
 
     /// In one line: `Apple M3 Ultra, 256 GB, macOS 26.1`.
     #[must_use]
     pub fn label(&self) -> String {
-        let memory = self.memory_bytes.map(|bytes| format!("{} GB", bytes.div_ceil(1 << 30)));
+        let memory = self
+            .memory_bytes
+            .map(|bytes| format!("{} GB", bytes.div_ceil(1 << 30)));
         let os = if self.os == "macos" { "macOS" } else { self.os };
         let system = match &self.os_version {
             Some(version) if self.os == "macos" => format!("{os} {version}"),
             Some(version) => version.clone(),
             None => format!("{os} {}", self.arch),
         };
-        [self.cpu.clone(), memory, Some(system)].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        [self.cpu.clone(), memory, Some(system)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
 fn answer(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
@@ -69,5 +84,7 @@ fn answer(program: &str, arguments: &[&str]) -> Option<String> {
 /// The rest of the first line that starts like this.
 fn line(path: &str, start: &str) -> Option<String> {
     let text = String::from_utf8(files::read(Path::new(path)).ok()?).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(start)).map(|rest| rest.trim().to_owned())
+    text.lines()
+        .find_map(|line| line.strip_prefix(start))
+        .map(|rest| rest.trim().to_owned())
 }

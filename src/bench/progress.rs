@@ -19,9 +19,14 @@ impl Bar {
     /// A bar over `tokens`, the prompts of all runs.
     #[must_use]
     pub fn new(ui: &Ui, tokens: u64) -> Self {
-        let target = if ui.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if ui.shows_progress() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let template = "{msg} {wide_bar} {rate} tok/s, {elapsed} gone, {eta} left";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
             // Nothing can be done about a rate that cannot be written.
             let _ = write!(out, "{:.0}", state.per_sec());

@@ -11,9 +11,10 @@ pub enum Text {
 
 /// Words of ordinary prose, so that tokenizers split it as they split ordinary prose.
 const WORDS: [&str; 32] = [
-    "the", "river", "of", "a", "morning", "and", "seven", "letters", "in", "quiet", "houses", "that", "carry", "bread",
-    "through", "winter", "from", "one", "station", "to", "another", "while", "nobody", "counts", "stones", "under",
-    "their", "bridge", "with", "paper", "lamps", "again",
+    "the", "river", "of", "a", "morning", "and", "seven", "letters", "in", "quiet", "houses",
+    "that", "carry", "bread", "through", "winter", "from", "one", "station", "to", "another",
+    "while", "nobody", "counts", "stones", "under", "their", "bridge", "with", "paper", "lamps",
+    "again",
 ];
 
 /// Sentences have this many words.
@@ -53,9 +54,22 @@ fn prose() -> impl Iterator<Item = char> {
     let mut state: u64 = 1;
     let word = move |index: usize| {
         // Knuth's linear congruential generator; its upper bits are random enough for words.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let word = usize::try_from(state >> 59).ok().and_then(|chosen| WORDS.get(chosen)).copied().unwrap_or_default();
-        word.chars().chain(if (index + 1).is_multiple_of(SENTENCE) { ". " } else { " " }.chars())
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let word = usize::try_from(state >> 59)
+            .ok()
+            .and_then(|chosen| WORDS.get(chosen))
+            .copied()
+            .unwrap_or_default();
+        word.chars().chain(
+            if (index + 1).is_multiple_of(SENTENCE) {
+                ". "
+            } else {
+                " "
+            }
+            .chars(),
+        )
     };
     (0..).flat_map(word)
 }
@@ -87,7 +101,9 @@ pub fn characters_for(tokens: u64, one: Counted, other: Counted) -> usize {
     } else {
         other.characters as f64 / (other.tokens as f64).max(1.0)
     };
-    (other.characters as f64 + (tokens as f64 - other.tokens as f64) * per_token).round().max(1.0) as usize
+    (other.characters as f64 + (tokens as f64 - other.tokens as f64) * per_token)
+        .round()
+        .max(1.0) as usize
 }
 
 /// Whether a count is as near to what was wanted as is promised: 1 %.
@@ -131,7 +147,11 @@ pub fn fit(asked: u64, context: Option<u64>, largest_size: u64) -> Fit {
     let room = context.map(|context| context.saturating_sub(reserve(context)));
     let tokens = room.map_or(asked, |room| room.min(asked));
     match context {
-        _ if tokens < needed => Fit::TooSmall { tokens, needed, context: context.filter(|_| tokens < asked) },
+        _ if tokens < needed => Fit::TooSmall {
+            tokens,
+            needed,
+            context: context.filter(|_| tokens < asked),
+        },
         Some(context) if tokens < asked => Fit::Cut { tokens, context },
         _ => Fit::Whole(tokens),
     }
@@ -171,9 +191,18 @@ mod tests {
     fn lengths_follow_from_two_counts() {
         let counted = |characters, tokens| Counted { characters, tokens };
         // Four characters a token, 20 tokens of template.
-        assert_eq!(characters_for(10_000, counted(400, 120), counted(1600, 420)), 39_920);
-        assert_eq!(characters_for(10_000, counted(39_000, 9_900), counted(39_920, 10_120)), 39_418);
-        assert_eq!(characters_for(100, counted(400, 100), counted(400, 100)), 400);
+        assert_eq!(
+            characters_for(10_000, counted(400, 120), counted(1600, 420)),
+            39_920
+        );
+        assert_eq!(
+            characters_for(10_000, counted(39_000, 9_900), counted(39_920, 10_120)),
+            39_418
+        );
+        assert_eq!(
+            characters_for(100, counted(400, 100), counted(400, 100)),
+            400
+        );
         assert_eq!(characters_for(1, counted(400, 120), counted(1600, 420)), 1);
     }
 
@@ -187,8 +216,18 @@ mod tests {
     fn the_prompt_fits_what_is_loaded() {
         assert_eq!(fit(40_000, None, 8192), Fit::Whole(40_000));
         assert_eq!(fit(40_000, Some(131_072), 8192), Fit::Whole(40_000));
-        assert_eq!(fit(40_000, Some(32_768), 8192), Fit::Cut { tokens: 32_256, context: 32_768 });
-        let too_small = |tokens, context| Fit::TooSmall { tokens, needed: 16_384, context };
+        assert_eq!(
+            fit(40_000, Some(32_768), 8192),
+            Fit::Cut {
+                tokens: 32_256,
+                context: 32_768
+            }
+        );
+        let too_small = |tokens, context| Fit::TooSmall {
+            tokens,
+            needed: 16_384,
+            context,
+        };
         assert_eq!(fit(40_000, Some(4096), 8192), too_small(4032, Some(4096)));
         assert_eq!(fit(40_000, Some(10), 8192), too_small(0, Some(10)));
         assert_eq!(fit(10_000, None, 8192), too_small(10_000, None));

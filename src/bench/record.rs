@@ -149,16 +149,32 @@ impl Row {
     /// The row of a size that failed before anything was measured.
     #[must_use]
     pub fn failed(size: Option<u64>, why: String) -> Self {
-        Self { size, failed: Some(why), ..Self::default() }
+        Self {
+            size,
+            failed: Some(why),
+            ..Self::default()
+        }
     }
 
     /// What these runs say about a size; outliers among them get their flag.
     #[must_use]
     pub fn of(size: Option<u64>, mut runs: Vec<Run>, failed: Option<String>) -> Self {
-        let speeds: Vec<f64> = runs.iter().filter(|run| run.counts()).map(|run| run.tokens_per_second).collect();
-        let seconds: Vec<f64> = runs.iter().filter(|run| run.counts()).map(|run| run.prefill_seconds).collect();
+        let speeds: Vec<f64> = runs
+            .iter()
+            .filter(|run| run.counts())
+            .map(|run| run.tokens_per_second)
+            .collect();
+        let seconds: Vec<f64> = runs
+            .iter()
+            .filter(|run| run.counts())
+            .map(|run| run.prefill_seconds)
+            .collect();
         let outliers = stats::outliers(&speeds);
-        let flagged = runs.iter_mut().filter(|run| run.counts()).zip(outliers).filter(|(_, is_outlier)| *is_outlier);
+        let flagged = runs
+            .iter_mut()
+            .filter(|run| run.counts())
+            .zip(outliers)
+            .filter(|(_, is_outlier)| *is_outlier);
         flagged.for_each(|(run, _)| run.flags.push(Flag::Outlier));
         let observed = agreed(&runs);
         let all_cached = speeds.is_empty() && !runs.is_empty();
@@ -180,10 +196,12 @@ impl Row {
     /// Whether the engine is known to have used another chunk than the one that was set.
     #[must_use]
     pub fn is_not_in_effect(&self) -> bool {
-        self.size.zip(self.observed_chunk).is_some_and(|(size, observed)| {
-            // Engines that tell a rounded part of the prompt are up to 1 % off.
-            size.abs_diff(observed) * 100 > size
-        })
+        self.size
+            .zip(self.observed_chunk)
+            .is_some_and(|(size, observed)| {
+                // Engines that tell a rounded part of the prompt are up to 1 % off.
+                size.abs_diff(observed) * 100 > size
+            })
     }
 
     /// The observed chunk in words, never claiming what was not seen.
@@ -199,9 +217,13 @@ impl Row {
 
 /// What all runs whose progress could be read agree on.
 fn agreed(runs: &[Run]) -> Option<Observed> {
-    let mut seen = runs.iter().filter(|run| run.counts()).filter_map(|run| run.observed);
+    let mut seen = runs
+        .iter()
+        .filter(|run| run.counts())
+        .filter_map(|run| run.observed);
     let first = seen.next()?;
-    seen.all(|other| other.chunk.abs_diff(first.chunk) * 100 <= first.chunk).then_some(first)
+    seen.all(|other| other.chunk.abs_diff(first.chunk) * 100 <= first.chunk)
+        .then_some(first)
 }
 
 impl Record {
@@ -230,8 +252,15 @@ impl Record {
 
     /// Brings everything that follows from the rows up to date.
     pub fn conclude(&mut self) {
-        let median = |row: &Row| row.median_tokens_per_second.filter(|_| row.failed.is_none());
-        let stock = self.results.iter().find(|row| row.size.is_some() && row.size == self.stock).and_then(median);
+        let median = |row: &Row| {
+            row.median_tokens_per_second
+                .filter(|_| row.failed.is_none())
+        };
+        let stock = self
+            .results
+            .iter()
+            .find(|row| row.size.is_some() && row.size == self.stock)
+            .and_then(median);
         for row in &mut self.results {
             row.times_stock = median(row).zip(stock).map(|(speed, stock)| speed / stock);
         }
@@ -262,49 +291,95 @@ mod tests {
             flags,
             cached_tokens: None,
             peak_memory_bytes: None,
-            observed: Some(Observed { chunk: 512, steps: 2 }),
+            observed: Some(Observed {
+                chunk: 512,
+                steps: 2,
+            }),
         }
     }
 
     #[test]
     fn a_row_is_the_median_of_its_runs_outliers_flagged_and_kept() {
-        let row = Row::of(Some(512), vec![run(2.0, vec![]), run(10.0, vec![]), run(2.0, vec![])], None);
+        let row = Row::of(
+            Some(512),
+            vec![run(2.0, vec![]), run(10.0, vec![]), run(2.0, vec![])],
+            None,
+        );
         assert_eq!(row.median_tokens_per_second, Some(500.0));
         assert_eq!(row.median_prefill_seconds, Some(2.0));
         assert_eq!(
-            row.runs.iter().map(|run| run.flags.clone()).collect::<Vec<_>>(),
+            row.runs
+                .iter()
+                .map(|run| run.flags.clone())
+                .collect::<Vec<_>>(),
             [vec![], vec![Flag::Outlier], vec![]]
         );
-        assert_eq!((row.observed_chunk, row.is_not_in_effect()), (Some(512), false));
+        assert_eq!(
+            (row.observed_chunk, row.is_not_in_effect()),
+            (Some(512), false)
+        );
     }
 
     #[test]
     fn a_cache_hit_is_kept_and_does_not_count() {
-        let row = Row::of(Some(4096), vec![run(0.1, vec![Flag::CacheHit]), run(2.0, vec![]), run(2.0, vec![])], None);
-        assert_eq!((row.median_tokens_per_second, row.runs.len()), (Some(500.0), 3));
+        let row = Row::of(
+            Some(4096),
+            vec![
+                run(0.1, vec![Flag::CacheHit]),
+                run(2.0, vec![]),
+                run(2.0, vec![]),
+            ],
+            None,
+        );
+        assert_eq!(
+            (row.median_tokens_per_second, row.runs.len()),
+            (Some(500.0), 3)
+        );
         assert!(row.is_not_in_effect());
         let row = Row::of(Some(4096), vec![run(0.1, vec![Flag::CacheHit])], None);
-        assert_eq!((row.median_tokens_per_second, row.observed_chunk), (None, None));
+        assert_eq!(
+            (row.median_tokens_per_second, row.observed_chunk),
+            (None, None)
+        );
         assert!(row.failed.is_some_and(|why| why.contains("prompt cache")));
     }
 
     #[test]
     fn runs_that_disagree_about_the_chunk_show_none() {
         let mut other = run(2.0, vec![]);
-        other.observed = Some(Observed { chunk: 1024, steps: 1 });
+        other.observed = Some(Observed {
+            chunk: 1024,
+            steps: 1,
+        });
         let row = Row::of(Some(512), vec![run(2.0, vec![]), other], None);
-        assert_eq!((row.observed_chunk, row.observed().as_str()), (None, "not observable"));
+        assert_eq!(
+            (row.observed_chunk, row.observed().as_str()),
+            (None, "not observable")
+        );
     }
 
     #[test]
     fn speeds_are_told_as_multiples_of_stock_and_drift_by_the_first_size() {
         let mut record = Record::new("m".to_owned(), 1);
         record.stock = Some(2048);
-        record.results =
-            vec![Row::of(Some(512), vec![run(4.0, vec![])], None), Row::of(Some(2048), vec![run(2.0, vec![])], None)];
+        record.results = vec![
+            Row::of(Some(512), vec![run(4.0, vec![])], None),
+            Row::of(Some(2048), vec![run(2.0, vec![])], None),
+        ];
         record.first_again = Some(Row::of(Some(512), vec![run(5.0, vec![])], None));
         record.conclude();
-        assert_eq!(record.results.iter().map(|row| row.times_stock).collect::<Vec<_>>(), [Some(0.5), Some(1.0)]);
-        assert!(record.drift.is_some_and(|drift| (drift + 0.2).abs() < 1e-9), "{:?}", record.drift);
+        assert_eq!(
+            record
+                .results
+                .iter()
+                .map(|row| row.times_stock)
+                .collect::<Vec<_>>(),
+            [Some(0.5), Some(1.0)]
+        );
+        assert!(
+            record.drift.is_some_and(|drift| (drift + 0.2).abs() < 1e-9),
+            "{:?}",
+            record.drift
+        );
     }
 }

@@ -42,9 +42,17 @@ impl Reloader<'_> {
         }
         let models = self.server.models()?;
         let is_it = |model: &&crate::lmstudio::server::Model| {
-            model.key == self.model || model.loaded_instances.iter().any(|instance| instance.id == self.model)
+            model.key == self.model
+                || model
+                    .loaded_instances
+                    .iter()
+                    .any(|instance| instance.id == self.model)
         };
-        Ok(models.iter().find(is_it).map(|model| model.loaded_instances.clone()).unwrap_or_default())
+        Ok(models
+            .iter()
+            .find(is_it)
+            .map(|model| model.loaded_instances.clone())
+            .unwrap_or_default())
     }
 
     /// Loads the model anew, each of `wanted` with the context and the parallelism that it had.
@@ -60,11 +68,15 @@ impl Reloader<'_> {
             }
             Reload::App => {
                 self.restart_app()?;
-                if self.api == Api::V1 { self.load_again(wanted) } else { Ok(()) }
+                if self.api == Api::V1 {
+                    self.load_again(wanted)
+                } else {
+                    Ok(())
+                }
             }
-            Reload::Command(command) => {
-                self.run(Command::new("sh").arg("-c").arg(command)).with_context(|| format!("--reload '{command}'"))
-            }
+            Reload::Command(command) => self
+                .run(Command::new("sh").arg("-c").arg(command))
+                .with_context(|| format!("--reload '{command}'")),
         }
     }
 
@@ -73,8 +85,11 @@ impl Reloader<'_> {
             self.server.unload(&instance.id)?;
         }
         for instance in wanted {
-            let (server, model, config) = (self.server.clone(), self.model.to_owned(), instance.config);
-            let loaded = self.interrupt.attend(move || server.load(&model, config.context_length, config.parallel));
+            let (server, model, config) =
+                (self.server.clone(), self.model.to_owned(), instance.config);
+            let loaded = self
+                .interrupt
+                .attend(move || server.load(&model, config.context_length, config.parallel));
             loaded.context("stopped")??;
         }
         Ok(())
@@ -88,10 +103,17 @@ impl Reloader<'_> {
         })?;
         self.run(Command::new("open").args(["-a", "LM Studio"]))?;
         let what = "LM Studio was opened, but its server does not answer; start it with `lms server start`";
-        self.wait(self.patience, what, |answer| matches!(answer, Ok(_) | Err(Trouble::Unauthorized)))
+        self.wait(self.patience, what, |answer| {
+            matches!(answer, Ok(_) | Err(Trouble::Unauthorized))
+        })
     }
 
-    fn wait(&self, patience: Duration, failure: &str, is_there: impl Fn(Result<Api, Trouble>) -> bool) -> Result<()> {
+    fn wait(
+        &self,
+        patience: Duration,
+        failure: &str,
+        is_there: impl Fn(Result<Api, Trouble>) -> bool,
+    ) -> Result<()> {
         let deadline = Instant::now() + patience;
         while !is_there(self.server.api()) {
             ensure!(!self.interrupt.is_set(), "stopped");
@@ -104,13 +126,23 @@ impl Reloader<'_> {
     /// Runs a command to its end, in a process group of its own: what it starts outlives our Ctrl-C.
     fn run(&self, command: &mut Command) -> Result<()> {
         let said = tempfile::tempfile().context("cannot make a temporary file")?;
-        let copies = said.try_clone().and_then(|one| Ok((one, said.try_clone()?)));
+        let copies = said
+            .try_clone()
+            .and_then(|one| Ok((one, said.try_clone()?)));
         let (out, err) = copies.context("cannot make a temporary file")?;
         let name = command.get_program().to_string_lossy().into_owned();
-        let started = command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0).spawn();
+        let started = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .process_group(0)
+            .spawn();
         let mut child = started.with_context(|| format!("cannot run {name}"))?;
         loop {
-            if let Some(status) = child.try_wait().with_context(|| format!("cannot wait for {name}"))? {
+            if let Some(status) = child
+                .try_wait()
+                .with_context(|| format!("cannot wait for {name}"))?
+            {
                 if status.success() {
                     return Ok(());
                 }
@@ -131,6 +163,10 @@ fn last_line(mut said: File) -> String {
     let mut text = String::new();
     // What cannot be read back was not said.
     let _ = said.rewind().and_then(|()| said.read_to_string(&mut text));
-    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    let line = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("it said nothing");
     line.trim().chars().take(200).collect()
 }

@@ -23,13 +23,20 @@ pub fn median(values: &[f64]) -> Option<f64> {
     if sorted.len() % 2 == 1 {
         return Some(upper);
     }
-    sorted.get(sorted.len() / 2 - 1).map(|lower| f64::midpoint(*lower, upper))
+    sorted
+        .get(sorted.len() / 2 - 1)
+        .map(|lower| f64::midpoint(*lower, upper))
 }
 
 /// The median of the distances from the median.
 fn median_absolute_deviation(values: &[f64]) -> Option<f64> {
     let middle = median(values)?;
-    median(&values.iter().map(|value| (value - middle).abs()).collect::<Vec<_>>())
+    median(
+        &values
+            .iter()
+            .map(|value| (value - middle).abs())
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// The robust standard deviation as a part of the median: 0.01 is 1 %. None of fewer than two values.
@@ -42,7 +49,8 @@ pub fn spread(values: &[f64]) -> Option<f64> {
 /// Which of the values are outliers; never any of fewer than three.
 #[must_use]
 pub fn outliers(values: &[f64]) -> Vec<bool> {
-    let (Some(middle), Some(deviation)) = (median(values), median_absolute_deviation(values)) else {
+    let (Some(middle), Some(deviation)) = (median(values), median_absolute_deviation(values))
+    else {
         return Vec::new();
     };
     let is_outlier = |value: &f64| {
@@ -59,7 +67,10 @@ mod tests {
 
     #[track_caller]
     fn near(found: Option<f64>, wanted: f64) {
-        assert!(found.is_some_and(|found| (found - wanted).abs() < 1e-9), "{found:?} is not {wanted}");
+        assert!(
+            found.is_some_and(|found| (found - wanted).abs() < 1e-9),
+            "{found:?} is not {wanted}"
+        );
     }
 
     #[test]
@@ -88,7 +99,10 @@ mod tests {
         // MAD 1; 0.6745 · 5 = 3.37 is within, 0.6745 · 6 = 4.05 is not.
         assert_eq!(outliers(&[100.0, 101.0, 106.0]), [false; 3]);
         assert_eq!(outliers(&[100.0, 101.0, 107.0]), [false, false, true]);
-        assert_eq!(outliers(&[100.0, 101.0, 90.0, 102.0]), [false, false, true, false]);
+        assert_eq!(
+            outliers(&[100.0, 101.0, 90.0, 102.0]),
+            [false, false, true, false]
+        );
     }
 
     #[test]

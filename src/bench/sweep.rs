@@ -58,13 +58,23 @@ impl Sweep<'_> {
             }
         }
         let [first, _, ..] = self.sizes else { return };
-        if record.results.first().is_some_and(|row| row.median_tokens_per_second.is_some()) {
+        if record
+            .results
+            .first()
+            .is_some_and(|row| row.median_tokens_per_second.is_some())
+        {
             record.first_again = Some(self.size(*first, engine, prompts, bar));
             after(record, bar);
         }
     }
 
-    fn size(&self, size: u64, engine: &mut dyn Engine, prompts: &mut Prompts, bar: &mut Bar) -> Row {
+    fn size(
+        &self,
+        size: u64,
+        engine: &mut dyn Engine,
+        prompts: &mut Prompts,
+        bar: &mut Bar,
+    ) -> Row {
         bar.label(format!("{size}, loading"));
         match self.prepare(size, engine) {
             Ok(()) => row(engine, prompts, Some(size), self.runs, bar),
@@ -90,10 +100,15 @@ impl Sweep<'_> {
     fn wait_for_answer(&self, engine: &mut dyn Engine) -> Result<()> {
         let deadline = Instant::now() + self.reloader.patience;
         loop {
-            let Err(trouble) = engine.prefill(&nonce(), &mut |_| {}) else { return Ok(()) };
+            let Err(trouble) = engine.prefill(&nonce(), &mut |_| {}) else {
+                return Ok(());
+            };
             let may_pass = matches!(
                 trouble,
-                Trouble::NotRunning(_) | Trouble::Busy(_) | Trouble::CutOff(_) | Trouble::Unreadable(_)
+                Trouble::NotRunning(_)
+                    | Trouble::Busy(_)
+                    | Trouble::CutOff(_)
+                    | Trouble::Unreadable(_)
             );
             let is_starting = *self.reloader.how != Reload::Model && may_pass;
             if !is_starting || Instant::now() > deadline || self.reloader.interrupt.is_set() {
@@ -108,7 +123,10 @@ impl Sweep<'_> {
     pub fn hindered(&self) -> Vec<String> {
         let why = |backend: &Backend| {
             let why = backend.hindrance()?.into_why();
-            Some(format!("{} is not part of the sweep: {why}", backend.layer.name.to_string_lossy()))
+            Some(format!(
+                "{} is not part of the sweep: {why}",
+                backend.layer.name.to_string_lossy()
+            ))
         };
         self.before.iter().filter_map(why).collect()
     }
@@ -116,7 +134,11 @@ impl Sweep<'_> {
     /// Gives every backend its bytes back; what could not be, in words.
     pub fn put_back(&self) -> Result<Vec<String>> {
         let done = patch::put_back(self.home, self.before)?;
-        Ok(done.iter().filter_map(trouble).map(|(layer, why)| format!("{layer} is not as it was: {why}")).collect())
+        Ok(done
+            .iter()
+            .filter_map(trouble)
+            .map(|(layer, why)| format!("{layer} is not as it was: {why}"))
+            .collect())
     }
 }
 

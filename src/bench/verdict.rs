@@ -34,16 +34,26 @@ impl Verdict {
     pub fn of(rows: &[Row], stock: Option<u64>, drift: Option<f64>) -> Self {
         let mut candidates: Vec<_> = rows.iter().filter_map(candidate).collect();
         candidates.sort_by_key(|candidate| candidate.size);
-        let best = candidates.iter().max_by(|one, other| one.speed.total_cmp(&other.speed));
+        let best = candidates
+            .iter()
+            .max_by(|one, other| one.speed.total_cmp(&other.speed));
         let Some(best) = best.filter(|_| candidates.len() > 1) else {
             return Self::none(rows, candidates.len());
         };
-        let noise =
-            |other: &Candidate| LEAST_NOISE.max(drift.unwrap_or_default().abs()).max(best.spread + other.spread);
-        let is_as_good = |candidate: &&Candidate| candidate.speed >= best.speed * (1.0 - noise(candidate));
+        let noise = |other: &Candidate| {
+            LEAST_NOISE
+                .max(drift.unwrap_or_default().abs())
+                .max(best.spread + other.spread)
+        };
+        let is_as_good =
+            |candidate: &&Candidate| candidate.speed >= best.speed * (1.0 - noise(candidate));
         let keep = candidates.iter().find(is_as_good).unwrap_or(best);
         let is_stock = stock == Some(keep.size);
-        Self { keep: Some(keep.size), is_stock, reason: reason(keep, best, noise(keep), is_stock) }
+        Self {
+            keep: Some(keep.size),
+            is_stock,
+            reason: reason(keep, best, noise(keep), is_stock),
+        }
     }
 
     fn none(rows: &[Row], candidates: usize) -> Self {
@@ -56,21 +66,32 @@ impl Verdict {
         } else {
             "only one of the sizes could be measured, so there is nothing to compare it with"
         };
-        Self { keep: None, is_stock: false, reason: reason.to_owned() }
+        Self {
+            keep: None,
+            is_stock: false,
+            reason: reason.to_owned(),
+        }
     }
 }
 
 fn candidate(row: &Row) -> Option<Candidate> {
     let is_sound = row.failed.is_none() && !row.is_not_in_effect();
     let speed = row.median_tokens_per_second.filter(|_| is_sound)?;
-    Some(Candidate { size: row.size?, speed, spread: row.spread.unwrap_or_default() })
+    Some(Candidate {
+        size: row.size?,
+        speed,
+        spread: row.spread.unwrap_or_default(),
+    })
 }
 
 fn reason(keep: &Candidate, best: &Candidate, noise: f64, is_stock: bool) -> String {
     let what = if is_stock { "keep stock: " } else { "" };
     let percent = noise * 100.0;
     if keep.size == best.size {
-        return format!("{what}{} is the fastest, and no smaller size comes within the noise of it", keep.size);
+        return format!(
+            "{what}{} is the fastest, and no smaller size comes within the noise of it",
+            keep.size
+        );
     }
     format!(
         "{what}{} is the smallest size within the noise ({percent:.1} %) of the fastest, {}; a larger chunk costs memory \
@@ -99,7 +120,12 @@ mod tests {
 
     #[test]
     fn the_smallest_within_the_noise_of_the_best() {
-        let rows = [row(512, 500.0, 0.0), row(2048, 900.0, 0.0), row(4096, 985.0, 0.0), row(8192, 1000.0, 0.0)];
+        let rows = [
+            row(512, 500.0, 0.0),
+            row(2048, 900.0, 0.0),
+            row(4096, 985.0, 0.0),
+            row(8192, 1000.0, 0.0),
+        ];
         assert_eq!(keep(&rows, None), Some(4096));
         assert_eq!(keep(&rows[..2], None), Some(2048));
         let shuffled = [rows[3].clone(), rows[2].clone(), rows[0].clone()];
@@ -117,22 +143,52 @@ mod tests {
 
     #[test]
     fn keeping_stock_is_a_verdict() {
-        let verdict = Verdict::of(&[row(2048, 990.0, 0.0), row(8192, 1000.0, 0.0)], Some(2048), None);
-        assert!(verdict.is_stock && verdict.reason.starts_with("keep stock: 2048"), "{verdict:?}");
-        let verdict = Verdict::of(&[row(512, 1000.0, 0.0), row(2048, 900.0, 0.0)], Some(2048), None);
-        assert!(!verdict.is_stock && verdict.keep == Some(512), "{verdict:?}");
+        let verdict = Verdict::of(
+            &[row(2048, 990.0, 0.0), row(8192, 1000.0, 0.0)],
+            Some(2048),
+            None,
+        );
+        assert!(
+            verdict.is_stock && verdict.reason.starts_with("keep stock: 2048"),
+            "{verdict:?}"
+        );
+        let verdict = Verdict::of(
+            &[row(512, 1000.0, 0.0), row(2048, 900.0, 0.0)],
+            Some(2048),
+            None,
+        );
+        assert!(
+            !verdict.is_stock && verdict.keep == Some(512),
+            "{verdict:?}"
+        );
     }
 
     #[test]
     fn what_failed_or_did_not_take_effect_is_no_candidate() {
         let mut wrong = row(8192, 2000.0, 0.0);
         wrong.observed_chunk = Some(2048);
-        let failed = Row { failed: Some("out of memory".to_owned()), ..row(16_384, 3000.0, 0.0) };
-        let rows = [row(2048, 500.0, 0.0), row(4096, 1000.0, 0.0), wrong.clone(), failed.clone()];
+        let failed = Row {
+            failed: Some("out of memory".to_owned()),
+            ..row(16_384, 3000.0, 0.0)
+        };
+        let rows = [
+            row(2048, 500.0, 0.0),
+            row(4096, 1000.0, 0.0),
+            wrong.clone(),
+            failed.clone(),
+        ];
         assert_eq!(keep(&rows, None), Some(4096));
         let none = |rows: &[Row]| Verdict::of(rows, None, None);
-        assert!(none(&[wrong.clone(), wrong.clone()]).reason.contains("took effect"));
-        assert!(none(&[wrong, failed.clone()]).reason.contains("no size could be measured"));
+        assert!(
+            none(&[wrong.clone(), wrong.clone()])
+                .reason
+                .contains("took effect")
+        );
+        assert!(
+            none(&[wrong, failed.clone()])
+                .reason
+                .contains("no size could be measured")
+        );
         assert!(none(&[row(512, 1.0, 0.0)]).reason.contains("only one size"));
         assert!(none(&[row(512, 1.0, 0.0), failed]).keep.is_none());
         assert_eq!(none(&[]).keep, None);
@@ -140,7 +196,10 @@ mod tests {
 
     #[test]
     fn an_unobservable_chunk_may_be_kept() {
-        let unseen = Row { observed_chunk: None, ..row(4096, 1000.0, 0.0) };
+        let unseen = Row {
+            observed_chunk: None,
+            ..row(4096, 1000.0, 0.0)
+        };
         assert_eq!(keep(&[row(2048, 500.0, 0.0), unseen], None), Some(4096));
     }
 }

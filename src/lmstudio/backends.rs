@@ -102,18 +102,30 @@ pub fn open(home: &Path) -> Result<PathBuf> {
 /// Fails where the directory of layers cannot be listed.
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
     let directory = open(home)?;
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
+    let is_wanted =
+        |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
     let all = list(&directory)
         .and_then(Iterator::collect::<io::Result<Vec<_>>>)
         .map_err(|error| directory_error("list", &directory, error))?;
     let runtimes = runtimes(home);
-    let mut layers: Vec<Layer> = all.into_iter().filter(|layer| is_wanted(&layer.name.to_string_lossy())).collect();
+    let mut layers: Vec<Layer> = all
+        .into_iter()
+        .filter(|layer| is_wanted(&layer.name.to_string_lossy()))
+        .collect();
     layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
     for layer in &mut layers {
-        let uses = |runtime: &&Runtime| runtime.layers.iter().any(|name| layer.name == name.as_str());
+        let uses = |runtime: &&Runtime| {
+            runtime
+                .layers
+                .iter()
+                .any(|name| layer.name == name.as_str())
+        };
         layer.runtimes = runtimes.iter().filter(uses).cloned().collect();
     }
-    let missing = missing(&directory, &runtimes).into_iter().filter(|missing| is_wanted(&missing.layer)).collect();
+    let missing = missing(&directory, &runtimes)
+        .into_iter()
+        .filter(|missing| is_wanted(&missing.layer))
+        .collect();
     Ok(Found { layers, missing })
 }
 
@@ -131,10 +143,19 @@ fn version_key(name: &str) -> (String, u64) {
 
 fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingLayer> {
     let named = runtimes.iter().flat_map(|runtime| {
-        let is_gone =
-            |layer: &&String| fs::symlink_metadata(directory.join(layer)).is_err_and(|error| is_absence(&error));
-        let of = |layer: &String| MissingLayer { layer: layer.clone(), runtime: runtime.label() };
-        runtime.layers.iter().filter(is_gone).map(of).collect::<Vec<_>>()
+        let is_gone = |layer: &&String| {
+            fs::symlink_metadata(directory.join(layer)).is_err_and(|error| is_absence(&error))
+        };
+        let of = |layer: &String| MissingLayer {
+            layer: layer.clone(),
+            runtime: runtime.label(),
+        };
+        runtime
+            .layers
+            .iter()
+            .filter(is_gone)
+            .map(of)
+            .collect::<Vec<_>>()
     });
     named.collect()
 }
@@ -162,13 +183,21 @@ fn layer(path: &Path) -> Option<Layer> {
     if matches!(&site_packages, Ok(found) if found.is_empty()) {
         return None;
     }
-    Some(Layer { name: path.file_name()?.to_owned(), path: path.to_owned(), site_packages, runtimes: Vec::new() })
+    Some(Layer {
+        name: path.file_name()?.to_owned(),
+        path: path.to_owned(),
+        site_packages,
+        runtimes: Vec::new(),
+    })
 }
 
 fn unreachable_layer(path: &Path, error: &io::Error) -> Option<Layer> {
     let name = path.file_name()?.to_owned();
     let why = if path.is_symlink() {
-        format!("{} is a link that leads nowhere ({error}); is the disk that it is on connected?", path.display())
+        format!(
+            "{} is a link that leads nowhere ({error}); is the disk that it is on connected?",
+            path.display()
+        )
     } else if is_absence(error) {
         // It vanished since the directory was listed.
         return None;
@@ -176,7 +205,12 @@ fn unreachable_layer(path: &Path, error: &io::Error) -> Option<Layer> {
         format!("{} cannot be looked at ({error})", path.display())
     };
     let is_engine = name.to_string_lossy().starts_with(LAYER_PREFIX);
-    is_engine.then(|| Layer { name, path: path.to_owned(), site_packages: Err(why), runtimes: Vec::new() })
+    is_engine.then(|| Layer {
+        name,
+        path: path.to_owned(),
+        site_packages: Err(why),
+        runtimes: Vec::new(),
+    })
 }
 
 fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
@@ -202,7 +236,9 @@ fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
 /// Fails where it cannot be seen: that is no reason to take the layer for another kind of one.
 fn has_engine_package(site_packages: &Path) -> Result<bool> {
     for package in ENGINE_PACKAGES {
-        if is_dir(&site_packages.join(package)).map_err(|error| directory_error("list", site_packages, error))? {
+        if is_dir(&site_packages.join(package))
+            .map_err(|error| directory_error("list", site_packages, error))?
+        {
             return Ok(true);
         }
     }

@@ -126,7 +126,8 @@ pub fn ask(
     let request = api.request(model, prompt);
     let worker = server.clone();
     std::thread::spawn(move || {
-        let end = talk(&worker, api.path(), &request, &sender).map_or_else(Message::Failed, |()| Message::Ended);
+        let end = talk(&worker, api.path(), &request, &sender)
+            .map_or_else(Message::Failed, |()| Message::Ended);
         // Nobody listens any more where it was given up.
         let _ = sender.send(end);
     });
@@ -143,7 +144,9 @@ pub fn ask(
             Ok(Message::Whole(seconds, answer)) => return collector.whole(seconds, &answer),
             Ok(Message::Failed(trouble)) => return Err(trouble),
             Ok(Message::Ended) | Err(RecvTimeoutError::Disconnected) => return collector.end(),
-            Err(RecvTimeoutError::Timeout) if (attention.wants_stop)() => return Err(Trouble::Stopped),
+            Err(RecvTimeoutError::Timeout) if (attention.wants_stop)() => {
+                return Err(Trouble::Stopped);
+            }
             Err(RecvTimeoutError::Timeout) if last_sign.elapsed() > attention.patience => {
                 return Err(Trouble::TooSlow(attention.patience));
             }
@@ -152,7 +155,12 @@ pub fn ask(
     }
 }
 
-fn talk(server: &Server, path: &str, request: &Value, sender: &Sender<Message>) -> Result<(), Trouble> {
+fn talk(
+    server: &Server,
+    path: &str,
+    request: &Value,
+    sender: &Sender<Message>,
+) -> Result<(), Trouble> {
     let start = Instant::now();
     let mut response = server.open(path, request)?;
     if !response.is_stream {
@@ -163,10 +171,17 @@ fn talk(server: &Server, path: &str, request: &Value, sender: &Sender<Message>) 
     let mut parser = Parser::default();
     let mut buffer = [0; 16 * 1024];
     loop {
-        let read = response.body.read(&mut buffer).map_err(|error| Trouble::CutOff(error.to_string()))?;
+        let read = response
+            .body
+            .read(&mut buffer)
+            .map_err(|error| Trouble::CutOff(error.to_string()))?;
         let seconds = start.elapsed().as_secs_f64();
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
-        let frames = parser.feed(bytes).map_err(|why| Trouble::Unreadable(why.to_owned()))?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        let frames = parser
+            .feed(bytes)
+            .map_err(|why| Trouble::Unreadable(why.to_owned()))?;
         if sender.send(Message::Sign(seconds, frames)).is_err() {
             return Ok(());
         }
@@ -181,18 +196,28 @@ struct Collector {
 }
 
 impl Collector {
-    fn take(&mut self, seconds: f64, frame: &Frame, told: &mut dyn FnMut(&Progress)) -> Result<(), Trouble> {
+    fn take(
+        &mut self,
+        seconds: f64,
+        frame: &Frame,
+        told: &mut dyn FnMut(&Progress),
+    ) -> Result<(), Trouble> {
         let before = self.reply.progress.len();
         match frame {
-            Frame::Comment(text) => self.reply.progress.extend(fraction(text).map(|(done, total)| Progress {
-                seconds,
-                done,
-                total: Some(total),
-            })),
+            Frame::Comment(text) => {
+                self.reply
+                    .progress
+                    .extend(fraction(text).map(|(done, total)| Progress {
+                        seconds,
+                        done,
+                        total: Some(total),
+                    }))
+            }
             Frame::Event { data, .. } if data.trim() == "[DONE]" => {}
             Frame::Event { name, data } => {
-                let data: Value = serde_json::from_str(data)
-                    .map_err(|error| Trouble::Unreadable(format!("an event that is no JSON: {error}")))?;
+                let data: Value = serde_json::from_str(data).map_err(|error| {
+                    Trouble::Unreadable(format!("an event that is no JSON: {error}"))
+                })?;
                 self.event(seconds, name, &data)?;
             }
         }
@@ -204,14 +229,20 @@ impl Collector {
         match data.get("type").and_then(Value::as_str).unwrap_or(name) {
             "prompt_processing.progress" => {
                 let done = number(data, "/progress");
-                self.reply.progress.extend(done.map(|done| Progress { seconds, done, total: None }));
+                self.reply.progress.extend(done.map(|done| Progress {
+                    seconds,
+                    done,
+                    total: None,
+                }));
             }
             "chat.end" => self.figures(data.get("result").unwrap_or(data)),
             kind if kind.rsplit('.').next() == Some("delta") => self.first_token(seconds),
             _ => {
                 if let Some(why) = data.get("error").filter(|error| !error.is_null()) {
                     let said = why.get("message").unwrap_or(why);
-                    let said = said.as_str().map_or_else(|| said.to_string(), str::to_owned);
+                    let said = said
+                        .as_str()
+                        .map_or_else(|| said.to_string(), str::to_owned);
                     return Err(Trouble::Refused(200, said.chars().take(200).collect()));
                 }
                 if has_token(data) {
@@ -234,10 +265,19 @@ impl Collector {
             self.reply.prompt_tokens = tokens;
             self.has_usage = true;
         }
-        let times = ["/stats/time_to_first_token_seconds", "/stats/time_to_first_token"];
-        let time = times.iter().find_map(|path| number(data, path)).filter(|seconds| *seconds > 0.0);
+        let times = [
+            "/stats/time_to_first_token_seconds",
+            "/stats/time_to_first_token",
+        ];
+        let time = times
+            .iter()
+            .find_map(|path| number(data, path))
+            .filter(|seconds| *seconds > 0.0);
         self.reply.server_seconds = time.or(self.reply.server_seconds);
-        let cached = ["/usage/prompt_tokens_details/cached_tokens", "/stats/cached_input_tokens"];
+        let cached = [
+            "/usage/prompt_tokens_details/cached_tokens",
+            "/stats/cached_input_tokens",
+        ];
         let cached = cached.iter().find_map(|path| data.pointer(path)?.as_u64());
         self.reply.cached_tokens = cached.or(self.reply.cached_tokens);
         let text = |path: &str| data.pointer(path).and_then(Value::as_str);
@@ -255,7 +295,9 @@ impl Collector {
 
     fn end(self) -> Result<Reply, Trouble> {
         if !self.has_usage {
-            return Err(Trouble::CutOff("the answer ended before the server had counted the prompt".to_owned()));
+            return Err(Trouble::CutOff(
+                "the answer ended before the server had counted the prompt".to_owned(),
+            ));
         }
         Ok(self.reply)
     }
@@ -263,9 +305,19 @@ impl Collector {
 
 /// Whether a piece of an answer holds a token, or the end that stands for one.
 fn has_token(data: &Value) -> bool {
-    let Some(choice) = data.pointer("/choices/0") else { return false };
-    let text = |path: &str| choice.pointer(path).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
-    text("/delta/content") || text("/delta/reasoning_content") || text("/delta/reasoning") || text("/finish_reason")
+    let Some(choice) = data.pointer("/choices/0") else {
+        return false;
+    };
+    let text = |path: &str| {
+        choice
+            .pointer(path)
+            .and_then(Value::as_str)
+            .is_some_and(|text| !text.is_empty())
+    };
+    text("/delta/content")
+        || text("/delta/reasoning_content")
+        || text("/delta/reasoning")
+        || text("/finish_reason")
 }
 
 fn number(data: &Value, path: &str) -> Option<f64> {
@@ -320,8 +372,19 @@ data: {"type":"chat.end","result":{"stats":{"input_tokens":10000,"total_output_t
 
 "#;
         let reply = collect(stream).unwrap();
-        assert_eq!((reply.prompt_tokens, reply.server_seconds, reply.client_seconds), (10_000, Some(4.5), Some(5.0)));
-        let told = |seconds, done| Progress { seconds, done, total: None };
+        assert_eq!(
+            (
+                reply.prompt_tokens,
+                reply.server_seconds,
+                reply.client_seconds
+            ),
+            (10_000, Some(4.5), Some(5.0))
+        );
+        let told = |seconds, done| Progress {
+            seconds,
+            done,
+            total: None,
+        };
         assert_eq!(reply.progress, [told(2.0, 0.2048), told(3.0, 1.0)]);
     }
 
@@ -329,7 +392,9 @@ data: {"type":"chat.end","result":{"stats":{"input_tokens":10000,"total_output_t
     fn an_error_event_is_the_reason_even_though_chat_end_follows() {
         let stream = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"internal_error\",\"message\":\"out of memory\"}}\n\n\
                       event: chat.end\ndata: {\"type\":\"chat.end\",\"result\":{\"stats\":{\"input_tokens\":1}}}\n\n";
-        assert!(matches!(collect(stream), Err(Trouble::Refused(200, said)) if said == "out of memory"));
+        assert!(
+            matches!(collect(stream), Err(Trouble::Refused(200, said)) if said == "out of memory")
+        );
     }
 
     #[test]
@@ -352,9 +417,20 @@ data: [DONE]
 
 "#;
         let reply = collect(stream).unwrap();
-        assert_eq!((reply.prompt_tokens, reply.server_seconds, reply.client_seconds), (2020, None, Some(4.0)));
+        assert_eq!(
+            (
+                reply.prompt_tokens,
+                reply.server_seconds,
+                reply.client_seconds
+            ),
+            (2020, None, Some(4.0))
+        );
         assert_eq!(reply.cached_tokens, Some(3));
-        let told = |seconds, done| Progress { seconds, done, total: Some(2019.0) };
+        let told = |seconds, done| Progress {
+            seconds,
+            done,
+            total: Some(2019.0),
+        };
         assert_eq!(reply.progress, [told(0.0, 0.0), told(1.0, 512.0)]);
     }
 
@@ -367,18 +443,33 @@ data: [DONE]
             "runtime": { "name": "mlx-llm", "version": "1.11.0" },
         });
         let reply = Collector::default().whole(2.0, &answer).unwrap();
-        assert_eq!((reply.prompt_tokens, reply.server_seconds, reply.client_seconds), (24, Some(0.111), None));
+        assert_eq!(
+            (
+                reply.prompt_tokens,
+                reply.server_seconds,
+                reply.client_seconds
+            ),
+            (24, Some(0.111), None)
+        );
         assert_eq!(reply.runtime.as_deref(), Some("mlx-llm 1.11.0"));
     }
 
     #[test]
     fn a_stream_that_was_cut_is_not_taken_for_an_answer() {
-        for stream in
-            ["", ": keepalive 5/10\n\n", "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: {\"us"]
-        {
-            assert!(matches!(collect(stream), Err(Trouble::CutOff(_))), "{stream}");
+        for stream in [
+            "",
+            ": keepalive 5/10\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: {\"us",
+        ] {
+            assert!(
+                matches!(collect(stream), Err(Trouble::CutOff(_))),
+                "{stream}"
+            );
         }
-        assert!(matches!(collect("data: <html>\n\n"), Err(Trouble::Unreadable(_))));
+        assert!(matches!(
+            collect("data: <html>\n\n"),
+            Err(Trouble::Unreadable(_))
+        ));
     }
 
     #[test]

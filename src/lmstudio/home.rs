@@ -54,15 +54,26 @@ const POINTER: &str = ".lmstudio-home-pointer";
 /// of them has, the other is taken and said. Fails where there is no such directory.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
     if let Some(path) = explicit {
-        return Ok(Home { path: path.to_owned(), found_by: FoundBy::Given, note: None });
+        return Ok(Home {
+            path: path.to_owned(),
+            found_by: FoundBy::Given,
+            note: None,
+        });
     }
-    let user = dirs::home_dir().context("your home directory is unknown; set HOME or give --home DIR")?;
+    let user =
+        dirs::home_dir().context("your home directory is unknown; set HOME or give --home DIR")?;
     let (pointed, pointer_note) = read_pointer(&user);
     let cache = user.join(".cache/lm-studio");
     let usual = user.join(".lmstudio");
-    let mut candidates: Vec<_> = pointed.into_iter().map(|home| (home, FoundBy::Pointer)).collect();
+    let mut candidates: Vec<_> = pointed
+        .into_iter()
+        .map(|home| (home, FoundBy::Pointer))
+        .collect();
     // Where it cannot be told, it counts as there: another home is not patched in its place.
-    if cache.try_exists().unwrap_or_else(|error| !files::is_absence(&error)) {
+    if cache
+        .try_exists()
+        .unwrap_or_else(|error| !files::is_absence(&error))
+    {
         candidates.push((cache, FoundBy::Cache));
     }
     candidates.push((usual, FoundBy::Usual));
@@ -75,9 +86,19 @@ fn read_pointer(user: &Path) -> (Option<PathBuf>, Option<String>) {
     let content = match files::read(&pointer) {
         Ok(content) => content,
         Err(files::NotRead::Missing) => return (None, None),
-        Err(why) => return (None, Some(format!("{} {why}; it is passed over", pointer.display()))),
+        Err(why) => {
+            return (
+                None,
+                Some(format!("{} {why}; it is passed over", pointer.display())),
+            );
+        }
     };
-    let useless = |why: &str| (None, Some(format!("{} {why}; it is passed over", pointer.display())));
+    let useless = |why: &str| {
+        (
+            None,
+            Some(format!("{} {why}; it is passed over", pointer.display())),
+        )
+    };
     let Ok(text) = String::from_utf8(content) else {
         return useless("is not UTF-8");
     };
@@ -94,15 +115,28 @@ fn choose(candidates: &[(PathBuf, FoundBy)], pointer_note: Option<String>) -> Re
         bail!("no LM Studio home is known; give --home DIR");
     };
     let Some((path, found_by)) = chosen else {
-        let all: Vec<_> = candidates.iter().map(|(home, _)| home.display().to_string()).collect();
-        let pointer = pointer_note.map(|note| format!("{note}. ")).unwrap_or_default();
+        let all: Vec<_> = candidates
+            .iter()
+            .map(|(home, _)| home.display().to_string())
+            .collect();
+        let pointer = pointer_note
+            .map(|note| format!("{note}. "))
+            .unwrap_or_default();
         bail!(
             "{pointer}no MLX backend found in {}; install an MLX runtime in LM Studio, or give --home DIR",
             all.join(" or ")
         );
     };
     let elsewhere = (path != first).then(|| {
-        format!("LM Studio's home is {}, but it has no MLX backends; using {}", first.display(), path.display())
+        format!(
+            "LM Studio's home is {}, but it has no MLX backends; using {}",
+            first.display(),
+            path.display()
+        )
     });
-    Ok(Home { path: path.clone(), found_by: *found_by, note: elsewhere.or(pointer_note) })
+    Ok(Home {
+        path: path.clone(),
+        found_by: *found_by,
+        note: elsewhere.or(pointer_note),
+    })
 }

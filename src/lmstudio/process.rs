@@ -43,15 +43,22 @@ pub fn workers(home: &Path) -> Result<Vec<Worker>, String> {
     // Names and times in one language and one time zone. Only BSD's ps has a number for jobc: elsewhere, where LM Studio
     // has no MLX engine, ps refuses it or prints a dash, and nothing is claimed.
     ps.env("LC_ALL", "C").env("TZ", "UTC0");
-    ps.args(["-axww", "-o", "pid=", "-o", "jobc=", "-o", "lstart=", "-o", "command="]);
-    let finished = command::run(&mut ps, PATIENCE).map_err(|error| format!("ps cannot be run ({error})"))?;
+    ps.args([
+        "-axww", "-o", "pid=", "-o", "jobc=", "-o", "lstart=", "-o", "command=",
+    ]);
+    let finished =
+        command::run(&mut ps, PATIENCE).map_err(|error| format!("ps cannot be run ({error})"))?;
     if !finished.status.success() {
         return Err("this system's ps does not tell".to_owned());
     }
     let rows = parse(&finished.stdout).ok_or("ps did not print a process table as macOS does")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     // ps lists itself, and it was started just now: the proof that its clock and its time zone are read right.
-    let is_itself = |row: &Row<'_>| row.pid == finished.pid && row.started.abs_diff(now) <= CLOCK_TOLERANCE;
+    let is_itself =
+        |row: &Row<'_>| row.pid == finished.pid && row.started.abs_diff(now) <= CLOCK_TOLERANCE;
     if !rows.iter().any(is_itself) {
         return Err("the times that ps printed cannot be trusted".to_owned());
     }
@@ -68,19 +75,30 @@ struct Row<'t> {
 
 /// Every row, or nothing where one of them is no row.
 fn parse(table: &str) -> Option<Vec<Row<'_>>> {
-    table.lines().filter(|line| !line.trim().is_empty()).map(row).collect()
+    table
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(row)
+        .collect()
 }
 
 // `  812     0 Mon Nov  3 07:41:27 2026     /path/of/node -e …`: a process id, BSD's job control count, when it was
 // started, the command line.
 static ROW: LazyLock<Result<Regex, regex::Error>> = LazyLock::new(|| {
-    Regex::new(r"^ *([0-9]+) +-?[0-9]+ +([A-Z][a-z]{2}) +([A-Z][a-z]{2}) +([0-9]+) +([0-9:]+) +([0-9]+) +(.*)$")
+    Regex::new(
+        r"^ *([0-9]+) +-?[0-9]+ +([A-Z][a-z]{2}) +([A-Z][a-z]{2}) +([0-9]+) +([0-9:]+) +([0-9]+) +(.*)$",
+    )
 });
 
 fn row(line: &str) -> Option<Row<'_>> {
-    let (_, [pid, weekday, month, day, clock, year, command]) = ROW.as_ref().ok()?.captures(line)?.extract();
+    let (_, [pid, weekday, month, day, clock, year, command]) =
+        ROW.as_ref().ok()?.captures(line)?.extract();
     let started = seconds(&format!("{weekday} {month} {day} {clock} {year}"))?;
-    Some(Row { pid: pid.parse().ok()?, started, command: command.trim() })
+    Some(Row {
+        pid: pid.parse().ok()?,
+        started,
+        command: command.trim(),
+    })
 }
 
 /// `Mon Nov 3 07:41:27 2026`, in UTC, as seconds since 1970.
@@ -97,13 +115,24 @@ fn of_home(rows: &[Row<'_>], homes: &[String]) -> Result<Vec<Worker>, String> {
     let mut workers = Vec::new();
     for row in rows.iter().filter(|row| mentions_script(row.command)) {
         let runs = |home: &String| {
-            let program = row.command.strip_prefix(home.as_str()).and_then(|rest| rest.strip_prefix(WORKER_PROGRAM));
+            let program = row
+                .command
+                .strip_prefix(home.as_str())
+                .and_then(|rest| rest.strip_prefix(WORKER_PROGRAM));
             program.is_some_and(|rest| rest.starts_with(char::is_whitespace))
         };
         if homes.iter().any(runs) {
-            workers.push(Worker { pid: row.pid, started: row.started });
-        } else if row.command.contains(&format!("/{APP}.app/")) && !row.command.contains(WORKER_PROGRAM) {
-            return Err(format!("process {} may be a worker, but not of a form that lmpatch knows", row.pid));
+            workers.push(Worker {
+                pid: row.pid,
+                started: row.started,
+            });
+        } else if row.command.contains(&format!("/{APP}.app/"))
+            && !row.command.contains(WORKER_PROGRAM)
+        {
+            return Err(format!(
+                "process {} may be a worker, but not of a form that lmpatch knows",
+                row.pid
+            ));
         }
     }
     Ok(workers)
@@ -111,15 +140,22 @@ fn of_home(rows: &[Row<'_>], homes: &[String]) -> Result<Vec<Worker>, String> {
 
 /// Whether a command line names the worker's script itself, and not something whose name only begins like it.
 fn mentions_script(command: &str) -> bool {
-    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'));
-    command.match_indices(WORKER_SCRIPT).any(|(at, script)| command.get(at + script.len()..).is_some_and(ends))
+    let ends = |rest: &str| {
+        !rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | '/'))
+    };
+    command
+        .match_indices(WORKER_SCRIPT)
+        .any(|(at, script)| command.get(at + script.len()..).is_some_and(ends))
 }
 
 /// The home as it was named and with its links resolved.
 fn spellings(home: &Path) -> Vec<String> {
     let named = std::path::absolute(home).ok();
     let real = fs::canonicalize(home).ok();
-    let text = |path: std::path::PathBuf| path.to_str().map(|text| text.trim_end_matches('/').to_owned());
+    let text = |path: std::path::PathBuf| {
+        path.to_str()
+            .map(|text| text.trim_end_matches('/').to_owned())
+    };
     named.into_iter().chain(real).filter_map(text).collect()
 }
 
@@ -131,17 +167,25 @@ pub fn at_work(home: &Path) -> Vec<String> {
     let rows = finished.filter(|finished| finished.status.success());
     let rows = rows.and_then(|finished| serde_json::from_str::<Value>(&finished.stdout).ok());
     let id_if_busy = |row: &Value| {
-        let is_idle =
-            row.get("status")?.as_str()? == "idle" && row.get("queued").and_then(Value::as_u64).unwrap_or(0) == 0;
+        let is_idle = row.get("status")?.as_str()? == "idle"
+            && row.get("queued").and_then(Value::as_u64).unwrap_or(0) == 0;
         let id = row.get("identifier")?.as_str()?;
         (!is_idle).then(|| id.to_owned())
     };
-    rows.as_ref().and_then(Value::as_array).into_iter().flatten().filter_map(id_if_busy).collect()
+    rows.as_ref()
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(id_if_busy)
+        .collect()
 }
 
 /// Quits the app, as its menu does; waits until it has.
 pub fn quit(patience: Duration) -> Result<(), String> {
-    call(Command::new("osascript").args(["-e", &format!("quit app \"{APP}\"")]), patience)
+    call(
+        Command::new("osascript").args(["-e", &format!("quit app \"{APP}\"")]),
+        patience,
+    )
 }
 
 /// Opens the app.
@@ -152,11 +196,15 @@ pub fn open(patience: Duration) -> Result<(), String> {
 /// Runs a program for what it does; or says why it did not.
 pub fn call(program: &mut Command, patience: Duration) -> Result<(), String> {
     let name = program.get_program().to_string_lossy().into_owned();
-    let finished = command::run(program, patience).map_err(|error| format!("{name} cannot be run ({error})"))?;
+    let finished = command::run(program, patience)
+        .map_err(|error| format!("{name} cannot be run ({error})"))?;
     if finished.status.success() {
         return Ok(());
     }
-    Err(format!("{name} failed ({}): {}", finished.status, finished.stderr))
+    Err(format!(
+        "{name} failed ({}): {}",
+        finished.status, finished.stderr
+    ))
 }
 
 #[cfg(test)]
@@ -166,14 +214,22 @@ mod tests {
     const NODE: &str = "/Users/me/.lmstudio/.internal/utils/node";
 
     fn found(table: &str) -> Result<Vec<Worker>, String> {
-        of_home(&parse(table).ok_or("no table")?, &["/Users/me/.lmstudio".to_owned()])
+        of_home(
+            &parse(table).ok_or("no table")?,
+            &["/Users/me/.lmstudio".to_owned()],
+        )
     }
 
     #[test]
     fn the_day_may_have_one_digit_or_two() {
         assert_eq!(seconds("Thu Jan 1 00:00:00 1970"), Some(0));
         assert_eq!(seconds("Mon Nov 23 07:41:27 2026"), Some(1_795_419_687));
-        for wrong in ["", "Mon Nov 23 07:41 2026", "Mo 23 Nov 07:41:27 2026", "Mon Nov 31 07:41:27 2026"] {
+        for wrong in [
+            "",
+            "Mon Nov 23 07:41 2026",
+            "Mo 23 Nov 07:41:27 2026",
+            "Mon Nov 31 07:41:27 2026",
+        ] {
             assert_eq!(seconds(wrong), None, "{wrong}");
         }
     }
@@ -194,7 +250,19 @@ mod tests {
                21   0 Thu Jan  1 00:00:21 1970     {NODE} /x/my-llmworker.js\n  \
                22   0 Thu Jan  1 00:00:22 1970     (node)\n"
         );
-        assert_eq!(found(&table), Ok(vec![Worker { pid: 12, started: 12 }, Worker { pid: 90013, started: 13 }]));
+        assert_eq!(
+            found(&table),
+            Ok(vec![
+                Worker {
+                    pid: 12,
+                    started: 12
+                },
+                Worker {
+                    pid: 90013,
+                    started: 13
+                }
+            ])
+        );
     }
 
     #[test]

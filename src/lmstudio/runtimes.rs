@@ -37,7 +37,11 @@ impl Runtime {
 #[must_use]
 pub fn read(home: &Path, directory: &Path) -> Vec<Runtime> {
     let selected = parse_preferences(&files::read(&home.join(PREFERENCES)).unwrap_or_default());
-    let entries = WalkDir::new(directory).min_depth(1).max_depth(1).follow_links(true).sort_by_file_name();
+    let entries = WalkDir::new(directory)
+        .min_depth(1)
+        .max_depth(1)
+        .follow_links(true)
+        .sort_by_file_name();
     let mut runtimes: Vec<Runtime> = entries
         .into_iter()
         .filter_map(|entry| files::read(&entry.ok()?.path().join("backend-manifest.json")).ok())
@@ -59,7 +63,10 @@ pub fn selected_since(home: &Path) -> Option<u64> {
 }
 
 fn version_key(version: &str) -> Vec<u64> {
-    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+    version
+        .split('.')
+        .map(|part| part.parse().unwrap_or(0))
+        .collect()
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes; `selected` is what [`parse_preferences`] gave.
@@ -69,16 +76,30 @@ pub fn parse_manifest(manifest: &[u8], selected: &[(String, String)]) -> Option<
     let text = |key: &str| manifest.get(key).and_then(Value::as_str).map(str::to_owned);
     let (name, version) = (text("name")?, text("version")?);
     // llama.cpp and other engines have manifests too.
-    if !text("engine").unwrap_or_else(|| name.clone()).starts_with("mlx") {
+    if !text("engine")
+        .unwrap_or_else(|| name.clone())
+        .starts_with("mlx")
+    {
         return None;
     }
-    let packages = manifest.get("vendor_lib_package_names").and_then(Value::as_array);
+    let packages = manifest
+        .get("vendor_lib_package_names")
+        .and_then(Value::as_array);
     let layer = |package: &Value| {
-        package.as_str()?.strip_prefix("_amphibian/").filter(|name| is_plain(name)).map(str::to_owned)
+        package
+            .as_str()?
+            .strip_prefix("_amphibian/")
+            .filter(|name| is_plain(name))
+            .map(str::to_owned)
     };
     let layers = packages.into_iter().flatten().filter_map(layer).collect();
     let is_selected = selected.iter().any(|row| row.0 == name && row.1 == version);
-    Some(Runtime { name, version, layers, is_selected })
+    Some(Runtime {
+        name,
+        version,
+        layers,
+        is_selected,
+    })
 }
 
 /// A name that stays in its directory.

@@ -38,13 +38,20 @@ pub struct Patience {
 
 impl Patience {
     /// For a question whose answer is good to have and not needed.
-    pub const SHORT: Self =
-        Self { connect: Duration::from_secs(1), answer: Duration::from_secs(2), load: Duration::from_secs(2) };
+    pub const SHORT: Self = Self {
+        connect: Duration::from_secs(1),
+        answer: Duration::from_secs(2),
+        load: Duration::from_secs(2),
+    };
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(2), answer: Duration::from_secs(30), load: Duration::from_secs(600) }
+        Self {
+            connect: Duration::from_secs(2),
+            answer: Duration::from_secs(30),
+            load: Duration::from_secs(600),
+        }
     }
 }
 
@@ -174,7 +181,11 @@ impl fmt::Display for Trouble {
                  `lms server start`, or name it with --url"
             ),
             Self::TooSlow(patience) => {
-                write!(f, "LM Studio's server did not answer within {} seconds", patience.as_secs_f64())
+                write!(
+                    f,
+                    "LM Studio's server did not answer within {} seconds",
+                    patience.as_secs_f64()
+                )
             }
             Self::Unauthorized => write!(
                 f,
@@ -182,9 +193,17 @@ impl fmt::Display for Trouble {
             ),
             Self::NotFound(said) => write!(f, "LM Studio's server does not know that ({said})"),
             Self::Busy(said) => write!(f, "LM Studio says that the model is at work ({said})"),
-            Self::Refused(status, said) => write!(f, "LM Studio's server answered {status}: {said}"),
-            Self::Unreadable(why) => write!(f, "what answered is not LM Studio's server as lmpatch knows it: {why}"),
-            Self::CutOff(how) => write!(f, "LM Studio's server broke off ({how}); did the model or the app end?"),
+            Self::Refused(status, said) => {
+                write!(f, "LM Studio's server answered {status}: {said}")
+            }
+            Self::Unreadable(why) => write!(
+                f,
+                "what answered is not LM Studio's server as lmpatch knows it: {why}"
+            ),
+            Self::CutOff(how) => write!(
+                f,
+                "LM Studio's server broke off ({how}); did the model or the app end?"
+            ),
             Self::Stopped => f.write_str("stopped"),
         }
     }
@@ -197,15 +216,22 @@ impl std::error::Error for Trouble {}
 pub fn base_url(home: &Path) -> String {
     let settings = files::read(&home.join(".internal/http-server-config.json")).ok();
     let settings: Option<Value> = settings.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let port = settings.as_ref().and_then(|settings| settings.get("port")?.as_u64());
-    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0).unwrap_or(DEFAULT_PORT);
+    let port = settings
+        .as_ref()
+        .and_then(|settings| settings.get("port")?.as_u64());
+    let port = port
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
+        .unwrap_or(DEFAULT_PORT);
     format!("http://127.0.0.1:{port}")
 }
 
 /// A URL as the user gave it, if it can be the server's: plain HTTP, no path.
 pub fn parse_url(text: &str) -> Result<String, String> {
     let text = text.trim_end_matches('/');
-    let rest = text.strip_prefix("http://").ok_or("give it as http://HOST:PORT; lmpatch speaks no TLS")?;
+    let rest = text
+        .strip_prefix("http://")
+        .ok_or("give it as http://HOST:PORT; lmpatch speaks no TLS")?;
     let uri: ureq::http::Uri = text.parse().map_err(|error| format!("{error}"))?;
     if rest.contains(['/', '?', '#', '@']) || uri.host().is_none_or(str::is_empty) {
         return Err("give it as http://HOST:PORT".to_owned());
@@ -224,8 +250,15 @@ impl Server {
             .max_redirects(0)
             .timeout_connect(Some(patience.connect))
             .user_agent(concat!("lmpatch/", env!("CARGO_PKG_VERSION")));
-        let authorization = token.filter(|token| !token.is_empty()).map(|token| format!("Bearer {token}"));
-        Self { base, authorization, patience, agent: config.build().into() }
+        let authorization = token
+            .filter(|token| !token.is_empty())
+            .map(|token| format!("Bearer {token}"));
+        Self {
+            base,
+            authorization,
+            patience,
+            agent: config.build().into(),
+        }
     }
 
     /// Every model on disk, and what is loaded of it: `GET /api/v1/models`.
@@ -251,7 +284,11 @@ impl Server {
             Err(Trouble::NotFound(_) | Trouble::Refused(..) | Trouble::Unreadable(_)) => {}
             Err(trouble) => return Err(trouble),
         }
-        Ok(if self.models_v0().is_ok() { Api::V0 } else { Api::OpenAi })
+        Ok(if self.models_v0().is_ok() {
+            Api::V0
+        } else {
+            Api::OpenAi
+        })
     }
 
     /// Every model on disk, as version 0 tells it: `GET /api/v0/models`.
@@ -260,7 +297,8 @@ impl Server {
         struct Answer {
             data: Vec<ModelV0>,
         }
-        self.get::<Answer>("/api/v0/models").map(|answer| answer.data)
+        self.get::<Answer>("/api/v0/models")
+            .map(|answer| answer.data)
     }
 
     /// Sends a request whose answer may take as long as it likes and may come as a stream of events.
@@ -270,15 +308,25 @@ impl Server {
             request = request.header("Authorization", authorization);
         }
         let patience = self.patience.connect;
-        let response = request.content_type("application/json").send(body.to_string());
+        let response = request
+            .content_type("application/json")
+            .send(body.to_string());
         let response = response.map_err(|error| self.trouble(&error, patience))?;
         if !response.status().is_success() {
             let refusal = read::<Value>(response, |error| self.trouble(error, patience));
-            return Err(refusal.err().unwrap_or_else(|| Trouble::Unreadable("no answer".to_owned())));
+            return Err(refusal
+                .err()
+                .unwrap_or_else(|| Trouble::Unreadable("no answer".to_owned())));
         }
-        let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        let kind = response
+            .headers()
+            .get("content-type")
+            .and_then(|kind| kind.to_str().ok());
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
-        Ok(Opened { is_stream, body: response.into_body().into_reader() })
+        Ok(Opened {
+            is_stream,
+            body: response.into_body().into_reader(),
+        })
     }
 
     /// Loads a model, with this context in tokens and this many predictions at a time where they are given:
@@ -286,7 +334,12 @@ impl Server {
     ///
     /// The documentation lists `parallel` among what an instance has, not among what can be asked for; a server that
     /// refuses the unknown field is asked again without it. What was really applied is for the caller to read back.
-    pub fn load(&self, model: &str, context_length: Option<u64>, parallel: Option<u64>) -> Result<Loaded, Trouble> {
+    pub fn load(
+        &self,
+        model: &str,
+        context_length: Option<u64>,
+        parallel: Option<u64>,
+    ) -> Result<Loaded, Trouble> {
         let mut request = json!({ "model": model, "echo_load_config": true });
         insert(&mut request, "context_length", context_length);
         insert(&mut request, "parallel", parallel);
@@ -303,19 +356,35 @@ impl Server {
     /// Unloads one instance: `POST /api/v1/models/unload`.
     pub fn unload(&self, instance_id: &str) -> Result<(), Trouble> {
         let request = json!({ "instance_id": instance_id });
-        self.post::<Value>("/api/v1/models/unload", &request, self.patience.answer).map(drop)
+        self.post::<Value>("/api/v1/models/unload", &request, self.patience.answer)
+            .map(drop)
     }
 
     fn get<T: for<'de> Deserialize<'de>>(&self, path: &str) -> Result<T, Trouble> {
         let patience = self.patience.answer;
         let request = self.prepare(self.agent.get(format!("{}{path}", self.base)), patience);
-        read(request.call().map_err(|error| self.trouble(&error, patience))?, |error| self.trouble(error, patience))
+        read(
+            request
+                .call()
+                .map_err(|error| self.trouble(&error, patience))?,
+            |error| self.trouble(error, patience),
+        )
     }
 
-    fn post<T: for<'de> Deserialize<'de>>(&self, path: &str, body: &Value, patience: Duration) -> Result<T, Trouble> {
+    fn post<T: for<'de> Deserialize<'de>>(
+        &self,
+        path: &str,
+        body: &Value,
+        patience: Duration,
+    ) -> Result<T, Trouble> {
         let request = self.prepare(self.agent.post(format!("{}{path}", self.base)), patience);
-        let response = request.content_type("application/json").send(body.to_string());
-        read(response.map_err(|error| self.trouble(&error, patience))?, |error| self.trouble(error, patience))
+        let response = request
+            .content_type("application/json")
+            .send(body.to_string());
+        read(
+            response.map_err(|error| self.trouble(&error, patience))?,
+            |error| self.trouble(error, patience),
+        )
     }
 
     fn prepare<B>(&self, request: RequestBuilder<B>, patience: Duration) -> RequestBuilder<B> {
@@ -334,7 +403,9 @@ impl Server {
             | ureq::Error::HostNotFound => nobody(),
             ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => nobody(),
             ureq::Error::Timeout(_) => Trouble::TooSlow(patience),
-            ureq::Error::Io(error) if is_hang_up(error.kind()) => Trouble::CutOff(error.to_string()),
+            ureq::Error::Io(error) if is_hang_up(error.kind()) => {
+                Trouble::CutOff(error.to_string())
+            }
             other => Trouble::Unreadable(other.to_string()),
         }
     }
@@ -342,11 +413,16 @@ impl Server {
 
 fn is_hang_up(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    matches!(
+        kind,
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
 }
 
 fn insert(request: &mut Value, key: &str, value: Option<u64>) {
-    let Some(request) = request.as_object_mut() else { return };
+    let Some(request) = request.as_object_mut() else {
+        return;
+    };
     match value {
         Some(value) => request.insert(key.to_owned(), value.into()),
         None => request.remove(key),
@@ -358,7 +434,11 @@ fn read<T: for<'de> Deserialize<'de>>(
     trouble: impl FnOnce(&ureq::Error) -> Trouble,
 ) -> Result<T, Trouble> {
     let status = response.status().as_u16();
-    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+    let body = response
+        .body_mut()
+        .with_config()
+        .limit(MAX_ANSWER)
+        .read_to_vec();
     let body = body.map_err(|error| trouble(&error))?;
     if (200..300).contains(&status) {
         return parse(&body);
@@ -389,13 +469,19 @@ fn message(body: &[u8]) -> String {
     let text = error.and_then(|error| error.get("message").unwrap_or(error).as_str());
     let text = text.map_or_else(|| String::from_utf8_lossy(body), Into::into);
     let text: String = text.trim().chars().take(200).collect();
-    if text.is_empty() { "no reason given".to_owned() } else { text }
+    if text.is_empty() {
+        "no reason given".to_owned()
+    } else {
+        text
+    }
 }
 
 /// The documentation says "number"; whatever is no whole number of tokens is taken for not said.
 fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Value::deserialize(deserializer)?;
-    Ok(value.as_u64().or_else(|| value.to_string().strip_suffix(".0")?.parse().ok()))
+    Ok(value
+        .as_u64()
+        .or_else(|| value.to_string().strip_suffix(".0")?.parse().ok()))
 }
 
 #[cfg(test)]
@@ -404,13 +490,23 @@ mod tests {
 
     #[test]
     fn both_dated_replies_to_a_load_are_understood() {
-        let config = InstanceConfig { context_length: Some(16384), parallel: None };
+        let config = InstanceConfig {
+            context_length: Some(16384),
+            parallel: None,
+        };
         for reply in [
             r#"{"type":"llm","instance_id":"a","status":"loaded","load_config":{"context_length":16384}}"#,
             r#"{"model_instance_id":"a","config":{"context_length":16384.0,"num_experts":0},"load_time_seconds":9.1}"#,
         ] {
             let loaded: Loaded = serde_json::from_str(reply).unwrap();
-            assert_eq!(loaded, Loaded { instance_id: "a".to_owned(), load_config: config }, "{reply}");
+            assert_eq!(
+                loaded,
+                Loaded {
+                    instance_id: "a".to_owned(),
+                    load_config: config
+                },
+                "{reply}"
+            );
         }
         let bare: Loaded = serde_json::from_str(r#"{"instance_id":"a"}"#).unwrap();
         assert_eq!(bare.load_config, InstanceConfig::default());
@@ -418,18 +514,37 @@ mod tests {
 
     #[test]
     fn urls_are_plain_http_without_a_path() {
-        assert_eq!(parse_url("http://127.0.0.1:1234/").as_deref(), Ok("http://127.0.0.1:1234"));
-        assert_eq!(parse_url("http://mac.local:80").as_deref(), Ok("http://mac.local:80"));
-        for wrong in ["", "127.0.0.1:1234", "https://127.0.0.1", "http://", "http://a/b", "http://a b", "http://u@h:1"]
-        {
+        assert_eq!(
+            parse_url("http://127.0.0.1:1234/").as_deref(),
+            Ok("http://127.0.0.1:1234")
+        );
+        assert_eq!(
+            parse_url("http://mac.local:80").as_deref(),
+            Ok("http://mac.local:80")
+        );
+        for wrong in [
+            "",
+            "127.0.0.1:1234",
+            "https://127.0.0.1",
+            "http://",
+            "http://a/b",
+            "http://a b",
+            "http://u@h:1",
+        ] {
             assert!(parse_url(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn errors_say_what_the_server_said() {
-        assert_eq!(message(br#"{"error":{"message":"no such model","code":"x"}}"#), "no such model");
-        assert_eq!(message(br#"{"error":"Unexpected endpoint"}"#), "Unexpected endpoint");
+        assert_eq!(
+            message(br#"{"error":{"message":"no such model","code":"x"}}"#),
+            "no such model"
+        );
+        assert_eq!(
+            message(br#"{"error":"Unexpected endpoint"}"#),
+            "Unexpected endpoint"
+        );
         assert_eq!(message(b"<html>"), "<html>");
         assert_eq!(message(b" "), "no reason given");
         assert_eq!(message("ü".repeat(900).as_bytes()).chars().count(), 200);

@@ -86,28 +86,55 @@ mod tests {
     }
 
     fn event(name: &str, data: &str) -> Frame {
-        Frame::Event { name: name.to_owned(), data: data.to_owned() }
+        Frame::Event {
+            name: name.to_owned(),
+            data: data.to_owned(),
+        }
     }
 
     #[test]
     fn events_have_a_name_and_data() {
         let stream = "event: chat.start\ndata: {\"type\":\"chat.start\"}\n\ndata:plain\n\n";
-        assert_eq!(all(stream), [event("chat.start", "{\"type\":\"chat.start\"}"), event("", "plain")]);
+        assert_eq!(
+            all(stream),
+            [
+                event("chat.start", "{\"type\":\"chat.start\"}"),
+                event("", "plain")
+            ]
+        );
     }
 
     #[test]
     fn comments_come_at_once_and_do_not_end_an_event() {
         let stream = ": keepalive 512/2019\n\ndata: a\n:x\ndata: b\n\n";
         let comment = |text: &str| Frame::Comment(text.to_owned());
-        assert_eq!(all(stream), [comment("keepalive 512/2019"), comment("x"), event("", "a\nb")]);
+        assert_eq!(
+            all(stream),
+            [
+                comment("keepalive 512/2019"),
+                comment("x"),
+                event("", "a\nb")
+            ]
+        );
     }
 
     #[test]
     fn every_line_end_and_every_cut_gives_the_same() {
         let stream = "\u{feff}event: ü\ndata: one\ndata:  two\n\n: c\nid: 7\nretry\n\ndata\n\n";
         let expected = all(stream);
-        assert_eq!(expected, [event("ü", "one\n two"), Frame::Comment("c".to_owned()), event("", "")]);
-        for text in [stream.to_owned(), stream.replace('\n', "\r\n"), stream.replace('\n', "\r")] {
+        assert_eq!(
+            expected,
+            [
+                event("ü", "one\n two"),
+                Frame::Comment("c".to_owned()),
+                event("", "")
+            ]
+        );
+        for text in [
+            stream.to_owned(),
+            stream.replace('\n', "\r\n"),
+            stream.replace('\n', "\r"),
+        ] {
             for cut in 1..text.len() {
                 let mut parser = Parser::default();
                 let (head, tail) = text.as_bytes().split_at(cut);

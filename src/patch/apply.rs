@@ -19,7 +19,11 @@ use crate::files::{self, NotRead, directory_error};
 pub fn apply(edits: &[Edit<'_>]) -> Result<()> {
     let changes: Vec<_> = edits.iter().filter(|edit| edit.is_change()).collect();
     // Listed before the first write: where that fails nothing has been changed.
-    let spare = edits.iter().map(spare).collect::<Result<Vec<_>>>()?.concat();
+    let spare = edits
+        .iter()
+        .map(spare)
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     let mut saved = Vec::new();
     if let Err(error) = change(&changes, &mut saved) {
         return Err(roll_back(&changes, &saved, error));
@@ -46,7 +50,9 @@ fn change(changes: &[&Edit<'_>], saved: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn remove_bytecode(changes: &[&Edit<'_>]) -> Result<()> {
-    changes.iter().try_for_each(|edit| bytecode::remove(&edit.file.path))
+    changes
+        .iter()
+        .try_for_each(|edit| bytecode::remove(&edit.file.path))
 }
 
 /// Saves the file as it is, before lmpatch's first edit of it. Returns the path, if it was not there before.
@@ -70,9 +76,15 @@ fn save_original(edit: &Edit<'_>) -> Result<Option<PathBuf>> {
 /// Reads the file again: nothing is claimed that is not on the disk.
 fn verify(edit: &Edit<'_>) -> Result<()> {
     let path = &edit.file.path;
-    let now = files::read(path).ok().with_context(|| format!("{} cannot be read back", path.display()))?;
+    let now = files::read(path)
+        .ok()
+        .with_context(|| format!("{} cannot be read back", path.display()))?;
     // The plan has read these bytes as Python already, and the report reads the file again.
-    ensure!(now == edit.after, "{} does not read back as it was written; was LM Studio updating it?", path.display());
+    ensure!(
+        now == edit.after,
+        "{} does not read back as it was written; was LM Studio updating it?",
+        path.display()
+    );
     Ok(())
 }
 
@@ -82,7 +94,10 @@ fn roll_back(changes: &[&Edit<'_>], saved: &[PathBuf], mut error: Error) -> Erro
     for edit in changes {
         if let Err(trouble) = put_back(edit) {
             is_back = false;
-            error = error.context(format!("{} could not be put back: {trouble:#}", edit.file.path.display()));
+            error = error.context(format!(
+                "{} could not be put back: {trouble:#}",
+                edit.file.path.display()
+            ));
         }
     }
     // A file that could not be put back needs its copy for a later revert.
@@ -114,20 +129,32 @@ fn spare(edit: &Edit<'_>) -> Result<Vec<PathBuf>> {
         return Ok(Vec::new());
     };
     let file = file.to_string_lossy();
-    let is_spare = |name: &str| is_temporary(name, &file) || edit.restores() && saved_sha256(name, &file).is_some();
-    let names = files::names(directory).map_err(|error| directory_error("list", directory, error))?;
-    let spare = names.into_iter().filter(|name| name.to_str().is_some_and(is_spare));
+    let is_spare = |name: &str| {
+        is_temporary(name, &file) || edit.restores() && saved_sha256(name, &file).is_some()
+    };
+    let names =
+        files::names(directory).map_err(|error| directory_error("list", directory, error))?;
+    let spare = names
+        .into_iter()
+        .filter(|name| name.to_str().is_some_and(is_spare));
     Ok(spare.map(|name| directory.join(name)).collect())
 }
 
 /// Removes the saved copy of `bytes` beside a file, if there is one.
 pub fn forget_copy(path: &Path, bytes: &[u8]) -> Result<()> {
     let copy = saved_path(path, &sha256_hex(bytes));
-    if fs::symlink_metadata(&copy).is_ok() { remove_ours(&copy) } else { Ok(()) }
+    if fs::symlink_metadata(&copy).is_ok() {
+        remove_ours(&copy)
+    } else {
+        Ok(())
+    }
 }
 
 fn remove_ours(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| {
-        format!("the files are as they should be, but {} could not be removed; remove it by hand", path.display())
+        format!(
+            "the files are as they should be, but {} could not be removed; remove it by hand",
+            path.display()
+        )
     })
 }

@@ -157,7 +157,9 @@ impl Backend {
     /// The chunk now and the stock chunk, in tokens: those of the file that decides.
     #[must_use]
     pub fn chunk_and_stock(&self) -> Option<(u64, u64)> {
-        self.files.iter().find_map(|file| file.content()?.governing(file.setting))
+        self.files
+            .iter()
+            .find_map(|file| file.content()?.governing(file.setting))
     }
 
     /// What the backend amounts to.
@@ -173,7 +175,10 @@ impl Backend {
         if states.iter().all(|state| *state == State::Stock) {
             return State::Stock;
         }
-        let mut values = self.files.iter().map(|file| file.content().and_then(Content::uniform));
+        let mut values = self
+            .files
+            .iter()
+            .map(|file| file.content().and_then(Content::uniform));
         match values.next().flatten() {
             Some(first) if values.all(|value| value == Some(first)) => State::Patched,
             _ => State::Mixed,
@@ -184,7 +189,10 @@ impl Backend {
     #[must_use]
     pub fn has(&self, size: u64) -> bool {
         let is_settled = matches!(self.state(), State::Stock | State::Patched);
-        is_settled && self.chunk_and_stock().is_some_and(|(chunk, _)| chunk == size)
+        is_settled
+            && self
+                .chunk_and_stock()
+                .is_some_and(|(chunk, _)| chunk == size)
     }
 
     /// Why the backend cannot be edited as it is, whatever the goal.
@@ -194,13 +202,20 @@ impl Backend {
             return Some(Hindrance::Refused(why.clone()));
         }
         if self.files.is_empty() {
-            return Some(Hindrance::Incomplete("it vanished while lmpatch looked at it; left alone".to_owned()));
+            return Some(Hindrance::Incomplete(
+                "it vanished while lmpatch looked at it; left alone".to_owned(),
+            ));
         }
         let refused = self.files.iter().find_map(|file| match &file.found {
-            Found::Refused { why, .. } => Some(Hindrance::Refused(format!("{}: {why}", file.short_path()))),
+            Found::Refused { why, .. } => {
+                Some(Hindrance::Refused(format!("{}: {why}", file.short_path())))
+            }
             _ => None,
         });
-        let missing = self.files.iter().find(|file| matches!(file.found, Found::Missing));
+        let missing = self
+            .files
+            .iter()
+            .find(|file| matches!(file.found, Found::Missing));
         refused.or_else(|| {
             missing.map(|file| {
                 Hindrance::Incomplete(format!(
@@ -223,8 +238,13 @@ impl Backend {
         let mut edits = Vec::new();
         for file in &self.files {
             if let Some(content) = file.content() {
-                let after = plan(file.setting, content, goal, stock).map_err(|why| not_planned(file, &why, stock))?;
-                edits.push(Edit { file, content, after });
+                let after = plan(file.setting, content, goal, stock)
+                    .map_err(|why| not_planned(file, &why, stock))?;
+                edits.push(Edit {
+                    file,
+                    content,
+                    after,
+                });
             }
         }
         Ok(edits)
@@ -237,19 +257,35 @@ impl Backend {
         }
         let mut edits = Vec::new();
         for (file, then) in self.files.iter().zip(&earlier.files) {
-            let (Some(content), Some(then)) = (file.content(), then.content()) else { continue };
-            if values_if_same_otherwise(file.setting, &content.bytes, &content.sites, &then.bytes).is_none() {
+            let (Some(content), Some(then)) = (file.content(), then.content()) else {
+                continue;
+            };
+            if values_if_same_otherwise(file.setting, &content.bytes, &content.sites, &then.bytes)
+                .is_none()
+            {
                 let why = "was changed by somebody else since; left as it is";
                 return Err(Hindrance::Refused(format!("{} {why}", file.short_path())));
             }
-            edits.push(Edit { file, content, after: then.bytes.clone() });
+            edits.push(Edit {
+                file,
+                content,
+                after: then.bytes.clone(),
+            });
         }
         Ok(edits)
     }
 
     /// Engines from before the settings existed are refused, but a revert has nothing to do on them.
     fn is_all_proven_vendors(&self) -> bool {
-        let proven = |file: &VendorFile| matches!(file.found, Found::Refused { is_vendors: true, .. });
+        let proven = |file: &VendorFile| {
+            matches!(
+                file.found,
+                Found::Refused {
+                    is_vendors: true,
+                    ..
+                }
+            )
+        };
         let stock = |file: &VendorFile| proven(file) || file.state() == State::Stock;
         self.files.iter().any(proven) && self.files.iter().all(stock)
     }
@@ -258,12 +294,20 @@ impl Backend {
 fn not_planned(file: &VendorFile, why: &NotPlanned, backend_stock: Option<u64>) -> Hindrance {
     let path = file.short_path();
     Hindrance::Refused(match why {
-        NotPlanned::OriginalUnknown { found, stock, spoiled } if found == stock => format!(
+        NotPlanned::OriginalUnknown {
+            found,
+            stock,
+            spoiled,
+        } if found == stock => format!(
             "{path}: it has the values that such files ship with but is not the file that its package's RECORD lists, \
              and {}, so the vendor's bytes are not known; reinstall the runtime in LM Studio",
             copies(file, spoiled)
         ),
-        NotPlanned::OriginalUnknown { found, stock, spoiled } => format!(
+        NotPlanned::OriginalUnknown {
+            found,
+            stock,
+            spoiled,
+        } => format!(
             "{path}: it says {} where such files ship with {}, it is no known release and {}, \
              so the vendor's bytes are not known; `lmpatch {}` writes those numbers, or reinstall the runtime in LM Studio",
             list(found),
@@ -298,5 +342,9 @@ fn list(values: &[u64]) -> String {
             distinct.push(*value);
         }
     }
-    distinct.iter().map(u64::to_string).collect::<Vec<_>>().join(" and ")
+    distinct
+        .iter()
+        .map(u64::to_string)
+        .collect::<Vec<_>>()
+        .join(" and ")
 }

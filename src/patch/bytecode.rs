@@ -24,7 +24,10 @@ pub fn remove(source: &Path) -> Result<()> {
         match fs::remove_file(&cached) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| {
-                    format!("cannot remove {}; check the permissions of its directory (chmod u+wx)", cached.display())
+                    format!(
+                        "cannot remove {}; check the permissions of its directory (chmod u+wx)",
+                        cached.display()
+                    )
                 });
             }
             _ => {}
@@ -37,13 +40,20 @@ pub fn remove(source: &Path) -> Result<()> {
 #[must_use]
 pub fn stale(source: &Path) -> Vec<PathBuf> {
     let cached = list(source).unwrap_or_default();
-    cached.into_iter().filter(|cached| is_stale(cached, source).unwrap_or(false)).collect()
+    cached
+        .into_iter()
+        .filter(|cached| is_stale(cached, source).unwrap_or(false))
+        .collect()
 }
 
 fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
     let (of_source, of_cached) = (fs::metadata(source).ok()?, fs::metadata(cached).ok()?);
     let header = files::read(cached).ok()?;
-    let word = |index: usize| Some(u32::from_le_bytes(header.get(index * 4..index * 4 + 4)?.try_into().ok()?));
+    let word = |index: usize| {
+        Some(u32::from_le_bytes(
+            header.get(index * 4..index * 4 + 4)?.try_into().ok()?,
+        ))
+    };
     // PEP 552: flags; then a hash, or the source's modification second and size, both cut to 32 bits.
     let is_taken = match word(1)? {
         0 => {
@@ -63,7 +73,10 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
     let cache = directory.join("__pycache__");
     match fs::symlink_metadata(&cache) {
         Ok(metadata) if metadata.is_symlink() => {
-            bail!("{} is a link; remove it, Python makes a new one", cache.display())
+            bail!(
+                "{} is a link; remove it, Python makes a new one",
+                cache.display()
+            )
         }
         Ok(metadata) if metadata.is_dir() => {}
         Err(error) if !is_absence(&error) => {
@@ -87,7 +100,10 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
 
 /// `generate.cpython-311.pyc` and `generate.cpython-311.opt-2.pyc` belong to `generate`; names have no other dots.
 fn belongs_to(name: &str, stem: &str) -> bool {
-    let Some(tags) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".pyc")) else {
+    let Some(tags) = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".pyc"))
+    else {
         return false;
     };
     match tags.split_once('.') {
@@ -102,7 +118,11 @@ mod tests {
 
     #[test]
     fn only_the_files_own_caches_belong_to_it() {
-        for own in ["generate.cpython-311.pyc", "generate.cpython-311.opt-1.pyc", "generate.pypy39.opt-2.pyc"] {
+        for own in [
+            "generate.cpython-311.pyc",
+            "generate.cpython-311.opt-1.pyc",
+            "generate.pypy39.opt-2.pyc",
+        ] {
             assert!(belongs_to(own, "generate"), "{own}");
         }
         for other in [

@@ -32,12 +32,18 @@ pub fn inspect(layer: Layer) -> Backend {
                 Err(error) => vendor_files.push(VendorFile {
                     setting,
                     path: package.join(setting.file),
-                    found: refused(format!("{} cannot be looked at ({error})", package.display())),
+                    found: refused(format!(
+                        "{} cannot be looked at ({error})",
+                        package.display()
+                    )),
                 }),
             }
         }
     }
-    Backend { layer, files: vendor_files }
+    Backend {
+        layer,
+        files: vendor_files,
+    }
 }
 
 /// Where a copy of `bytes` with this SHA-256 is saved beside `file`.
@@ -61,51 +67,83 @@ fn read(layer: &Layer, root: &Path, site_packages: &Path, setting: &'static Sett
     let path = site_packages.join(setting.package).join(setting.file);
     let resolved = match inside(layer, root, &path) {
         Ok(resolved) => resolved,
-        Err(why) => return VendorFile { setting, path, found: refused(why) },
+        Err(why) => {
+            return VendorFile {
+                setting,
+                path,
+                found: refused(why),
+            };
+        }
     };
     let found = match files::read(&resolved) {
         Ok(bytes) => understand(setting, site_packages, &resolved, bytes),
         Err(NotRead::Missing) => Found::Missing,
         Err(why) => refused(unreadable(&resolved, &why)),
     };
-    VendorFile { setting, path: resolved, found }
+    VendorFile {
+        setting,
+        path: resolved,
+        found,
+    }
 }
 
 fn refused(why: String) -> Found {
-    Found::Refused { why, is_vendors: false }
+    Found::Refused {
+        why,
+        is_vendors: false,
+    }
 }
 
 /// Permissions are put right where they are, all else only by getting the file anew.
 fn unreadable(path: &Path, why: &NotRead) -> String {
-    let next_step = if why.is_denied() { String::new() } else { format!("; {ANEW}") };
+    let next_step = if why.is_denied() {
+        String::new()
+    } else {
+        format!("; {ANEW}")
+    };
     format!("{} {why}{next_step}", path.display())
 }
 
 /// The real path of a vendor file, which must be inside the real directory of its layer.
 fn inside(layer: &Layer, root: &Path, path: &Path) -> Result<PathBuf, String> {
-    let mut below = path.ancestors().take_while(|ancestor| *ancestor != layer.path);
+    let mut below = path
+        .ancestors()
+        .take_while(|ancestor| *ancestor != layer.path);
     // A fifth of the calls that resolving the whole path takes.
-    if below.all(|ancestor| fs::symlink_metadata(ancestor).is_ok_and(|metadata| !metadata.is_symlink()))
+    if below
+        .all(|ancestor| fs::symlink_metadata(ancestor).is_ok_and(|metadata| !metadata.is_symlink()))
         && let Ok(rest) = path.strip_prefix(&layer.path)
     {
         return Ok(root.join(rest));
     }
     match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) if real.starts_with(root) => Ok(real),
-        Ok(real) => Err(format!("{} is a link out of its layer, to {}; {ANEW}", path.display(), real.display())),
+        Ok(real) => Err(format!(
+            "{} is a link out of its layer, to {}; {ANEW}",
+            path.display(),
+            real.display()
+        )),
         // Whether it is missing or dangling is told by reading it.
         Err(NotRead::Missing) => Ok(path.to_owned()),
         Err(why) => Err(unreadable(path, &why)),
     }
 }
 
-fn understand(setting: &'static Setting, site_packages: &Path, path: &Path, bytes: Vec<u8>) -> Found {
+fn understand(
+    setting: &'static Setting,
+    site_packages: &Path,
+    path: &Path,
+    bytes: Vec<u8>,
+) -> Found {
     let sites = match locate(setting, &bytes) {
         Ok(sites) => sites,
         Err(refusal) => {
             let records = records(site_packages, setting).unwrap_or_default();
             let is_vendors = prove(setting, &bytes, &records).is_some();
-            return Found::Refused { why: refusal.to_string(), is_vendors };
+            return Found::Refused {
+                why: refusal.to_string(),
+                is_vendors,
+            };
         }
     };
     let mut original = identify(setting, &bytes, &sites, &Evidence::default());
@@ -117,12 +155,19 @@ fn understand(setting: &'static Setting, site_packages: &Path, path: &Path, byte
             Err(why) => return refused(why),
         }
     }
-    Found::Content(Content { bytes, sites, original })
+    Found::Content(Content {
+        bytes,
+        sites,
+        original,
+    })
 }
 
 /// What is beside a vendor file to prove its original. Fails where something is there that cannot be read.
 fn evidence(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Evidence, String> {
-    Ok(Evidence { record: records(site_packages, setting)?, saved: saved_copies(path)? })
+    Ok(Evidence {
+        record: records(site_packages, setting)?,
+        saved: saved_copies(path)?,
+    })
 }
 
 /// The rows about the setting's file in every `RECORD` of its package.
@@ -130,9 +175,15 @@ fn records(site_packages: &Path, setting: &Setting) -> Result<Vec<Fingerprint>, 
     let prefix = format!("{}-", setting.package);
     let is_info = |name: &str| name.starts_with(&prefix) && name.ends_with(".dist-info");
     let mut rows = Vec::new();
-    for name in names(site_packages)?.iter().filter(|name| is_info(&name.to_string_lossy())) {
+    for name in names(site_packages)?
+        .iter()
+        .filter(|name| is_info(&name.to_string_lossy()))
+    {
         let record = readable(&site_packages.join(name).join("RECORD"))?;
-        rows.extend(parse_record(&record.unwrap_or_default(), &setting.record_path()));
+        rows.extend(parse_record(
+            &record.unwrap_or_default(),
+            &setting.record_path(),
+        ));
     }
     Ok(rows)
 }
@@ -144,10 +195,18 @@ fn saved_copies(file: &Path) -> Result<Vec<SavedCopy>, String> {
     let file_name = file_name.to_string_lossy();
     let mut copies = Vec::new();
     for name in names(directory)? {
-        let Some(sha256) = name.to_str().and_then(|name| saved_sha256(name, &file_name)) else { continue };
+        let Some(sha256) = name
+            .to_str()
+            .and_then(|name| saved_sha256(name, &file_name))
+        else {
+            continue;
+        };
         // One that is no file any more has no bytes that could match its name.
         let bytes = readable(&directory.join(&name))?.unwrap_or_default();
-        copies.push(SavedCopy { bytes, named_sha256: sha256.to_owned() });
+        copies.push(SavedCopy {
+            bytes,
+            named_sha256: sha256.to_owned(),
+        });
     }
     Ok(copies)
 }
@@ -162,5 +221,6 @@ fn readable(path: &Path) -> Result<Option<Vec<u8>>, String> {
 }
 
 fn names(directory: &Path) -> Result<Vec<OsString>, String> {
-    files::names(directory).map_err(|error| format!("{:#}", directory_error("list", directory, error)))
+    files::names(directory)
+        .map_err(|error| format!("{:#}", directory_error("list", directory, error)))
 }

@@ -75,7 +75,9 @@ const fn class_of(byte: u8) -> Class {
 /// Whether the byte is of one of these classes.
 #[must_use]
 pub fn is(byte: u8, classes: Class) -> bool {
-    CLASSES.get(usize::from(byte)).is_some_and(|class| class & classes != 0)
+    CLASSES
+        .get(usize::from(byte))
+        .is_some_and(|class| class & classes != 0)
 }
 
 /// The next byte of one of these classes, `from` on.
@@ -90,7 +92,9 @@ pub fn next(source: &[u8], from: usize, classes: Class) -> Option<(usize, u8)> {
 #[must_use]
 pub fn word_end(source: &[u8], from: usize) -> usize {
     let rest = source.get(from..).unwrap_or_default();
-    rest.iter().position(|byte| !is(*byte, LETTER | DIGIT)).map_or(source.len(), |length| from + length)
+    rest.iter()
+        .position(|byte| !is(*byte, LETTER | DIGIT))
+        .map_or(source.len(), |length| from + length)
 }
 
 /// Where the `lambda` starts that the letter at `at` is in, if it is in one.
@@ -109,7 +113,10 @@ pub fn word_before(source: &[u8], at: usize) -> Option<Range<usize>> {
     let is_filler = |byte: &u8| is(*byte, BLANK | NEWLINE | BACKSLASH);
     let end = before.iter().rposition(|byte| !is_filler(byte))? + 1;
     let name = before.get(..end)?;
-    let start = name.iter().rposition(|byte| !is(*byte, LETTER | DIGIT)).map_or(0, |other| other + 1);
+    let start = name
+        .iter()
+        .rposition(|byte| !is(*byte, LETTER | DIGIT))
+        .map_or(0, |other| other + 1);
     (start < end).then_some(start..end)
 }
 
@@ -125,7 +132,10 @@ pub fn is_in_longer_operator(source: &[u8], at: usize) -> bool {
 pub fn is_augmented(source: &[u8], at: usize) -> bool {
     let rest = match source.get(at..).unwrap_or_default() {
         [first @ (b'*' | b'/' | b'<' | b'>'), second, rest @ ..] if first == second => rest,
-        [b'+' | b'-' | b'*' | b'/' | b'%' | b'&' | b'|' | b'^' | b'@', rest @ ..] => rest,
+        [
+            b'+' | b'-' | b'*' | b'/' | b'%' | b'&' | b'|' | b'^' | b'@',
+            rest @ ..,
+        ] => rest,
         _ => return false,
     };
     rest.first() == Some(&b'=')
@@ -135,7 +145,9 @@ pub fn is_augmented(source: &[u8], at: usize) -> bool {
 #[must_use]
 pub fn hidden_end(source: &[u8], at: usize) -> Option<usize> {
     match source.get(at..)? {
-        [b'#', rest @ ..] => Some(memchr2(b'\n', b'\r', rest).map_or(source.len(), |length| at + 1 + length)),
+        [b'#', rest @ ..] => {
+            Some(memchr2(b'\n', b'\r', rest).map_or(source.len(), |length| at + 1 + length))
+        }
         [b'\\', ..] => newline_end(source, at + 1),
         _ => None,
     }
@@ -202,7 +214,12 @@ pub fn filler_end(source: &[u8], from: usize) -> usize {
     loop {
         at = match hidden_end(source, at) {
             Some(end) => end,
-            None if source.get(at).is_some_and(|byte| is(*byte, BLANK | NEWLINE)) => at + 1,
+            None if source
+                .get(at)
+                .is_some_and(|byte| is(*byte, BLANK | NEWLINE)) =>
+            {
+                at + 1
+            }
             None => return at,
         };
     }
@@ -257,12 +274,17 @@ pub fn integer(literal: &[u8]) -> Option<u64> {
         Some("0b") => (text.get(2..)?, 2),
         _ => (text, 10),
     };
-    let grouped = if radix == 10 { digits.to_owned() } else { format!("0{digits}") };
+    let grouped = if radix == 10 {
+        digits.to_owned()
+    } else {
+        format!("0{digits}")
+    };
     let misplaced = grouped.starts_with('_') || grouped.ends_with('_') || grouped.contains("__");
     let plain = grouped.replace('_', "");
     // Python has no 0123: only zero itself may start with a zero.
     let padded = radix == 10 && plain.starts_with('0') && plain.bytes().any(|digit| digit != b'0');
-    if misplaced || padded || digits.is_empty() || !plain.bytes().all(|b| b.is_ascii_alphanumeric()) {
+    if misplaced || padded || digits.is_empty() || !plain.bytes().all(|b| b.is_ascii_alphanumeric())
+    {
         return None;
     }
     u64::from_str_radix(&plain, radix).ok()
@@ -287,42 +309,87 @@ mod tests {
         ] {
             assert_eq!(string_end(text.as_bytes(), 0), Some(end), "{text}");
         }
-        for open in ["\"", "'a\n'", "'a\\'", "'''a''", "'''a\\'''", "'a\\", "\"\"\"\""] {
+        for open in [
+            "\"",
+            "'a\n'",
+            "'a\\'",
+            "'''a''",
+            "'''a\\'''",
+            "'a\\",
+            "\"\"\"\"",
+        ] {
             assert_eq!(string_end(open.as_bytes(), 0), None, "{open}");
         }
     }
 
     #[test]
     fn a_lambda_is_told_from_names_like_it() {
-        let starts =
-            |text: &str| (0..text.len()).filter_map(|at| lambda_start(text.as_bytes(), at)).collect::<Vec<_>>();
+        let starts = |text: &str| {
+            (0..text.len())
+                .filter_map(|at| lambda_start(text.as_bytes(), at))
+                .collect::<Vec<_>>()
+        };
         // It is found by the fourth of its letters alone.
         assert_eq!(starts("(lambda: 0) and lambda x: 1"), [1, 16]);
-        assert_eq!(starts("lambda_ xlambda 5lambda élambda Lambda lamb"), [0; 0]);
+        assert_eq!(
+            starts("lambda_ xlambda 5lambda élambda Lambda lamb"),
+            [0; 0]
+        );
     }
 
     #[test]
     fn an_equals_sign_is_told_from_operators_with_one() {
         for longer in ["==", "<=", ">=", "!=", "+=", ":=", "@="] {
-            assert!(is_in_longer_operator(longer.as_bytes(), longer.len() - 1), "{longer}");
+            assert!(
+                is_in_longer_operator(longer.as_bytes(), longer.len() - 1),
+                "{longer}"
+            );
         }
         assert!(
-            is_in_longer_operator(b"==", 0) && !is_in_longer_operator(b"a=b", 1) && !is_in_longer_operator(b"=", 0)
+            is_in_longer_operator(b"==", 0)
+                && !is_in_longer_operator(b"a=b", 1)
+                && !is_in_longer_operator(b"=", 0)
         );
-        let augmented = ["+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "@=", "**=", "//=", "<<=", ">>="];
-        assert!(augmented.iter().all(|operator| is_augmented(operator.as_bytes(), 0)));
+        let augmented = [
+            "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "@=", "**=", "//=", "<<=", ">>=",
+        ];
         assert!(
-            ["==", "<=", ">=", "!=", ":=", "=", "<", "+", ""].iter().all(|other| !is_augmented(other.as_bytes(), 0))
+            augmented
+                .iter()
+                .all(|operator| is_augmented(operator.as_bytes(), 0))
+        );
+        assert!(
+            ["==", "<=", ">=", "!=", ":=", "=", "<", "+", ""]
+                .iter()
+                .all(|other| !is_augmented(other.as_bytes(), 0))
         );
     }
 
     #[test]
     fn a_value_is_what_stands_between_the_filler() {
-        let value = |text: &str| text.get(trimmed(text.as_bytes())).unwrap_or_default().to_owned();
+        let value = |text: &str| {
+            text.get(trimmed(text.as_bytes()))
+                .unwrap_or_default()
+                .to_owned()
+        };
         assert_eq!(value(" \\\n a + '#' # b\n"), "a + '#'");
         assert_eq!(value("# only a comment"), "");
         assert_eq!(integer_in(b" (\n ( 2_048 ) # 1\n)\t"), Some((6..11, 2048)));
-        for other in ["(1", "1)", "(1))", "()", "1 1", "1.0", "1e5", "1j", "-1", "'1'", "1if a else 2", "(1,)", ""] {
+        for other in [
+            "(1",
+            "1)",
+            "(1))",
+            "()",
+            "1 1",
+            "1.0",
+            "1e5",
+            "1j",
+            "-1",
+            "'1'",
+            "1if a else 2",
+            "(1,)",
+            "",
+        ] {
             assert_eq!(integer_in(other.as_bytes()), None, "{other}");
         }
     }

@@ -16,7 +16,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// Fails where another process still holds the lock after ten seconds.
 pub fn hold(directory: &Path) -> Result<File> {
-    let handle = File::open(directory).map_err(|error| directory_error("lock", directory, error))?;
+    let handle =
+        File::open(directory).map_err(|error| directory_error("lock", directory, error))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match handle.try_lock() {

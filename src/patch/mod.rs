@@ -81,7 +81,10 @@ pub struct Done {
 /// Looks at every backend of `home` whose layer's name matches one of `wanted`. Writes nothing.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let found = backends::find(home, wanted)?;
-    Ok(Survey { backends: map(Load::Processor, found.layers, inspect), missing: found.missing })
+    Ok(Survey {
+        backends: map(Load::Processor, found.layers, inspect),
+        missing: found.missing,
+    })
 }
 
 /// Brings every backend of `home` to the goal; each wholly or not at all, all planned before the first write.
@@ -90,10 +93,16 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
     let _lock = lock::hold(&backends::open(home)?)?;
     let survey = survey(home, wanted)?;
-    let plans = map(Load::Processor, survey.backends.iter().collect(), |backend| backend.edits(goal));
+    let plans = map(
+        Load::Processor,
+        survey.backends.iter().collect(),
+        |backend| backend.edits(goal),
+    );
     let deeds = carry_out_plans(plans);
     let pairs = survey.backends.into_iter().zip(deeds).collect();
-    let done = map(Load::Processor, pairs, |(before, deed)| read_back(before, deed));
+    let done = map(Load::Processor, pairs, |(before, deed)| {
+        read_back(before, deed)
+    });
     Ok((done, survey.missing))
 }
 
@@ -101,13 +110,21 @@ pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> 
 fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
     let mut turns: BTreeMap<Option<PathBuf>, Vec<(usize, Plan<'_>)>> = BTreeMap::new();
     for (index, plan) in plans.into_iter().enumerate() {
-        let first = plan.as_ref().ok().and_then(|edits| Some(edits.first()?.file.path.clone()));
+        let first = plan
+            .as_ref()
+            .ok()
+            .and_then(|edits| Some(edits.first()?.file.path.clone()));
         turns.entry(first).or_default().push((index, plan));
     }
     let carry_out = |turn: Vec<(usize, Plan<'_>)>| -> Vec<_> {
-        turn.into_iter().map(|(index, plan)| (index, apply_plan(plan))).collect()
+        turn.into_iter()
+            .map(|(index, plan)| (index, apply_plan(plan)))
+            .collect()
     };
-    let mut deeds: Vec<_> = map(Load::Disk, turns.into_values().collect(), carry_out).into_iter().flatten().collect();
+    let mut deeds: Vec<_> = map(Load::Disk, turns.into_values().collect(), carry_out)
+        .into_iter()
+        .flatten()
+        .collect();
     deeds.sort_by_key(|(index, _)| *index);
     deeds.into_iter().map(|(_, deed)| deed).collect()
 }
@@ -120,26 +137,44 @@ fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
 pub fn put_back(home: &Path, earlier: &[Backend]) -> Result<Vec<Done>> {
     let _lock = lock::hold(&backends::open(home)?)?;
     let survey = survey(home, &[])?;
-    let find = |earlier: &Backend| survey.backends.iter().find(|now| now.layer.path == earlier.layer.path);
-    let deeds = earlier.iter().filter(|backend| backend.hindrance().is_none()).map(|earlier| {
-        if let Some(now) = find(earlier) {
-            let deed = match apply_plan(now.edits_back_to(earlier)) {
-                Deed::Changed => {
-                    forget_copies(earlier).map_or_else(|error| Deed::Failed(format!("{error:#}")), |()| Deed::Changed)
-                }
-                other => other,
-            };
-            return read_back(now.clone(), deed);
-        }
-        let deed = Deed::Refused("it has vanished since it was changed; LM Studio removed it".to_owned());
-        Done { before: earlier.clone(), after: earlier.clone(), deed }
-    });
+    let find = |earlier: &Backend| {
+        survey
+            .backends
+            .iter()
+            .find(|now| now.layer.path == earlier.layer.path)
+    };
+    let deeds = earlier
+        .iter()
+        .filter(|backend| backend.hindrance().is_none())
+        .map(|earlier| {
+            if let Some(now) = find(earlier) {
+                let deed = match apply_plan(now.edits_back_to(earlier)) {
+                    Deed::Changed => forget_copies(earlier).map_or_else(
+                        |error| Deed::Failed(format!("{error:#}")),
+                        |()| Deed::Changed,
+                    ),
+                    other => other,
+                };
+                return read_back(now.clone(), deed);
+            }
+            let deed = Deed::Refused(
+                "it has vanished since it was changed; LM Studio removed it".to_owned(),
+            );
+            Done {
+                before: earlier.clone(),
+                after: earlier.clone(),
+                deed,
+            }
+        });
     Ok(deeds.collect())
 }
 
 /// Removes the copies that were saved between the survey and now: where one was needed then, there was none.
 fn forget_copies(earlier: &Backend) -> Result<()> {
-    let contents = earlier.files.iter().filter_map(|file| Some((file, file.content()?)));
+    let contents = earlier
+        .files
+        .iter()
+        .filter_map(|file| Some((file, file.content()?)));
     let mut copied = contents.filter(|(_, content)| content.original.needs_copy);
     copied.try_for_each(|(file, content)| apply::forget_copy(&file.path, &content.bytes))
 }
@@ -160,7 +195,11 @@ fn read_back(before: Backend, deed: Deed) -> Done {
         Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
         _ => before.clone(),
     };
-    Done { before, deed, after }
+    Done {
+        before,
+        deed,
+        after,
+    }
 }
 
 /// What [`carry_out`] would do. Writes nothing and takes no lock.
@@ -171,7 +210,11 @@ pub fn rehearse(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
             Err(hindrance) => hindered(hindrance),
             Ok(edits) => would_change(&edits),
         };
-        Done { after: before.clone(), before, deed }
+        Done {
+            after: before.clone(),
+            before,
+            deed,
+        }
     });
     Ok((done.collect(), survey.missing))
 }
@@ -186,7 +229,11 @@ fn would_change(edits: &[Edit<'_>]) -> Deed {
             after: edit.after.clone(),
         })
         .collect();
-    if changes.is_empty() { Deed::Unchanged } else { Deed::WouldChange(changes) }
+    if changes.is_empty() {
+        Deed::Unchanged
+    } else {
+        Deed::WouldChange(changes)
+    }
 }
 
 fn hindered(hindrance: Hindrance) -> Deed {

@@ -73,7 +73,10 @@ impl Fingerprint {
         for piece in pieces {
             hasher.update(piece);
         }
-        Self { sha256: hasher.finalize().into(), size: size(pieces) }
+        Self {
+            sha256: hasher.finalize().into(),
+            size: size(pieces),
+        }
     }
 }
 
@@ -111,11 +114,13 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 
 fn hex(digest: &[u8; 32]) -> String {
     use std::fmt::Write as _;
-    digest.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    digest
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// Finds the vendor's bytes of a file that now reads `source`.
@@ -124,22 +129,37 @@ fn hex(digest: &[u8; 32]) -> String {
 /// the table; then a saved copy is taken, if it is intact and differs from `source` in nothing but the settings.
 #[must_use]
 pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evidence) -> Original {
-    let rule: Vec<u64> = sites.iter().map(|site| setting.stock.value(source, &site.owner)).collect();
+    let rule: Vec<u64> = sites
+        .iter()
+        .map(|site| setting.stock.value(source, &site.owner))
+        .collect();
     let now: Vec<u64> = sites.iter().map(|site| site.value).collect();
-    let (intact, spoiled): (Vec<_>, Vec<_>) = evidence.saved.iter().partition(|copy| copy.is_intact());
+    let (intact, spoiled): (Vec<_>, Vec<_>) =
+        evidence.saved.iter().partition(|copy| copy.is_intact());
     let unknown = Original {
         proof: Proof::Unknown,
         bytes: None,
         stock: rule.clone(),
-        spoiled: spoiled.into_iter().map(|copy| copy.named_sha256.clone()).collect(),
+        spoiled: spoiled
+            .into_iter()
+            .map(|copy| copy.named_sha256.clone())
+            .collect(),
         needs_copy: true,
         is_disproved: !evidence.record.is_empty(),
     };
     for stock in std::iter::once(&now).chain((rule != now).then_some(&rule)) {
-        if let Some(proof) = prove_pieces(setting, &pieces(source, sites, stock), &evidence.record) {
+        if let Some(proof) = prove_pieces(setting, &pieces(source, sites, stock), &evidence.record)
+        {
             let needs_copy = *stock != rule || !is_plain(source, sites);
             let (bytes, stock) = (Some(Bytes::PutBack), stock.clone());
-            return Original { proof, bytes, stock, needs_copy, is_disproved: false, ..unknown };
+            return Original {
+                proof,
+                bytes,
+                stock,
+                needs_copy,
+                is_disproved: false,
+                ..unknown
+            };
         }
     }
     let copies = intact.into_iter().filter_map(|copy| {
@@ -147,21 +167,46 @@ pub fn identify(setting: &Setting, source: &[u8], sites: &[Site], evidence: &Evi
         Some(as_copied(setting, &copy.bytes, values, &unknown, evidence))
     });
     // A copy that is proven to be the vendor's comes before one that only may be.
-    copies.max_by_key(|copy| !copy.is_disproved).unwrap_or(unknown)
+    copies
+        .max_by_key(|copy| !copy.is_disproved)
+        .unwrap_or(unknown)
 }
 
 /// Whether every literal is written as an edit would write it, so that putting its value back gives the same bytes.
 fn is_plain(source: &[u8], sites: &[Site]) -> bool {
-    sites.iter().all(|site| slice(source, site.range.clone()) == site.value.to_string().as_bytes())
+    sites
+        .iter()
+        .all(|site| slice(source, site.range.clone()) == site.value.to_string().as_bytes())
 }
 
 /// What a saved copy makes known, on top of what is known without it.
-fn as_copied(setting: &Setting, copy: &[u8], values: Vec<u64>, unknown: &Original, evidence: &Evidence) -> Original {
-    let unknown = Original { bytes: Some(Bytes::Copy(copy.to_vec())), needs_copy: false, ..unknown.clone() };
+fn as_copied(
+    setting: &Setting,
+    copy: &[u8],
+    values: Vec<u64>,
+    unknown: &Original,
+    evidence: &Evidence,
+) -> Original {
+    let unknown = Original {
+        bytes: Some(Bytes::Copy(copy.to_vec())),
+        needs_copy: false,
+        ..unknown.clone()
+    };
     match prove(setting, copy, &evidence.record) {
-        Some(proof) => Original { proof, stock: values, is_disproved: false, ..unknown },
-        None if values == unknown.stock && !unknown.is_disproved => Original { proof: Proof::Saved, ..unknown },
-        None => Original { proof: Proof::Found, ..unknown },
+        Some(proof) => Original {
+            proof,
+            stock: values,
+            is_disproved: false,
+            ..unknown
+        },
+        None if values == unknown.stock && !unknown.is_disproved => Original {
+            proof: Proof::Saved,
+            ..unknown
+        },
+        None => Original {
+            proof: Proof::Found,
+            ..unknown
+        },
     }
 }
 
@@ -171,7 +216,11 @@ pub fn prove(setting: &Setting, bytes: &[u8], record: &[Fingerprint]) -> Option<
     prove_pieces(setting, &[bytes.into()], record)
 }
 
-fn prove_pieces(setting: &Setting, pieces: &[Cow<'_, [u8]>], record: &[Fingerprint]) -> Option<Proof> {
+fn prove_pieces(
+    setting: &Setting,
+    pieces: &[Cow<'_, [u8]>],
+    record: &[Fingerprint],
+) -> Option<Proof> {
     let releases = releases(&setting.record_path(), size(pieces));
     // Most candidates have a size that nothing has; hashing is what proving takes its time for.
     if releases.is_empty() && record.iter().all(|row| row.size != size(pieces)) {
@@ -181,7 +230,9 @@ fn prove_pieces(setting: &Setting, pieces: &[Cow<'_, [u8]>], record: &[Fingerpri
     if record.contains(&print) {
         return Some(Proof::Record);
     }
-    releases.contains(&hex(&print.sha256).as_str()).then_some(Proof::Release)
+    releases
+        .contains(&hex(&print.sha256).as_str())
+        .then_some(Proof::Release)
 }
 
 /// The bytes of `source` with the literal of each site replaced by `values`, in plain decimal.
@@ -196,7 +247,11 @@ pub fn with_values(source: &[u8], sites: &[Site], values: &[u64]) -> Vec<u8> {
 fn pieces<'a>(source: &'a [u8], sites: &[Site], values: &[u64]) -> Vec<Cow<'a, [u8]>> {
     let mut pieces = Vec::with_capacity(2 * sites.len() + 1);
     let mut taken = 0;
-    for (site, value) in sites.iter().zip(values).filter(|(site, value)| site.value != **value) {
+    for (site, value) in sites
+        .iter()
+        .zip(values)
+        .filter(|(site, value)| site.value != **value)
+    {
         pieces.push(slice(source, taken..site.range.start).into());
         pieces.push(value.to_string().into_bytes().into());
         taken = site.range.end;
@@ -211,17 +266,28 @@ fn size(pieces: &[Cow<'_, [u8]>]) -> usize {
 
 /// The values in `copy`, if it is `source` with other values and no other difference.
 #[must_use]
-pub fn values_if_same_otherwise(setting: &Setting, source: &[u8], sites: &[Site], copy: &[u8]) -> Option<Vec<u64>> {
+pub fn values_if_same_otherwise(
+    setting: &Setting,
+    source: &[u8],
+    sites: &[Site],
+    copy: &[u8],
+) -> Option<Vec<u64>> {
     let copy_sites = locate(setting, copy).ok()?;
-    let same = copy_sites.len() == sites.len() && between(source, sites).eq(between(copy, &copy_sites));
+    let same =
+        copy_sites.len() == sites.len() && between(source, sites).eq(between(copy, &copy_sites));
     same.then(|| copy_sites.iter().map(|site| site.value).collect())
 }
 
 /// What stands between the sites: before the first, between each two, behind the last.
 fn between<'a>(source: &'a [u8], sites: &'a [Site]) -> impl Iterator<Item = &'a [u8]> {
     let starts = std::iter::once(0).chain(sites.iter().map(|site| site.range.end));
-    let ends = sites.iter().map(|site| site.range.start).chain(std::iter::once(source.len()));
-    starts.zip(ends).map(|(start, end)| slice(source, start..end))
+    let ends = sites
+        .iter()
+        .map(|site| site.range.start)
+        .chain(std::iter::once(source.len()));
+    starts
+        .zip(ends)
+        .map(|(start, end)| slice(source, start..end))
 }
 
 fn slice(source: &[u8], range: Range<usize>) -> &[u8] {
@@ -252,7 +318,8 @@ fn releases(path: &str, size: usize) -> Vec<&'static str> {
 #[must_use]
 pub fn parse_record(record: &[u8], path: &str) -> Vec<Fingerprint> {
     let rows = record.split(|byte| matches!(byte, b'\n' | b'\r'));
-    rows.filter_map(|row| parse_record_row(std::str::from_utf8(row).ok()?, path)).collect()
+    rows.filter_map(|row| parse_record_row(std::str::from_utf8(row).ok()?, path))
+        .collect()
 }
 
 fn parse_record_row(row: &str, path: &str) -> Option<Fingerprint> {
@@ -260,7 +327,10 @@ fn parse_record_row(row: &str, path: &str) -> Option<Fingerprint> {
     let size = fields.next()?.trim().parse().ok()?;
     let digest = fields.next()?.strip_prefix("sha256=")?;
     let named = fields.next()?;
-    let named = named.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(named);
+    let named = named
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(named);
     let sha256 = URL_SAFE_NO_PAD.decode(digest).ok()?.try_into().ok()?;
     (named == path).then_some(Fingerprint { sha256, size })
 }

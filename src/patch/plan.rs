@@ -55,20 +55,30 @@ impl Content {
     /// Whether every site has its stock value.
     #[must_use]
     pub fn has_stock_values(&self) -> bool {
-        self.sites.iter().map(|site| site.value).eq(self.original.stock.iter().copied())
+        self.sites
+            .iter()
+            .map(|site| site.value)
+            .eq(self.original.stock.iter().copied())
     }
 
     /// The one value that all sites have, if they agree, in tokens.
     #[must_use]
     pub fn uniform(&self) -> Option<u64> {
         let first = self.sites.first()?.value;
-        self.sites.iter().all(|site| site.value == first).then_some(first)
+        self.sites
+            .iter()
+            .all(|site| site.value == first)
+            .then_some(first)
     }
 
     /// The value now and the stock value, in tokens, of the site that decides.
     #[must_use]
     pub fn governing(&self, setting: &Setting) -> Option<(u64, u64)> {
-        let decides = |site: &&Site| setting.governing_owner.is_none_or(|owner| site.owner == owner);
+        let decides = |site: &&Site| {
+            setting
+                .governing_owner
+                .is_none_or(|owner| site.owner == owner)
+        };
         let site = self.sites.iter().find(decides).or(self.sites.first())?;
         let position = self.sites.iter().position(|other| other == site)?;
         Some((site.value, *self.original.stock.get(position)?))
@@ -97,8 +107,14 @@ pub enum NotPlanned {
 ///
 /// Where the goal is that value, it is the vendor's bytes; any other number is written literally.
 /// The result is read again before it is given out: the same sites, the wanted values, nothing else changed.
-pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>) -> Result<Vec<u8>, NotPlanned> {
-    let wants_stock = goal == Goal::Vendor || matches!(goal, Goal::Size(size) if Some(size) == stock);
+pub fn plan(
+    setting: &Setting,
+    content: &Content,
+    goal: Goal,
+    stock: Option<u64>,
+) -> Result<Vec<u8>, NotPlanned> {
+    let wants_stock =
+        goal == Goal::Vendor || matches!(goal, Goal::Size(size) if Some(size) == stock);
     let values = match goal {
         Goal::Size(size) if !wants_stock => vec![size; content.sites.len()],
         _ => content.original.stock.clone(),
@@ -110,7 +126,11 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
         (None, _) if goal == Goal::Vendor && !content.is_stock() => {
             let found = content.sites.iter().map(|site| site.value).collect();
             let spoiled = content.original.spoiled.clone();
-            return Err(NotPlanned::OriginalUnknown { found, stock: values, spoiled });
+            return Err(NotPlanned::OriginalUnknown {
+                found,
+                stock: values,
+                spoiled,
+            });
         }
         _ => with_values(&content.bytes, &content.sites, &values),
     };
@@ -130,6 +150,8 @@ pub fn plan(setting: &Setting, content: &Content, goal: Goal, stock: Option<u64>
 #[must_use]
 pub fn must_save(content: &Content) -> bool {
     let original = &content.original;
-    let is_edited = original.proof == Proof::Unknown && !original.spoiled.is_empty() && !content.has_stock_values();
+    let is_edited = original.proof == Proof::Unknown
+        && !original.spoiled.is_empty()
+        && !content.has_stock_values();
     original.needs_copy && !is_edited
 }

@@ -13,7 +13,8 @@ use std::ops::Range;
 use memchr::{memchr, memmem};
 
 use super::lex::{
-    self, BACKSLASH, BLANK, BRACKET, COLON, COMMA, COMMENT, Class, EQUALS, LAMBDA, LETTER, NEWLINE, QUOTE, SEMICOLON,
+    self, BACKSLASH, BLANK, BRACKET, COLON, COMMA, COMMENT, Class, EQUALS, LAMBDA, LETTER, NEWLINE,
+    QUOTE, SEMICOLON,
 };
 
 /// Brackets and scopes nested deeper than this are refused; CPython stops at 200 and 100.
@@ -65,8 +66,10 @@ impl Module<'_> {
     /// The dotted path of a scope, `BatchGenerator.__init__`; `<module>` for none.
     #[must_use]
     pub fn owner(&self, scope: Option<usize>) -> String {
-        let mut names: Vec<_> =
-            self.enclosing(scope).map(|scope| String::from_utf8_lossy(bytes(self.source, &scope.name))).collect();
+        let mut names: Vec<_> = self
+            .enclosing(scope)
+            .map(|scope| String::from_utf8_lossy(bytes(self.source, &scope.name)))
+            .collect();
         if names.is_empty() {
             return "<module>".to_owned();
         }
@@ -127,7 +130,10 @@ impl fmt::Display for Why {
 /// Fails on what Python would not read either. Time is linear in the size.
 pub fn read(source: &[u8], is_wanted: impl Fn(&[u8]) -> bool) -> Result<Module<'_>, Unreadable> {
     if let Some(offset) = memchr(0, source) {
-        return Err(Unreadable { why: Why::Nul, offset });
+        return Err(Unreadable {
+            why: Why::Nul,
+            offset,
+        });
     }
     let mut reader = Reader::new(source, is_wanted);
     while let Some((at, byte)) = lex::next(source, reader.at, reader.stops()) {
@@ -239,21 +245,37 @@ struct Reader<'a, W> {
 
 impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     fn new(source: &'a [u8], is_wanted: W) -> Self {
-        let walrus = if memmem::find(source, b":=").is_some() { COLON } else { 0 };
+        let walrus = if memmem::find(source, b":=").is_some() {
+            COLON
+        } else {
+            0
+        };
         Self {
-            at: if source.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 },
+            at: if source.starts_with(b"\xEF\xBB\xBF") {
+                3
+            } else {
+                0
+            },
             stack: vec![(Frame::Block, State::Start, 0)],
             open: Vec::new(),
             line_starts: true,
             indent: 0,
             walrus,
             is_wanted,
-            module: Module { source, scopes: Vec::new(), definitions: Vec::new() },
+            module: Module {
+                source,
+                scopes: Vec::new(),
+                definitions: Vec::new(),
+            },
         }
     }
 
     fn top(&self) -> (Frame, State) {
-        self.stack.last().map_or((Frame::Block, State::Skip), |(frame, state, _)| (*frame, *state))
+        self.stack
+            .last()
+            .map_or((Frame::Block, State::Skip), |(frame, state, _)| {
+                (*frame, *state)
+            })
     }
 
     fn set(&mut self, new: State) {
@@ -323,7 +345,10 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     }
 
     fn string(&mut self, at: usize) -> Result<(), Unreadable> {
-        let unterminated = Unreadable { why: Why::UnterminatedString, offset: at };
+        let unterminated = Unreadable {
+            why: Why::UnterminatedString,
+            offset: at,
+        };
         self.at = lex::string_end(self.module.source, at).ok_or(unterminated)?;
         self.define_nothing();
         Ok(())
@@ -331,7 +356,10 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
 
     fn push(&mut self, frame: Frame, at: usize) -> Result<(), Unreadable> {
         if self.stack.len() > MAX_DEPTH {
-            return Err(Unreadable { why: Why::TooDeep, offset: at });
+            return Err(Unreadable {
+                why: Why::TooDeep,
+                offset: at,
+            });
         }
         // Whatever was being named before a bracket (`f(`, `x[`) or a lambda is not defined by it.
         if matches!(self.top().1, State::Start | State::Named(_)) {
@@ -365,7 +393,10 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             Frame::Block | Frame::Lambda => 0,
         };
         if byte != closed {
-            return Err(Unreadable { why: Why::UnbalancedBracket, offset: at });
+            return Err(Unreadable {
+                why: Why::UnbalancedBracket,
+                offset: at,
+            });
         }
         self.end_item(at);
         self.stack.pop();
@@ -375,7 +406,13 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     /// Ends a statement or a parameter in front of `end`.
     fn end_item(&mut self, end: usize) {
         let (frame, state) = self.top();
-        if let State::Value { name, first, place, chained } = state {
+        if let State::Value {
+            name,
+            first,
+            place,
+            chained,
+        } = state
+        {
             self.define(name, place, first..end, chained);
         }
         let is_list = !matches!(frame, Frame::Bracket(_));
@@ -395,7 +432,12 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
             None => Value::Other(behind(lex::trimmed(text))),
         };
         let scope = self.open.last().copied();
-        self.module.definitions.push(Definition { name: name.range(), scope, place, value });
+        self.module.definitions.push(Definition {
+            name: name.range(),
+            scope,
+            place,
+            value,
+        });
     }
 
     /// Notes that a name is given a value in a way that is never a plain literal.
@@ -409,14 +451,19 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
         if !state.awaits_word() {
             return self.lambda_around(at);
         }
-        let name = Word { start: at, end: lex::word_end(self.module.source, at) };
+        let name = Word {
+            start: at,
+            end: lex::word_end(self.module.source, at),
+        };
         self.at = name.end;
         let text = bytes(self.module.source, &name.range());
         if text == b"lambda" {
             return self.push(Frame::Lambda, at);
         }
         match state {
-            State::Start if frame == Frame::Block => self.set(keyword(text).unwrap_or(State::Named(name))),
+            State::Start if frame == Frame::Block => {
+                self.set(keyword(text).unwrap_or(State::Named(name)))
+            }
             State::Start => self.set(State::Named(name)),
             State::Header { is_class } => self.enter(name, is_class)?,
             _ => self.define_nothing(),
@@ -425,7 +472,9 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     }
 
     fn lambda_around(&mut self, at: usize) -> Result<(), Unreadable> {
-        let Some(start) = lex::lambda_start(self.module.source, at) else { return Ok(()) };
+        let Some(start) = lex::lambda_start(self.module.source, at) else {
+            return Ok(());
+        };
         self.at = start + b"lambda".len();
         self.push(Frame::Lambda, start)
     }
@@ -434,7 +483,10 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
     fn walrus(&mut self, at: usize) {
         self.at = at + 2;
         if let Some(name) = lex::word_before(self.module.source, at) {
-            self.computed(Word { start: name.start, end: name.end });
+            self.computed(Word {
+                start: name.start,
+                end: name.end,
+            });
         }
         self.define_nothing();
     }
@@ -475,40 +527,77 @@ impl<'a, W: Fn(&[u8]) -> bool> Reader<'a, W> {
         match state {
             State::Start | State::Header { .. } => self.set(State::Skip),
             State::Named(name) => {
-                let is_case = frame == Frame::Block && bytes(self.module.source, &name.range()) == b"case";
-                self.set(if is_case { State::Compound } else { State::Skip });
+                let is_case =
+                    frame == Frame::Block && bytes(self.module.source, &name.range()) == b"case";
+                self.set(if is_case {
+                    State::Compound
+                } else {
+                    State::Skip
+                });
             }
             _ => {}
         }
     }
 
     fn start_value(&mut self, name: Word, place: Place) {
-        let place = if self.top().0 == Frame::Block { place } else { Place::Parameter };
-        self.set(State::Value { name, first: self.at, place, chained: false });
+        let place = if self.top().0 == Frame::Block {
+            place
+        } else {
+            Place::Parameter
+        };
+        self.set(State::Value {
+            name,
+            first: self.at,
+            place,
+            chained: false,
+        });
     }
 
     /// `A = B = 512`: what came before this `=` was a target too, and neither is a plain definition.
     fn chain(&mut self, name: Word, first: usize) {
         self.computed(name);
         let start = lex::filler_end(self.module.source, first);
-        let name = Word { start, end: lex::word_end(self.module.source, start) };
-        self.set(State::Value { name, first: self.at, place: Place::Assigned, chained: true });
+        let name = Word {
+            start,
+            end: lex::word_end(self.module.source, start),
+        };
+        self.set(State::Value {
+            name,
+            first: self.at,
+            place: Place::Assigned,
+            chained: true,
+        });
     }
 
     fn enter(&mut self, name: Word, is_class: bool) -> Result<(), Unreadable> {
         if self.open.len() > MAX_DEPTH {
-            return Err(Unreadable { why: Why::TooDeep, offset: name.start });
+            return Err(Unreadable {
+                why: Why::TooDeep,
+                offset: name.start,
+            });
         }
         let parent = self.open.last().copied();
         self.open.push(self.module.scopes.len());
-        self.module.scopes.push(Scope { name: name.range(), is_class, parent, indent: self.indent });
-        self.set(if is_class { State::Compound } else { State::Signature });
+        self.module.scopes.push(Scope {
+            name: name.range(),
+            is_class,
+            parent,
+            indent: self.indent,
+        });
+        self.set(if is_class {
+            State::Compound
+        } else {
+            State::Signature
+        });
         Ok(())
     }
 
     fn finish(mut self) -> Result<Module<'a>, Unreadable> {
         if let Some((_, _, offset)) = self.stack.get(1) {
-            return Err(Unreadable { why: Why::UnbalancedBracket, offset: *offset });
+            return Err(Unreadable {
+                why: Why::UnbalancedBracket,
+                offset: *offset,
+            });
         }
         self.end_item(self.module.source.len());
         Ok(self.module)
@@ -521,9 +610,8 @@ fn keyword(word: &[u8]) -> Option<State> {
         b"def" => Some(State::Header { is_class: false }),
         b"class" => Some(State::Header { is_class: true }),
         b"async" => Some(State::Start),
-        b"if" | b"elif" | b"else" | b"for" | b"while" | b"with" | b"try" | b"except" | b"finally" => {
-            Some(State::Compound)
-        }
+        b"if" | b"elif" | b"else" | b"for" | b"while" | b"with" | b"try" | b"except"
+        | b"finally" => Some(State::Compound),
         _ => None,
     }
 }
@@ -531,7 +619,10 @@ fn keyword(word: &[u8]) -> Option<State> {
 /// The column of `offset` as Python counts indentation: tabs go to the next multiple of eight.
 fn indent(source: &[u8], offset: usize) -> usize {
     let before = source.get(..offset).unwrap_or_default();
-    let line = before.rsplit(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
+    let line = before
+        .rsplit(|byte| matches!(byte, b'\n' | b'\r'))
+        .next()
+        .unwrap_or_default();
     line.iter().fold(0, |column, byte| match byte {
         b'\t' => (column / 8 + 1) * 8,
         b'\x0c' => 0,

@@ -27,12 +27,22 @@ pub struct Staged<'a> {
 
 /// Writes `after` beside `target`, which holds `before`. Fails, changing nothing, where that cannot be done.
 pub fn stage<'a>(target: &'a Path, before: &'a [u8], after: &'a [u8]) -> Result<Staged<'a>> {
-    let metadata = fs::symlink_metadata(target).with_context(|| format!("{} is gone", target.display()))?;
+    let metadata =
+        fs::symlink_metadata(target).with_context(|| format!("{} is gone", target.display()))?;
     if metadata.permissions().readonly() {
-        bail!("{} is read-only; allow writing with: chmod u+w '{}'", target.display(), target.display());
+        bail!(
+            "{} is read-only; allow writing with: chmod u+w '{}'",
+            target.display(),
+            target.display()
+        );
     }
     let temp = temp_beside(target, &metadata, after)?;
-    Ok(Staged { temp, target, before, after })
+    Ok(Staged {
+        temp,
+        target,
+        before,
+        after,
+    })
 }
 
 impl Staged<'_> {
@@ -60,16 +70,21 @@ impl Staged<'_> {
 
 /// Saves `bytes` as `copy`, with the mode and owner of `model`, unless something of that name is there already.
 pub fn save(copy: &Path, model: &Path, bytes: &[u8]) -> Result<()> {
-    let metadata = fs::symlink_metadata(model).with_context(|| format!("{} is gone", model.display()))?;
+    let metadata =
+        fs::symlink_metadata(model).with_context(|| format!("{} is gone", model.display()))?;
     let temp = temp_beside(copy, &metadata, bytes)?;
-    temp.persist_noclobber(copy).map_err(|e| e.error).with_context(|| format!("cannot save {}", copy.display()))?;
+    temp.persist_noclobber(copy)
+        .map_err(|e| e.error)
+        .with_context(|| format!("cannot save {}", copy.display()))?;
     sync_directory_of(copy)
 }
 
 /// Whether `name` is that of a temp file for `target` or for its saved copy, left by a run that was killed.
 #[must_use]
 pub fn is_temporary(name: &str, target: &str) -> bool {
-    let ours = name.strip_prefix('.').and_then(|rest| rest.strip_prefix(target)?.strip_prefix(".lmpatch-"));
+    let ours = name
+        .strip_prefix('.')
+        .and_then(|rest| rest.strip_prefix(target)?.strip_prefix(".lmpatch-"));
     ours.is_some_and(|_| name.contains(TEMP_MARK))
 }
 
@@ -80,7 +95,10 @@ pub fn temporaries(target: &Path) -> Vec<PathBuf> {
         return Vec::new();
     };
     let file = file.to_string_lossy();
-    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let entries = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
     let ours = entries.filter(|entry| is_temporary(&entry.file_name().to_string_lossy(), &file));
     ours.map(|entry| entry.path()).collect()
 }
@@ -89,10 +107,17 @@ fn temp_beside(target: &Path, metadata: &Metadata, content: &[u8]) -> Result<Nam
     let directory = parent(target)?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let prefix = format!(".{name}{TEMP_MARK}");
-    let mut temp = Builder::new().prefix(&prefix).tempfile_in(&directory).with_context(|| {
-        format!("cannot write in {}; check that you own it and may write there (chmod u+w)", directory.display())
-    })?;
-    fill(&mut temp, metadata, content).with_context(|| format!("cannot write {} in {}", name, directory.display()))?;
+    let mut temp = Builder::new()
+        .prefix(&prefix)
+        .tempfile_in(&directory)
+        .with_context(|| {
+            format!(
+                "cannot write in {}; check that you own it and may write there (chmod u+w)",
+                directory.display()
+            )
+        })?;
+    fill(&mut temp, metadata, content)
+        .with_context(|| format!("cannot write {} in {}", name, directory.display()))?;
     Ok(temp)
 }
 
@@ -129,5 +154,7 @@ fn sync_directory_of(path: &Path) -> Result<()> {
 }
 
 fn parent(path: &Path) -> Result<PathBuf> {
-    path.parent().map(Path::to_owned).with_context(|| format!("{} has no directory", path.display()))
+    path.parent()
+        .map(Path::to_owned)
+        .with_context(|| format!("{} has no directory", path.display()))
 }

@@ -105,10 +105,20 @@ impl StockRule {
     #[must_use]
     pub fn value(self, source: &[u8], owner: &str) -> u64 {
         let (applies, then, otherwise) = match self {
-            Self::Mention { word, then, otherwise } => {
-                (memmem::find(source, word.as_bytes()).is_some(), then, otherwise)
-            }
-            Self::Owner { owner: special, then, otherwise } => (owner == special, then, otherwise),
+            Self::Mention {
+                word,
+                then,
+                otherwise,
+            } => (
+                memmem::find(source, word.as_bytes()).is_some(),
+                then,
+                otherwise,
+            ),
+            Self::Owner {
+                owner: special,
+                then,
+                otherwise,
+            } => (owner == special, then, otherwise),
         };
         if applies { then } else { otherwise }
     }
@@ -124,18 +134,38 @@ pub const SETTINGS: [Setting; 2] = [
         package: "mlx_engine",
         file: "cache_wrapper.py",
         forms: &[
-            Form { name: "PROMPT_PROCESSING_CHUNK_SIZE", place: FormPlace::ModuleConstant, count: Count::ExactlyOne },
+            Form {
+                name: "PROMPT_PROCESSING_CHUNK_SIZE",
+                place: FormPlace::ModuleConstant,
+                count: Count::ExactlyOne,
+            },
             // Engines of 2025-02 to 2025-09, before the constant existed.
-            Form { name: "chunk_size", place: FormPlace::MethodParameter("CacheWrapper"), count: Count::ExactlyOne },
+            Form {
+                name: "chunk_size",
+                place: FormPlace::MethodParameter("CacheWrapper"),
+                count: Count::ExactlyOne,
+            },
         ],
-        stock: StockRule::Mention { word: "validate_prefill_step_size", then: 2048, otherwise: 512 },
+        stock: StockRule::Mention {
+            word: "validate_prefill_step_size",
+            then: 2048,
+            otherwise: 512,
+        },
         governing_owner: None,
     },
     Setting {
         package: "mlx_lm",
         file: "generate.py",
-        forms: &[Form { name: "prefill_step_size", place: FormPlace::AnyDefinition, count: Count::AtLeastOne }],
-        stock: StockRule::Owner { owner: "speculative_generate_step", then: 512, otherwise: 2048 },
+        forms: &[Form {
+            name: "prefill_step_size",
+            place: FormPlace::AnyDefinition,
+            count: Count::AtLeastOne,
+        }],
+        stock: StockRule::Owner {
+            owner: "speculative_generate_step",
+            then: 512,
+            otherwise: 2048,
+        },
         governing_owner: Some("generate_step"),
     },
 ];

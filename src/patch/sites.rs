@@ -46,16 +46,31 @@ impl fmt::Display for Refusal {
 /// Fails on source that cannot be read with certainty, on a computed value, on a value that is set a second time in
 /// another way, and on fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let is_named = |name: &[u8]| setting.forms.iter().any(|form| form.name.as_bytes() == name);
+    let is_named = |name: &[u8]| {
+        setting
+            .forms
+            .iter()
+            .any(|form| form.name.as_bytes() == name)
+    };
     let module = python::read(source, is_named)
         .map_err(|e| refusal(Some(line_of(source, e.offset)), format!("{} here", e.why)))?;
-    let mut present = setting.forms.iter().filter(|form| is_present(form, &module, source));
+    let mut present = setting
+        .forms
+        .iter()
+        .filter(|form| is_present(form, &module, source));
     let Some(form) = present.next() else {
         let names: Vec<_> = setting.forms.iter().map(describe).collect();
-        return Err(refusal(None, format!("no {} with an integer value found", names.join(" and no "))));
+        return Err(refusal(
+            None,
+            format!("no {} with an integer value found", names.join(" and no ")),
+        ));
     };
     if let Some(other) = present.next() {
-        let what = format!("has both {} and {}, so neither alone decides", describe(form), describe(other));
+        let what = format!(
+            "has both {} and {}, so neither alone decides",
+            describe(form),
+            describe(other)
+        );
         return Err(refusal(None, what));
     }
     sites_of(form, &module, source)
@@ -74,7 +89,9 @@ fn sites_of(form: &Form, module: &Module<'_>, source: &[u8]) -> Result<Vec<Site>
             }),
             (true, Value::Other(range)) if is_unset(form, source, range) => {}
             (true, Value::Other(range)) => return Err(computed(form, source, definition, range)),
-            (false, _) if overrides(form, definition) => return Err(set_again(form, source, definition)),
+            (false, _) if overrides(form, definition) => {
+                return Err(set_again(form, source, definition));
+            }
             (false, _) => {}
         }
     }
@@ -83,19 +100,44 @@ fn sites_of(form: &Form, module: &Module<'_>, source: &[u8]) -> Result<Vec<Site>
     if form.count.admits(sites.len()) {
         return Ok(sites);
     }
-    let lines: Vec<_> = sites.iter().take(5).map(|site| site.line.to_string()).collect();
-    let what = format!("{} is set {} times, in lines {}", describe(form), sites.len(), lines.join(", "));
-    Err(refusal(None, if sites.is_empty() { format!("no {} found", describe(form)) } else { what }))
+    let lines: Vec<_> = sites
+        .iter()
+        .take(5)
+        .map(|site| site.line.to_string())
+        .collect();
+    let what = format!(
+        "{} is set {} times, in lines {}",
+        describe(form),
+        sites.len(),
+        lines.join(", ")
+    );
+    Err(refusal(
+        None,
+        if sites.is_empty() {
+            format!("no {} found", describe(form))
+        } else {
+            what
+        },
+    ))
 }
 
-fn named<'m>(form: &Form, module: &'m Module<'_>, source: &[u8]) -> impl Iterator<Item = &'m Definition> {
-    module.definitions.iter().filter(|definition| source.get(definition.name.clone()) == Some(form.name.as_bytes()))
+fn named<'m>(
+    form: &Form,
+    module: &'m Module<'_>,
+    source: &[u8],
+) -> impl Iterator<Item = &'m Definition> {
+    module
+        .definitions
+        .iter()
+        .filter(|definition| source.get(definition.name.clone()) == Some(form.name.as_bytes()))
 }
 
 /// Whether this definition is one that the form means.
 fn fits(form: &Form, definition: &Definition, module: &Module<'_>) -> bool {
     match form.place {
-        FormPlace::ModuleConstant => definition.place != Place::Parameter && definition.scope.is_none(),
+        FormPlace::ModuleConstant => {
+            definition.place != Place::Parameter && definition.scope.is_none()
+        }
         FormPlace::MethodParameter(class) => {
             definition.place == Place::Parameter && module.is_in_class(definition.scope, class)
         }
@@ -131,18 +173,29 @@ fn computed(form: &Form, source: &[u8], definition: &Definition, value: &Range<u
     let text = String::from_utf8_lossy(source.get(value.clone()).unwrap_or_default());
     let line = Some(line_of(source, definition.name.start));
     let shown: String = text.chars().take(40).collect();
-    refusal(line, format!("{} is not a plain number but `{shown}`", form.name))
+    refusal(
+        line,
+        format!("{} is not a plain number but `{shown}`", form.name),
+    )
 }
 
 fn set_again(form: &Form, source: &[u8], definition: &Definition) -> Refusal {
     let line = Some(line_of(source, definition.name.start));
-    refusal(line, format!("{} is set here in a way that would override the edit", form.name))
+    refusal(
+        line,
+        format!(
+            "{} is set here in a way that would override the edit",
+            form.name
+        ),
+    )
 }
 
 fn describe(form: &Form) -> String {
     match form.place {
         FormPlace::ModuleConstant => format!("constant {}", form.name),
-        FormPlace::MethodParameter(class) => format!("parameter {} of a method of {class}", form.name),
+        FormPlace::MethodParameter(class) => {
+            format!("parameter {} of a method of {class}", form.name)
+        }
         FormPlace::AnyDefinition => format!("definition of {}", form.name),
     }
 }

@@ -57,7 +57,11 @@ impl fmt::Display for Advice {
                 "{size} is above 8192: people have run out of memory there without gaining speed; go lower if a model \
                  fails to load or answer"
             ),
-            Self::BelowStock { size, stock, layers } => write!(
+            Self::BelowStock {
+                size,
+                stock,
+                layers,
+            } => write!(
                 f,
                 "{size} is below the stock {stock} of {}: it saves memory, but prefill is slower than stock; \
                  `lmpatch --revert` restores the vendor's files",
@@ -69,12 +73,18 @@ impl fmt::Display for Advice {
                  58,880 tokens at 2048, 34,304 at 4096",
                 and_more(runtimes)
             ),
-            Self::NotAsShipped { file, is_restored: false } => write!(
+            Self::NotAsShipped {
+                file,
+                is_restored: false,
+            } => write!(
                 f,
                 "{file} is no known release and did not have the values such files ship with when lmpatch first saw \
                  it; --revert will give that state back, which may not be the vendor's"
             ),
-            Self::NotAsShipped { file, is_restored: true } => write!(
+            Self::NotAsShipped {
+                file,
+                is_restored: true,
+            } => write!(
                 f,
                 "{file} is as lmpatch first found it, which is no known release and not with the values such files \
                  ship with; if an earlier patch was in it, it still is"
@@ -98,9 +108,15 @@ fn and_more(names: &[String]) -> String {
 pub fn on_sizes(report: &Report, wanted: Option<u64>) -> Vec<Advice> {
     let mut advice = Vec::new();
     for backend in &report.backends {
-        let is_off_stock = wanted.is_some() || matches!(backend.state, State::Patched | State::Mixed);
-        let is_in_play = matches!(backend.result, None | Some("changed" | "unchanged" | "would-change"));
-        let (Some(size), Some(stock)) = (wanted.or(backend.chunk), backend.stock) else { continue };
+        let is_off_stock =
+            wanted.is_some() || matches!(backend.state, State::Patched | State::Mixed);
+        let is_in_play = matches!(
+            backend.result,
+            None | Some("changed" | "unchanged" | "would-change")
+        );
+        let (Some(size), Some(stock)) = (wanted.or(backend.chunk), backend.stock) else {
+            continue;
+        };
         if !is_off_stock || !is_in_play || size == stock {
             continue;
         }
@@ -111,9 +127,20 @@ pub fn on_sizes(report: &Report, wanted: Option<u64>) -> Vec<Advice> {
             add(&mut advice, Advice::MemoryCaution(size));
         }
         if size < stock {
-            add(&mut advice, Advice::BelowStock { size, stock, layers: vec![backend.layer.clone()] });
+            add(
+                &mut advice,
+                Advice::BelowStock {
+                    size,
+                    stock,
+                    layers: vec![backend.layer.clone()],
+                },
+            );
         }
-        let fitted = backend.runtimes.iter().filter(|_| size > stock).filter_map(|runtime| fitted(&runtime.version));
+        let fitted = backend
+            .runtimes
+            .iter()
+            .filter(|_| size > stock)
+            .filter_map(|runtime| fitted(&runtime.version));
         for runtime in fitted {
             add(&mut advice, Advice::SmallerContext(vec![runtime]));
         }
@@ -124,7 +151,9 @@ pub fn on_sizes(report: &Report, wanted: Option<u64>) -> Vec<Advice> {
 fn fitted(version: &str) -> Option<String> {
     let mut parts = version.split('.').map(str::parse::<u64>);
     let major_minor = (parts.next()?.ok()?, parts.next()?.ok()?);
-    FITTED_CONTEXT.contains(&major_minor).then(|| format!("MLX {version}"))
+    FITTED_CONTEXT
+        .contains(&major_minor)
+        .then(|| format!("MLX {version}"))
 }
 
 /// Adds a piece of advice; one that is there already only gets the new names.
@@ -132,12 +161,27 @@ fn add(advice: &mut Vec<Advice>, new: Advice) {
     for old in advice.iter_mut() {
         match (old, &new) {
             (Advice::SmallerContext(names), Advice::SmallerContext(more)) => {
-                return names.extend(more.iter().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>());
+                return names.extend(
+                    more.iter()
+                        .filter(|name| !names.contains(name))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
             }
             (
-                Advice::BelowStock { size, stock, layers },
-                Advice::BelowStock { size: new_size, stock: new_stock, layers: more },
-            ) if size == new_size && stock == new_stock => return layers.extend(more.iter().cloned()),
+                Advice::BelowStock {
+                    size,
+                    stock,
+                    layers,
+                },
+                Advice::BelowStock {
+                    size: new_size,
+                    stock: new_stock,
+                    layers: more,
+                },
+            ) if size == new_size && stock == new_stock => {
+                return layers.extend(more.iter().cloned());
+            }
             (old, new) if old == new => return,
             _ => {}
         }
@@ -149,16 +193,30 @@ fn add(advice: &mut Vec<Advice>, new: Advice) {
 #[must_use]
 pub fn on_originals(done: &Done) -> Vec<Advice> {
     let doubtful = |backend: &Backend| {
-        let files = backend
-            .files
-            .iter()
-            .filter(|file| file.content().is_some_and(|content| content.original.proof == Proof::Found));
-        files.map(|file| format!("{}: {}", backend.layer.name.to_string_lossy(), file.short_path())).collect::<Vec<_>>()
+        let files = backend.files.iter().filter(|file| {
+            file.content()
+                .is_some_and(|content| content.original.proof == Proof::Found)
+        });
+        files
+            .map(|file| {
+                format!(
+                    "{}: {}",
+                    backend.layer.name.to_string_lossy(),
+                    file.short_path()
+                )
+            })
+            .collect::<Vec<_>>()
     };
     let (before, after) = (doubtful(&done.before), doubtful(&done.after));
     let restored = before.iter().filter(|file| !after.contains(file));
-    let restored = restored.map(|file| Advice::NotAsShipped { file: file.clone(), is_restored: true });
+    let restored = restored.map(|file| Advice::NotAsShipped {
+        file: file.clone(),
+        is_restored: true,
+    });
     let edited = after.iter().filter(|file| !before.contains(file));
-    let edited = edited.map(|file| Advice::NotAsShipped { file: file.clone(), is_restored: false });
+    let edited = edited.map(|file| Advice::NotAsShipped {
+        file: file.clone(),
+        is_restored: false,
+    });
     restored.chain(edited).collect()
 }

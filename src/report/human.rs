@@ -36,33 +36,59 @@ pub fn check(report: &Report, layout: Layout) -> String {
             backend.state.word().to_owned(),
         ]
     });
-    let table = table(["layer", "runtime", "selected", "chunk", "stock", "state"], &[3, 4], rows, layout);
+    let table = table(
+        ["layer", "runtime", "selected", "chunk", "stock", "state"],
+        &[3, 4],
+        rows,
+        layout,
+    );
     let paint = |backend: &BackendReport| match backend.state {
         State::Stock => None,
         State::Patched => Some(GOOD),
         State::Mixed | State::Incomplete => Some(NOTE),
         State::Refused => Some(BAD),
     };
-    with_details(&table, report, layout, |backend| (backend.state.word(), paint(backend)))
+    with_details(&table, report, layout, |backend| {
+        (backend.state.word(), paint(backend))
+    })
 }
 
 /// Whether the values are in effect: one line where it is the same for every backend, else one for each.
 #[must_use]
 pub fn effects(report: &Report) -> String {
-    let mut effects: Vec<_> = report.backends.iter().filter_map(|backend| backend.in_effect).collect();
+    let mut effects: Vec<_> = report
+        .backends
+        .iter()
+        .filter_map(|backend| backend.in_effect)
+        .collect();
     effects.sort_unstable();
     effects.dedup();
     match effects.as_slice() {
         [] => String::new(),
-        [only] => format!("Loaded models: {}\n", effect(*only, &report.backends.iter().collect::<Vec<_>>())),
+        [only] => format!(
+            "Loaded models: {}\n",
+            effect(*only, &report.backends.iter().collect::<Vec<_>>())
+        ),
         several => {
             let of = |wanted: &Effect| {
-                let backends: Vec<_> =
-                    report.backends.iter().filter(|backend| backend.in_effect == Some(*wanted)).collect();
-                let names = backends.iter().map(|backend| format!("\n  {}", printable(&backend.layer)));
-                format!("{}{}\n", effect(*wanted, &backends), names.collect::<String>())
+                let backends: Vec<_> = report
+                    .backends
+                    .iter()
+                    .filter(|backend| backend.in_effect == Some(*wanted))
+                    .collect();
+                let names = backends
+                    .iter()
+                    .map(|backend| format!("\n  {}", printable(&backend.layer)));
+                format!(
+                    "{}{}\n",
+                    effect(*wanted, &backends),
+                    names.collect::<String>()
+                )
             };
-            format!("Loaded models:\n{}", several.iter().map(of).collect::<String>())
+            format!(
+                "Loaded models:\n{}",
+                several.iter().map(of).collect::<String>()
+            )
         }
     }
 }
@@ -80,13 +106,19 @@ pub fn verdict(size: u64, having: usize, all: usize) -> String {
 }
 
 fn backends(number: usize) -> String {
-    format!("{number} {}", if number == 1 { "backend" } else { "backends" })
+    format!(
+        "{number} {}",
+        if number == 1 { "backend" } else { "backends" }
+    )
 }
 
 /// The words for it, and what they rest on.
 fn effect(effect: Effect, backends: &[&BackendReport]) -> String {
     let (style, rest) = match effect {
-        Effect::ReloadNeeded => (NOTE, format!("older than the files: worker {}", stale_workers(backends))),
+        Effect::ReloadNeeded => (
+            NOTE,
+            format!("older than the files: worker {}", stale_workers(backends)),
+        ),
         Effect::InEffect => (GOOD, "every loaded model has these values".to_owned()),
         Effect::NotRunning => (Style::new(), "no model is loaded there".to_owned()),
         Effect::Unknown => (Style::new(), "lmpatch doctor tells why".to_owned()),
@@ -97,10 +129,16 @@ fn effect(effect: Effect, backends: &[&BackendReport]) -> String {
 /// The workers that hold older values, each once: `812, 813`.
 #[must_use]
 pub fn stale_workers(backends: &[&BackendReport]) -> String {
-    let mut pids: Vec<_> = backends.iter().flat_map(|backend| &backend.stale_workers).collect();
+    let mut pids: Vec<_> = backends
+        .iter()
+        .flat_map(|backend| &backend.stale_workers)
+        .collect();
     pids.sort_unstable();
     pids.dedup();
-    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    pids.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The table of a run that set or reverted.
@@ -112,9 +150,20 @@ pub fn changes(report: &Report, layout: Layout) -> String {
             (before, now) if before == now => number(now),
             (before, now) => format!("{} → {}", number(before), number(now)),
         };
-        [printable(&backend.layer), runtimes(&backend.runtimes), selected.to_owned(), chunk, result(backend).to_owned()]
+        [
+            printable(&backend.layer),
+            runtimes(&backend.runtimes),
+            selected.to_owned(),
+            chunk,
+            result(backend).to_owned(),
+        ]
     });
-    let table = table(["layer", "runtime", "selected", "chunk", "result"], &[3], rows, layout);
+    let table = table(
+        ["layer", "runtime", "selected", "chunk", "result"],
+        &[3],
+        rows,
+        layout,
+    );
     with_details(&table, report, layout, |backend| {
         let paint = match backend.result {
             Some("changed") => Some(GOOD),
@@ -132,7 +181,9 @@ pub fn diff(home: &Path, done: &[Done]) -> Vec<u8> {
     let real_home = home.canonicalize().unwrap_or_else(|_| home.to_owned());
     let mut out = Vec::new();
     for done in done {
-        let Deed::WouldChange(changes) = &done.deed else { continue };
+        let Deed::WouldChange(changes) = &done.deed else {
+            continue;
+        };
         for change in changes {
             out.extend(file_diff(&real_home, change));
         }
@@ -145,8 +196,13 @@ pub fn diff(home: &Path, done: &[Done]) -> Vec<u8> {
 pub fn paint_diff(diff: &[u8]) -> String {
     let text = String::from_utf8_lossy(diff);
     let lines = text.split_inclusive('\n').map(|line| {
-        let (content, end) = line.strip_suffix('\n').map_or((line, ""), |content| (content, "\n"));
-        let content = content.strip_suffix('\r').unwrap_or(content).replace('\t', "    ");
+        let (content, end) = line
+            .strip_suffix('\n')
+            .map_or((line, ""), |content| (content, "\n"));
+        let content = content
+            .strip_suffix('\r')
+            .unwrap_or(content)
+            .replace('\t', "    ");
         let style = match content.as_bytes() {
             [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => STRONG,
             [b'-', ..] => BAD,
@@ -160,19 +216,33 @@ pub fn paint_diff(diff: &[u8]) -> String {
 }
 
 fn file_diff(home: &Path, change: &Change) -> Vec<u8> {
-    let path = change.path.strip_prefix(home).unwrap_or(&change.path).display().to_string();
+    let path = change
+        .path
+        .strip_prefix(home)
+        .unwrap_or(&change.path)
+        .display()
+        .to_string();
     let path = printable(path.trim_start_matches('/'));
     let diff = TextDiff::from_lines(change.before.as_slice(), change.after.as_slice());
     let mut out = Vec::new();
     // Writing to a Vec cannot fail.
-    let _ = diff.unified_diff().header(&format!("a/{path}"), &format!("b/{path}")).to_writer(&mut out);
+    let _ = diff
+        .unified_diff()
+        .header(&format!("a/{path}"), &format!("b/{path}"))
+        .to_writer(&mut out);
     out
 }
 
 /// What was done, in one line: "2 backends changed, 1 already so".
 #[must_use]
 pub fn summary(report: &Report) -> String {
-    let count = |wanted: &str| report.backends.iter().filter(|backend| backend.result == Some(wanted)).count();
+    let count = |wanted: &str| {
+        report
+            .backends
+            .iter()
+            .filter(|backend| backend.result == Some(wanted))
+            .count()
+    };
     let words = [
         ("changed", "changed"),
         ("would-change", "would change"),
@@ -181,11 +251,17 @@ pub fn summary(report: &Report) -> String {
         ("refused", "refused"),
         ("failed", "failed"),
     ];
-    let counts = words.iter().filter_map(|(result, words)| match count(result) {
-        0 => None,
-        number => Some(format!("{number} {words}")),
-    });
-    format!("{}: {}", backends(report.backends.len()), counts.collect::<Vec<_>>().join(", "))
+    let counts = words
+        .iter()
+        .filter_map(|(result, words)| match count(result) {
+            0 => None,
+            number => Some(format!("{number} {words}")),
+        });
+    format!(
+        "{}: {}",
+        backends(report.backends.len()),
+        counts.collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn result(backend: &BackendReport) -> &'static str {
@@ -198,7 +274,10 @@ fn result(backend: &BackendReport) -> &'static str {
 }
 
 fn runtimes(runtimes: &[RuntimeReport]) -> String {
-    let names: Vec<_> = runtimes.iter().map(|runtime| format!("MLX {}", printable(&runtime.version))).collect();
+    let names: Vec<_> = runtimes
+        .iter()
+        .map(|runtime| format!("MLX {}", printable(&runtime.version)))
+        .collect();
     names.join(", ")
 }
 
@@ -215,10 +294,15 @@ pub fn table<const N: usize>(
     layout: Layout,
 ) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header)
+        .add_rows(rows);
     table.set_content_arrangement(ContentArrangement::Disabled);
     if let Some(width) = layout.width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
@@ -243,7 +327,9 @@ fn with_details<'r>(
     for line in lines {
         let line = line.trim_end();
         // A row that is wrapped ends in its word only in its first line.
-        let painted = words.peek().and_then(|(word, style)| paint_end(line, word, *style));
+        let painted = words
+            .peek()
+            .and_then(|(word, style)| paint_end(line, word, *style));
         if painted.is_some() {
             words.next();
         }
@@ -263,8 +349,14 @@ fn paint_end(line: &str, word: &str, style: Option<Style>) -> Option<String> {
 }
 
 fn details(backend: &BackendReport) -> Vec<String> {
-    let title = format!("\n{STRONG}{}{STRONG:#}\n  {}", printable(&backend.layer), printable(&backend.path));
-    std::iter::once(title).chain(backend.files.iter().flat_map(file_details)).collect()
+    let title = format!(
+        "\n{STRONG}{}{STRONG:#}\n  {}",
+        printable(&backend.layer),
+        printable(&backend.path)
+    );
+    std::iter::once(title)
+        .chain(backend.files.iter().flat_map(file_details))
+        .collect()
 }
 
 fn file_details(file: &FileReport) -> Vec<String> {
@@ -278,14 +370,29 @@ fn file_details(file: &FileReport) -> Vec<String> {
         }
         Proof::Unknown => "original: not known; it is saved before the first edit",
     };
-    let name = file.sites.first().map(|site| format!(": {}", site.name)).unwrap_or_default();
+    let name = file
+        .sites
+        .first()
+        .map(|site| format!(": {}", site.name))
+        .unwrap_or_default();
     let title = format!("  {}{name}  {}", file.file, file.state.word());
     let original = format!("    {FAINT}{original}{FAINT:#}");
-    [title, original].into_iter().chain(file.sites.iter().map(site_details)).collect()
+    [title, original]
+        .into_iter()
+        .chain(file.sites.iter().map(site_details))
+        .collect()
 }
 
 fn site_details(site: &SiteReport) -> String {
-    let stock =
-        if site.value == site.stock { String::new() } else { format!("  {FAINT}stock {}{FAINT:#}", site.stock) };
-    format!("    line {:>5}  {:>6}  {}{stock}", site.line, site.value, printable(&site.owner))
+    let stock = if site.value == site.stock {
+        String::new()
+    } else {
+        format!("  {FAINT}stock {}{FAINT:#}", site.stock)
+    };
+    format!(
+        "    line {:>5}  {:>6}  {}{stock}",
+        site.line,
+        site.value,
+        printable(&site.owner)
+    )
 }

@@ -183,7 +183,11 @@ impl Report {
             let effect = sight.effect(backend);
             report.in_effect = Some(effect);
             if effect == Effect::ReloadNeeded {
-                report.stale_workers = sight.stale(backend).iter().map(|worker| worker.pid).collect();
+                report.stale_workers = sight
+                    .stale(backend)
+                    .iter()
+                    .map(|worker| worker.pid)
+                    .collect();
             }
         }
         self.workers = sight.workers.as_ref().ok().cloned();
@@ -194,7 +198,10 @@ impl Report {
     pub fn fill(&mut self, home: &Path, backends: Vec<BackendReport>, missing: Vec<MissingLayer>) {
         self.home = Some(home.display().to_string());
         self.backends = backends;
-        let report = |missing: MissingLayer| MissingReport { layer: missing.layer, runtime: missing.runtime };
+        let report = |missing: MissingLayer| MissingReport {
+            layer: missing.layer,
+            runtime: missing.runtime,
+        };
         self.missing_layers = missing.into_iter().map(report).collect();
     }
 }
@@ -246,7 +253,11 @@ impl RuntimeReport {
     /// One runtime.
     #[must_use]
     pub fn of(runtime: &Runtime) -> Self {
-        Self { name: runtime.name.clone(), version: runtime.version.clone(), selected: runtime.is_selected }
+        Self {
+            name: runtime.name.clone(),
+            version: runtime.version.clone(),
+            selected: runtime.is_selected,
+        }
     }
 }
 
@@ -266,6 +277,12 @@ impl FileReport {
             }
             _ => (Proof::Unknown, Vec::new()),
         };
-        Self { file: file.short_path(), path: file.path.display().to_string(), state: file.state(), original, sites }
+        Self {
+            file: file.short_path(),
+            path: file.path.display().to_string(),
+            state: file.state(),
+            original,
+            sites,
+        }
     }
 }

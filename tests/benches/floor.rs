@@ -19,7 +19,9 @@ fn main() -> io::Result<()> {
         Some("write") => write,
         _ => return Err(io::Error::other("usage: floor read|prove|write FILE...")),
     };
-    arguments.map(PathBuf::from).try_for_each(|path| visit(&path))
+    arguments
+        .map(PathBuf::from)
+        .try_for_each(|path| visit(&path))
 }
 
 fn read(path: &Path) -> io::Result<()> {
@@ -33,7 +35,9 @@ fn prove(path: &Path) -> io::Result<()> {
 }
 
 fn write(path: &Path) -> io::Result<()> {
-    let directory = path.parent().ok_or_else(|| io::Error::other("a file has a directory"))?;
+    let directory = path
+        .parent()
+        .ok_or_else(|| io::Error::other("a file has a directory"))?;
     let mut name = OsString::from(".floor.");
     name.push(path.file_name().unwrap_or_default());
     let temporary = directory.join(name);

@@ -1,5 +1,9 @@
 //! How the time grows: with the size of a file, with the number of backends, and not with the rest of site-packages.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs;
 use std::path::Path;
@@ -28,14 +32,23 @@ fn main() {
 #[divan::bench(args = [1, 10, 100])]
 fn locate(bencher: Bencher<'_, '_>, times: usize) {
     let source = real_size_generate().repeat(times);
-    assert_eq!(sites::locate(&SETTINGS[1], source.as_bytes()).unwrap().len(), 5 * times);
-    bencher.counter(BytesCount::of_str(&source)).bench(|| sites::locate(&SETTINGS[1], source.as_bytes()));
+    assert_eq!(
+        sites::locate(&SETTINGS[1], source.as_bytes())
+            .unwrap()
+            .len(),
+        5 * times
+    );
+    bencher
+        .counter(BytesCount::of_str(&source))
+        .bench(|| sites::locate(&SETTINGS[1], source.as_bytes()));
 }
 
 #[divan::bench(args = BACKENDS, max_time = 5)]
 fn check(bencher: Bencher<'_, '_>, backends: usize) {
     let home = Home::new(backends);
-    bencher.counter(ItemsCount::new(backends)).bench(|| home.check(backends));
+    bencher
+        .counter(ItemsCount::new(backends))
+        .bench(|| home.check(backends));
 }
 
 #[divan::bench(args = BACKENDS, max_time = 5)]
@@ -43,7 +56,10 @@ fn plan(bencher: Bencher<'_, '_>, backends: usize) {
     let home = Home::new(backends);
     let survey = patch::survey(home.root.path(), &[]).unwrap();
     bencher.counter(ItemsCount::new(backends)).bench(|| {
-        let changes = survey.backends.iter().flat_map(|backend| backend.edits(Goal::Size(4096)).unwrap());
+        let changes = survey
+            .backends
+            .iter()
+            .flat_map(|backend| backend.edits(Goal::Size(4096)).unwrap());
         assert_eq!(changes.filter(Edit::is_change).count(), 2 * backends);
     });
 }
@@ -62,7 +78,12 @@ fn set(bencher: Bencher<'_, '_>, backends: usize) {
 /// What else is in `site-packages`: so many files of one other package, or so many other packages.
 ///
 /// The files here are no known release, so the names in `site-packages` are listed for a `RECORD`, and nothing below.
-const OTHERS: [Others; 4] = [Others::Files(10), Others::Files(10_000), Others::Packages(10), Others::Packages(10_000)];
+const OTHERS: [Others; 4] = [
+    Others::Files(10),
+    Others::Files(10_000),
+    Others::Packages(10),
+    Others::Packages(10_000),
+];
 
 #[derive(Debug, Clone, Copy)]
 enum Others {
@@ -83,7 +104,9 @@ fn set_beside(bencher: Bencher<'_, '_>, others: Others) {
     home.add(others);
     home.set(SIZES[0], 1);
     let mut sizes = SIZES.iter().rev().cycle();
-    bencher.with_inputs(|| *sizes.next().unwrap()).bench_local_values(|size| home.set(size, 1));
+    bencher
+        .with_inputs(|| *sizes.next().unwrap())
+        .bench_local_values(|size| home.set(size, 1));
 }
 
 /// An LM Studio home on the disk that the build is on: a sync on tmpfs would cost nothing.
@@ -112,16 +135,21 @@ impl Home {
             fs::write(directory.join(file), "x = 1\n").unwrap();
         };
         match others {
-            Others::Files(count) => (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py"))),
+            Others::Files(count) => {
+                (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py")))
+            }
             Others::Packages(count) => {
-                (0..count).for_each(|n| add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned()));
+                (0..count).for_each(|n| {
+                    add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned())
+                });
             }
         }
     }
 
     fn check(&self, backends: usize) {
         let survey = patch::survey(self.root.path(), &[]).unwrap();
-        let understood = |backend: &&Backend| matches!(backend.state(), State::Stock | State::Patched);
+        let understood =
+            |backend: &&Backend| matches!(backend.state(), State::Stock | State::Patched);
         assert_eq!(survey.backends.iter().filter(understood).count(), backends);
     }
 

@@ -26,7 +26,11 @@ pub fn finish(command: &mut Command) -> Ran {
 
 /// The same with these for its streams; what goes elsewhere is empty in what comes back.
 #[track_caller]
-pub fn finish_into(command: &mut Command, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Ran {
+pub fn finish_into(
+    command: &mut Command,
+    stdout: impl Into<Stdio>,
+    stderr: impl Into<Stdio>,
+) -> Ran {
     let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
     let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
     let deadline = Instant::now() + DEADLINE;
@@ -41,7 +45,11 @@ pub fn finish_into(command: &mut Command, stdout: impl Into<Stdio>, stderr: impl
         }
         thread::sleep(Duration::from_millis(5));
     };
-    Ran::of(&Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() })
+    Ran::of(&Output {
+        status,
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    })
 }
 
 fn drain(stream: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
@@ -81,7 +89,10 @@ impl Env {
             return self.command(args);
         }
         let mut command = Command::new(self.binary_for_all());
-        self.isolate(&mut command).args(args).uid(NOBODY).gid(NOBODY);
+        self.isolate(&mut command)
+            .args(args)
+            .uid(NOBODY)
+            .gid(NOBODY);
         command
     }
 
@@ -91,7 +102,13 @@ impl Env {
         if !copy.exists() {
             fs::set_permissions(self.root.path(), Permissions::from_mode(0o755)).unwrap();
             // By another process: a copy that this one has open for writing, while another test forks, is "busy".
-            assert!(Command::new("cp").args([Path::new(LMPATCH), &copy]).status().unwrap().success());
+            assert!(
+                Command::new("cp")
+                    .args([Path::new(LMPATCH), &copy])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
             fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         }
         copy
@@ -116,19 +133,36 @@ pub fn while_mode<T>(path: &Path, mode: u32, run: impl FnOnce() -> T) -> T {
     let result = run();
     let after = fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
     fs::set_permissions(path, before).unwrap();
-    assert_eq!(after, mode, "the mode of {} in octal: {after:o}", path.display());
+    assert_eq!(
+        after,
+        mode,
+        "the mode of {} in octal: {after:o}",
+        path.display()
+    );
     result
 }
 
 /// What tells one file from another that took its place: inode, type and mode, device, size, time of change.
 pub fn identity(path: &Path) -> io::Result<(u64, u32, u64, u64, i64, i64)> {
     let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.ino(), metadata.mode(), metadata.rdev(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    Ok((
+        metadata.ino(),
+        metadata.mode(),
+        metadata.rdev(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ))
 }
 
 /// Whether a tool that the test needs can be started; says so where it cannot.
 pub fn has_tool(name: &str) -> bool {
-    let found = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let found = Command::new(name)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
     if !found {
         skipped(&format!("{name} is not installed"));
     }
@@ -138,5 +172,7 @@ pub fn has_tool(name: &str) -> bool {
 /// Says aloud that a test, or a part of it, did not run.
 pub fn skipped(why: &str) {
     // Not by eprintln, which the test harness keeps to itself.
-    io::stderr().write_all(format!("skipped: {why}\n").as_bytes()).unwrap();
+    io::stderr()
+        .write_all(format!("skipped: {why}\n").as_bytes())
+        .unwrap();
 }

@@ -100,7 +100,10 @@ impl Layer {
     /// Writes a `RECORD` of mlx-lm that lists `vendor` as the content of its file.
     pub fn with_record(self, vendor: impl AsRef<[u8]>) -> Self {
         let record = record_row("mlx_lm/generate.py", vendor.as_ref());
-        self.write("mlx_lm-0.0.1.dist-info/RECORD", format!("mlx_lm/__init__.py,,\n{record}\n"))
+        self.write(
+            "mlx_lm-0.0.1.dist-info/RECORD",
+            format!("mlx_lm/__init__.py,,\n{record}\n"),
+        )
     }
 
     /// Writes files where Python's cached bytecode of `package/stem` and of a neighbour would be.
@@ -113,7 +116,9 @@ impl Layer {
             format!("{stem}_other.cpython-311.pyc"),
             "__init__.cpython-311.pyc".to_owned(),
         ];
-        names.iter().fold(self, |layer, name| layer.write(&format!("{package}/__pycache__/{name}"), "stale"))
+        names.iter().fold(self, |layer, name| {
+            layer.write(&format!("{package}/__pycache__/{name}"), "stale")
+        })
     }
 }
 
@@ -127,25 +132,41 @@ pub fn usual_layer(lmstudio: &Path, name: &str) -> Layer {
 
 /// A row of `RECORD`.
 pub fn record_row(path: &str, content: &[u8]) -> String {
-    format!("{path},sha256={},{}", URL_SAFE_NO_PAD.encode(Sha256::digest(content)), content.len())
+    format!(
+        "{path},sha256={},{}",
+        URL_SAFE_NO_PAD.encode(Sha256::digest(content)),
+        content.len()
+    )
 }
 
 /// Writes the manifest of a runtime that is made of `layers`.
 pub fn runtime(lmstudio: &Path, version: &str, layers: &[&str]) {
     let directory = lmstudio.join(format!("extensions/backends/{RUNTIME}-{version}"));
-    let names: Vec<_> = layers.iter().map(|layer| format!("_amphibian/{layer}")).collect();
+    let names: Vec<_> = layers
+        .iter()
+        .map(|layer| format!("_amphibian/{layer}"))
+        .collect();
     let manifest = serde_json::json!({
         "name": RUNTIME, "version": version, "engine": "mlx-llm", "vendor_lib_package_names": names,
     });
     fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("backend-manifest.json"), manifest.to_string()).unwrap();
+    fs::write(
+        directory.join("backend-manifest.json"),
+        manifest.to_string(),
+    )
+    .unwrap();
 }
 
 /// Writes which runtime LM Studio has selected.
 pub fn select(lmstudio: &Path, version: &str) {
-    let rows = serde_json::json!([{ "model_format": "safetensors", "name": RUNTIME, "version": version }]);
+    let rows =
+        serde_json::json!([{ "model_format": "safetensors", "name": RUNTIME, "version": version }]);
     fs::create_dir_all(lmstudio.join(".internal")).unwrap();
-    fs::write(lmstudio.join(".internal/backend-preferences-v1.json"), rows.to_string()).unwrap();
+    fs::write(
+        lmstudio.join(".internal/backend-preferences-v1.json"),
+        rows.to_string(),
+    )
+    .unwrap();
 }
 
 /// The name of the runtime that [`runtime`] writes.

@@ -1,5 +1,8 @@
 //! Runs lmpatch as a user does: its own home, its own temp directory, a cleared environment.
-#![allow(dead_code, reason = "each integration binary uses its own part of this")]
+#![allow(
+    dead_code,
+    reason = "each integration binary uses its own part of this"
+)]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -126,28 +129,39 @@ impl Ran {
     /// Fails the test unless stderr has `text`, line breaks aside.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
-        assert!(self.stderr.contains(text), "stderr has no {text:?}: {self:#?}");
+        assert!(
+            self.stderr.contains(text),
+            "stderr has no {text:?}: {self:#?}"
+        );
         self
     }
 
     /// Fails the test unless stdout has `text`.
     #[track_caller]
     pub fn shows(self, text: &str) -> Self {
-        assert!(self.stdout.contains(text), "stdout has no {text:?}: {self:#?}");
+        assert!(
+            self.stdout.contains(text),
+            "stdout has no {text:?}: {self:#?}"
+        );
         self
     }
 
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
-        assert!(!self.stderr.contains(text), "stderr has {text:?}: {self:#?}");
+        assert!(
+            !self.stderr.contains(text),
+            "stderr has {text:?}: {self:#?}"
+        );
         self
     }
 }
 
 /// Says something that the test runner does not keep to itself: what was skipped, or how much was tested.
 pub fn aloud(text: &str) {
-    std::io::stderr().write_all(format!("{text}\n").as_bytes()).unwrap();
+    std::io::stderr()
+        .write_all(format!("{text}\n").as_bytes())
+        .unwrap();
 }
 
 /// The miniature LM Studio home of the repository.
@@ -177,9 +191,16 @@ pub fn copy_tree(from: &Path, to: &Path) {
 /// One entry of a tree: everything that must stay as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    File { bytes: Vec<u8>, mode: u32, uid: u32, gid: u32 },
+    File {
+        bytes: Vec<u8>,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
     Link(PathBuf),
-    Directory { mode: u32 },
+    Directory {
+        mode: u32,
+    },
     Special,
 }
 
@@ -199,10 +220,17 @@ fn collect(root: &Path, directory: &Path, entries: &mut BTreeMap<OsString, Entry
             Entry::Link(fs::read_link(&path).unwrap())
         } else if metadata.is_dir() {
             collect(root, &path, entries);
-            Entry::Directory { mode: metadata.mode() }
+            Entry::Directory {
+                mode: metadata.mode(),
+            }
         } else if metadata.is_file() && metadata.len() < 1 << 26 {
             let bytes = fs::read(&path).unwrap_or_default();
-            Entry::File { bytes, mode: metadata.mode(), uid: metadata.uid(), gid: metadata.gid() }
+            Entry::File {
+                bytes,
+                mode: metadata.mode(),
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+            }
         } else {
             Entry::Special
         };
@@ -211,8 +239,16 @@ fn collect(root: &Path, directory: &Path, entries: &mut BTreeMap<OsString, Entry
 }
 
 /// The paths whose entries differ between two snapshots.
-pub fn differences(before: &BTreeMap<OsString, Entry>, after: &BTreeMap<OsString, Entry>) -> Vec<String> {
-    let all = before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path));
-    let distinct: std::collections::BTreeSet<_> = all.map(|path| path.to_string_lossy().into_owned()).collect();
+pub fn differences(
+    before: &BTreeMap<OsString, Entry>,
+    after: &BTreeMap<OsString, Entry>,
+) -> Vec<String> {
+    let all = before
+        .keys()
+        .chain(after.keys())
+        .filter(|path| before.get(*path) != after.get(*path));
+    let distinct: std::collections::BTreeSet<_> = all
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
     distinct.into_iter().collect()
 }

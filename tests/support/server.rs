@@ -159,7 +159,10 @@ pub enum Answer {
 impl Answer {
     /// An error in the shape that LM Studio gives it.
     pub fn error(status: u16, message: &str) -> Self {
-        Self::Json(status, json!({ "error": { "message": message, "type": "invalid_request" } }))
+        Self::Json(
+            status,
+            json!({ "error": { "message": message, "type": "invalid_request" } }),
+        )
     }
 }
 
@@ -175,8 +178,10 @@ fn route(shared: Shared, request: &Request) -> Answer {
     };
     if lock(shared).speaks < needed {
         // As LM Studio does it: 200, and the truth in the body.
-        let said =
-            format!("Unexpected endpoint or method. ({} {}). Returning 200 anyway", request.method, request.path);
+        let said = format!(
+            "Unexpected endpoint or method. ({} {}). Returning 200 anyway",
+            request.method, request.path
+        );
         return Answer::Json(200, json!({ "error": said }));
     }
     match (request.method.as_str(), request.path.as_str()) {
@@ -187,14 +192,18 @@ fn route(shared: Shared, request: &Request) -> Answer {
         ("GET", "/api/v0/models") => list_v0(&lock(shared)),
         ("POST", "/api/v0/chat/completions") => chat(shared, Speaks::V0, &request.body),
         ("POST", "/v1/chat/completions") => chat(shared, Speaks::OpenAi, &request.body),
-        (method, path) => Answer::error(404, &format!("Unexpected endpoint or method. ({method} {path})")),
+        (method, path) => Answer::error(
+            404,
+            &format!("Unexpected endpoint or method. ({method} {path})"),
+        ),
     }
 }
 
 fn list(state: &State) -> Answer {
     let models = state.models.iter().map(|model| {
         let instances = model.instances.iter().map(|instance| {
-            let config = json!({ "context_length": instance.context_length, "parallel": instance.parallel });
+            let config =
+                json!({ "context_length": instance.context_length, "parallel": instance.parallel });
             json!({ "id": instance.id, "config": config })
         });
         json!({
@@ -208,19 +217,42 @@ fn list(state: &State) -> Answer {
 fn load(state: &mut State, body: &Value) -> Answer {
     let chunk = chunk_on_disk(&state.engine);
     let dialect = state.dialect;
-    let options = if dialect == Dialect::October2025 { &body["config"] } else { body };
+    let options = if dialect == Dialect::October2025 {
+        &body["config"]
+    } else {
+        body
+    };
     let takes_parallel = state.takes_parallel;
     if !takes_parallel && options.get("parallel").is_some() {
         return Answer::error(400, "Unrecognized key(s) in object: 'parallel'");
     }
-    let Some(model) = state.models.iter_mut().find(|model| body["model"] == model.key.as_str()) else {
+    let Some(model) = state
+        .models
+        .iter_mut()
+        .find(|model| body["model"] == model.key.as_str())
+    else {
         return Answer::error(404, "Model not found");
     };
-    let ids = (1..).map(|number| if number == 1 { model.key.clone() } else { format!("{}:{number}", model.key) });
-    let id = ids.into_iter().find(|id| model.instances.iter().all(|instance| instance.id != *id)).unwrap();
+    let ids = (1..).map(|number| {
+        if number == 1 {
+            model.key.clone()
+        } else {
+            format!("{}:{number}", model.key)
+        }
+    });
+    let id = ids
+        .into_iter()
+        .find(|id| model.instances.iter().all(|instance| instance.id != *id))
+        .unwrap();
     let context_length = options["context_length"].as_u64().unwrap_or(4096);
     let parallel = options["parallel"].as_u64().unwrap_or(4);
-    let instance = Instance { id: id.clone(), context_length, parallel, chunk, loaded_at: Instant::now() };
+    let instance = Instance {
+        id: id.clone(),
+        context_length,
+        parallel,
+        chunk,
+        loaded_at: Instant::now(),
+    };
     model.instances.push(instance);
     let config = json!({ "context_length": context_length });
     Answer::Json(
@@ -229,7 +261,9 @@ fn load(state: &mut State, body: &Value) -> Answer {
             Dialect::Newest => {
                 json!({ "type": "llm", "instance_id": id, "load_time_seconds": 0.1, "status": "loaded", "load_config": config })
             }
-            Dialect::October2025 => json!({ "model_instance_id": id, "config": config, "load_time_seconds": 0.1 }),
+            Dialect::October2025 => {
+                json!({ "model_instance_id": id, "config": config, "load_time_seconds": 0.1 })
+            }
         },
     )
 }
@@ -237,7 +271,11 @@ fn load(state: &mut State, body: &Value) -> Answer {
 fn unload(state: &mut State, body: &Value) -> Answer {
     let id = body["instance_id"].as_str().unwrap_or_default();
     let is_it = |instance: &Instance| instance.id == id;
-    match state.models.iter_mut().find(|model| model.instances.iter().any(is_it)) {
+    match state
+        .models
+        .iter_mut()
+        .find(|model| model.instances.iter().any(is_it))
+    {
         Some(model) => {
             model.instances.retain(|instance| !is_it(instance));
             Answer::Json(200, json!({ "instance_id": id }))
@@ -255,7 +293,10 @@ fn list_v0(state: &State) -> Answer {
             "loaded_context_length": loaded.map(|instance| instance.context_length),
         })
     });
-    Answer::Json(200, json!({ "object": "list", "data": models.collect::<Vec<_>>() }))
+    Answer::Json(
+        200,
+        json!({ "object": "list", "data": models.collect::<Vec<_>>() }),
+    )
 }
 
 /// The tokens that the chat template adds.
@@ -282,7 +323,11 @@ fn chat(shared: Shared, speaks: Speaks, body: &Value) -> Answer {
     let received = Instant::now();
     let mut state = lock(shared);
     let key = body["model"].as_str().unwrap_or_default().to_owned();
-    let instance = state.models.iter().find(|model| model.key == key).map(|model| model.instances.first().cloned());
+    let instance = state
+        .models
+        .iter()
+        .find(|model| model.key == key)
+        .map(|model| model.instances.first().cloned());
     let chunk = match instance {
         None => return Answer::error(404, "Model not found"),
         Some(Some(instance)) => instance.chunk,
@@ -292,16 +337,40 @@ fn chat(shared: Shared, speaks: Speaks, body: &Value) -> Answer {
             chunk_on_disk(&state.engine)
         }
     };
-    let prompt = body["input"].as_str().or(body["messages"][0]["content"].as_str()).unwrap_or_default().to_owned();
+    let prompt = body["input"]
+        .as_str()
+        .or(body["messages"][0]["content"].as_str())
+        .unwrap_or_default()
+        .to_owned();
     let manner = state.manner.clone();
     let chunk = manner.stuck_at.or(chunk).unwrap_or(512);
-    let common = |earlier: &Prefill| earlier.prompt.chars().zip(prompt.chars()).take_while(|(a, b)| a == b).count();
+    let common = |earlier: &Prefill| {
+        earlier
+            .prompt
+            .chars()
+            .zip(prompt.chars())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
     let mut cached = tokens(state.prefills.iter().map(common).max().unwrap_or_default());
     let total = TEMPLATE + tokens(prompt.chars().count());
-    if manner.always_hits && state.prefills.iter().any(|earlier| earlier.tokens.abs_diff(total) < 100) {
+    if manner.always_hits
+        && state
+            .prefills
+            .iter()
+            .any(|earlier| earlier.tokens.abs_diff(total) < 100)
+    {
         cached = total - total / 20;
     }
-    let work = Work { speaks, chunk, prompt, tokens: total, cached, pace: state.pace, manner };
+    let work = Work {
+        speaks,
+        chunk,
+        prompt,
+        tokens: total,
+        cached,
+        pace: state.pace,
+        manner,
+    };
     let shared = Arc::clone(shared);
     Answer::Stream(Box::new(move |stream| {
         // The client may have gone.
@@ -309,14 +378,26 @@ fn chat(shared: Shared, speaks: Speaks, body: &Value) -> Answer {
     }))
 }
 
-fn prefill(shared: Shared, work: &Work, received: Instant, stream: &mut TcpStream) -> std::io::Result<()> {
+fn prefill(
+    shared: Shared,
+    work: &Work,
+    received: Instant,
+    stream: &mut TcpStream,
+) -> std::io::Result<()> {
     let is_full = work.tokens >= 2 * work.chunk;
-    if work.manner.out_of_memory_above.is_some_and(|chunk| work.chunk > chunk) && is_full {
+    if work
+        .manner
+        .out_of_memory_above
+        .is_some_and(|chunk| work.chunk > chunk)
+        && is_full
+    {
         return fail(work, stream, "[metal::malloc] out of memory");
     }
     let is_stream = work.speaks != Speaks::V0;
     if is_stream {
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n",
+        )?;
     }
     let (mut done, mut due) = (work.cached, received);
     let mut number = 0;
@@ -336,8 +417,15 @@ fn prefill(shared: Shared, work: &Work, received: Instant, stream: &mut TcpStrea
         }
     }
     let seconds = received.elapsed().as_secs_f64();
-    let (chunk, tokens, cached, prompt) = (work.chunk, work.tokens, work.cached, work.prompt.clone());
-    lock(shared).prefills.push(Prefill { chunk, tokens, cached, seconds, prompt });
+    let (chunk, tokens, cached, prompt) =
+        (work.chunk, work.tokens, work.cached, work.prompt.clone());
+    lock(shared).prefills.push(Prefill {
+        chunk,
+        tokens,
+        cached,
+        seconds,
+        prompt,
+    });
     finish(work, stream, seconds)
 }
 
@@ -362,9 +450,15 @@ fn interrupted(shared: Shared, work: &Work) -> bool {
 fn fail(work: &Work, stream: &mut TcpStream, why: &str) -> std::io::Result<()> {
     let error = json!({ "type": "error", "error": { "type": "internal_error", "message": why } });
     if work.speaks == Speaks::V1 {
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n",
+        )?;
         event(stream, "error", &error)?;
-        return event(stream, "chat.end", &json!({ "type": "chat.end", "result": { "stats": {} } }));
+        return event(
+            stream,
+            "chat.end",
+            &json!({ "type": "chat.end", "result": { "stats": {} } }),
+        );
     }
     write_answer(stream, 500, &error.to_string());
     Ok(())
@@ -376,9 +470,12 @@ fn progress(work: &Work, stream: &mut TcpStream, done: u64) -> std::io::Result<(
     }
     match work.speaks {
         Speaks::V0 => Ok(()),
-        Speaks::OpenAi => stream.write_all(format!(": keepalive {done}/{}\n\n", work.tokens).as_bytes()),
+        Speaks::OpenAi => {
+            stream.write_all(format!(": keepalive {done}/{}\n\n", work.tokens).as_bytes())
+        }
         Speaks::V1 => {
-            let part = f64::from(u32::try_from(done).unwrap()) / f64::from(u32::try_from(work.tokens).unwrap());
+            let part = f64::from(u32::try_from(done).unwrap())
+                / f64::from(u32::try_from(work.tokens).unwrap());
             let kind = "prompt_processing.progress";
             event(stream, kind, &json!({ "type": kind, "progress": part }))
         }
@@ -389,12 +486,20 @@ fn finish(work: &Work, stream: &mut TcpStream, seconds: f64) -> std::io::Result<
     let usage = json!({ "prompt_tokens": work.tokens, "completion_tokens": 1, "total_tokens": work.tokens + 1 });
     match work.speaks {
         Speaks::V1 => {
-            event(stream, "message.delta", &json!({ "type": "message.delta", "content": "x" }))?;
+            event(
+                stream,
+                "message.delta",
+                &json!({ "type": "message.delta", "content": "x" }),
+            )?;
             let stats = json!({
                 "input_tokens": work.tokens, "total_output_tokens": 1, "tokens_per_second": 50.0,
                 "time_to_first_token_seconds": seconds,
             });
-            event(stream, "chat.end", &json!({ "type": "chat.end", "result": { "output": [], "stats": stats } }))
+            event(
+                stream,
+                "chat.end",
+                &json!({ "type": "chat.end", "result": { "output": [], "stats": stats } }),
+            )
         }
         Speaks::V0 => {
             // Decoding takes time too, and must not be counted.
@@ -410,9 +515,17 @@ fn finish(work: &Work, stream: &mut TcpStream, seconds: f64) -> std::io::Result<
         Speaks::OpenAi => {
             let mut usage = usage;
             usage["prompt_tokens_details"] = json!({ "cached_tokens": work.cached });
-            event(stream, "", &json!({ "choices": [{ "index": 0, "delta": { "content": "x" } }] }))?;
+            event(
+                stream,
+                "",
+                &json!({ "choices": [{ "index": 0, "delta": { "content": "x" } }] }),
+            )?;
             thread::sleep(Duration::from_millis(200));
-            event(stream, "", &json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "length" }] }))?;
+            event(
+                stream,
+                "",
+                &json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "length" }] }),
+            )?;
             event(stream, "", &json!({ "choices": [], "usage": usage }))?;
             stream.write_all(b"data: [DONE]\n\n")
         }
@@ -420,14 +533,20 @@ fn finish(work: &Work, stream: &mut TcpStream, seconds: f64) -> std::io::Result<
 }
 
 fn event(stream: &mut TcpStream, name: &str, data: &Value) -> std::io::Result<()> {
-    let name = if name.is_empty() { String::new() } else { format!("event: {name}\n") };
+    let name = if name.is_empty() {
+        String::new()
+    } else {
+        format!("event: {name}\n")
+    };
     stream.write_all(format!("{name}data: {data}\n\n").as_bytes())
 }
 
 /// The chunk that an engine's file says, as Python would read it.
 pub fn chunk_on_disk(engine: &Path) -> Option<u64> {
     let text = fs::read_to_string(engine).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("PROMPT_PROCESSING_CHUNK_SIZE = "))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("PROMPT_PROCESSING_CHUNK_SIZE = "))?;
     line.trim().parse().ok()
 }
 
@@ -445,7 +564,10 @@ impl FakeLmStudio {
             dialect: Dialect::Newest,
             takes_parallel: true,
             speaks: Speaks::V1,
-            pace: Pace { per_chunk: Duration::from_millis(20), per_token: Duration::from_micros(20) },
+            pace: Pace {
+                per_chunk: Duration::from_millis(20),
+                per_token: Duration::from_micros(20),
+            },
             manner: Manner::default(),
             prefills: Vec::new(),
             running: None,
@@ -462,7 +584,11 @@ impl FakeLmStudio {
                 thread::spawn(move || stream.ok().and_then(|stream| serve(&state, stream)));
             }
         });
-        Self { address, shared, listener: Some(listener) }
+        Self {
+            address,
+            shared,
+            listener: Some(listener),
+        }
     }
 
     /// Where it listens, as `--url` takes it.
@@ -474,7 +600,11 @@ impl FakeLmStudio {
     pub fn announce(&self, lmstudio: &Path) {
         let settings = json!({ "port": self.address.port(), "networkInterface": "127.0.0.1" });
         fs::create_dir_all(lmstudio.join(".internal")).unwrap();
-        fs::write(lmstudio.join(".internal/http-server-config.json"), settings.to_string()).unwrap();
+        fs::write(
+            lmstudio.join(".internal/http-server-config.json"),
+            settings.to_string(),
+        )
+        .unwrap();
     }
 
     /// What it knows, to be read or changed; keep it for no longer than that.
@@ -484,16 +614,24 @@ impl FakeLmStudio {
 
     /// Puts a model on its disk.
     pub fn add_model(&self, key: &str, format: &str) {
-        self.state().models.push(Model { key: key.to_owned(), format: format.to_owned(), instances: Vec::new() });
+        self.state().models.push(Model {
+            key: key.to_owned(),
+            format: format.to_owned(),
+            instances: Vec::new(),
+        });
     }
 
     /// Loads a model that is on its disk, as the app would; returns the instance.
     pub fn load_now(&self, key: &str, context_length: u64, parallel: u64) -> Instance {
-        let options = json!({ "model": key, "context_length": context_length, "parallel": parallel });
+        let options =
+            json!({ "model": key, "context_length": context_length, "parallel": parallel });
         let mut state = self.state();
         let (dialect, takes_parallel) = (state.dialect, state.takes_parallel);
         (state.dialect, state.takes_parallel) = (Dialect::Newest, true);
-        assert!(matches!(load(&mut state, &options), Answer::Json(200, _)), "{key} is not on the fake's disk");
+        assert!(
+            matches!(load(&mut state, &options), Answer::Json(200, _)),
+            "{key} is not on the fake's disk"
+        );
         (state.dialect, state.takes_parallel) = (dialect, takes_parallel);
         let model = state.models.iter().find(|model| model.key == key).unwrap();
         model.instances.last().unwrap().clone()
@@ -501,7 +639,11 @@ impl FakeLmStudio {
 
     /// Every loaded instance, in the order of the models.
     pub fn instances(&self) -> Vec<Instance> {
-        self.state().models.iter().flat_map(|model| model.instances.clone()).collect()
+        self.state()
+            .models
+            .iter()
+            .flat_map(|model| model.instances.clone())
+            .collect()
     }
 
     /// Makes every request of `path` go wrong.
@@ -511,7 +653,11 @@ impl FakeLmStudio {
 
     /// The paths that were asked for, oldest first.
     pub fn paths(&self) -> Vec<String> {
-        self.state().requests.iter().map(|request| request.path.clone()).collect()
+        self.state()
+            .requests
+            .iter()
+            .map(|request| request.path.clone())
+            .collect()
     }
 }
 
@@ -528,12 +674,16 @@ impl Drop for FakeLmStudio {
 
 /// A test that failed while it held the lock is no reason for another panic.
 fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
-    shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    shared
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Answers one request; none where the client or a fault ended it.
 fn serve(shared: Shared, mut stream: TcpStream) -> Option<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .ok()?;
     if !is_running(&mut lock(shared)) {
         return None;
     }
@@ -546,10 +696,13 @@ fn serve(shared: Shared, mut stream: TcpStream) -> Option<()> {
     if let Some(Fault::Slow(delay)) = fault {
         thread::sleep(delay);
     }
-    let is_authorized = token.is_none_or(|token| request.authorization == Some(format!("Bearer {token}")));
+    let is_authorized =
+        token.is_none_or(|token| request.authorization == Some(format!("Bearer {token}")));
     let answer = match fault {
         Some(Fault::Cut) => return None,
-        Some(Fault::Garbage) => Answer::Stream(Box::new(|stream| write_answer(stream, 200, "<html>no</html>"))),
+        Some(Fault::Garbage) => Answer::Stream(Box::new(|stream| {
+            write_answer(stream, 200, "<html>no</html>")
+        })),
         Some(Fault::Status(status)) => Answer::error(status, "told to fail"),
         Some(Fault::Busy(_)) => Answer::error(409, "Model is busy"),
         _ if !is_authorized => Answer::error(401, "Malformed or missing LM Studio API token"),
@@ -564,13 +717,18 @@ fn serve(shared: Shared, mut stream: TcpStream) -> Option<()> {
 
 /// Whether the app is there at all; where it is not, it has forgotten what was loaded.
 fn is_running(state: &mut State) -> bool {
-    let Some(running) = &state.running else { return true };
+    let Some(running) = &state.running else {
+        return true;
+    };
     let since = fs::metadata(running).and_then(|file| file.modified()).ok();
     let is_running = since.is_some();
     let is_another = state.since.is_some() && state.since != since;
     state.since = since.or(state.since);
     if is_another {
-        state.models.iter_mut().for_each(|model| model.instances.clear());
+        state
+            .models
+            .iter_mut()
+            .for_each(|model| model.instances.clear());
     }
     is_running
 }
@@ -596,7 +754,9 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).ok()?;
-        let Some((name, value)) = header.trim_end().split_once(':') else { break };
+        let Some((name, value)) = header.trim_end().split_once(':') else {
+            break;
+        };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.trim().parse().ok()?,
             "authorization" => authorization = Some(value.trim().to_owned()),
@@ -605,7 +765,12 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some(Request { method, path, authorization, body: serde_json::from_slice(&body).unwrap_or_default() })
+    Some(Request {
+        method,
+        path,
+        authorization,
+        body: serde_json::from_slice(&body).unwrap_or_default(),
+    })
 }
 
 /// Writes a whole answer with its head. The client may be gone; that is its own affair.

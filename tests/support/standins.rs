@@ -34,16 +34,26 @@ impl<'e> StandIns<'e> {
     /// Puts a script called `name` first on PATH. It records each call, then does what `body` says.
     pub fn script(&self, name: &str, body: &str) {
         let calls = self.file("calls").display().to_string();
-        executable(&self.file(name), &format!("echo \"{name} $*\" >> '{calls}'\n{body}"));
+        executable(
+            &self.file(name),
+            &format!("echo \"{name} $*\" >> '{calls}'\n{body}"),
+        );
     }
 
     /// A `ps` that shows itself and these processes: process id, start, command line.
     pub fn ps(&self, rows: &[(u32, SystemTime, String)]) {
-        let rows =
-            rows.iter().map(|(pid, start, command)| format!("{pid:>5}     0 {}     {command}\n", lstart(*start)));
+        let rows = rows.iter().map(|(pid, start, command)| {
+            format!("{pid:>5}     0 {}     {command}\n", lstart(*start))
+        });
         let itself = "echo \"  $$     1 $(date '+%a %b %e %H:%M:%S %Y')     ps -axww\"";
         fs::write(self.file("table"), rows.collect::<String>()).unwrap();
-        self.script("ps", &format!("[ \"$TZ\" = UTC0 ] || exit 9\n{itself}\ncat '{}'", self.file("table").display()));
+        self.script(
+            "ps",
+            &format!(
+                "[ \"$TZ\" = UTC0 ] || exit 9\n{itself}\ncat '{}'",
+                self.file("table").display()
+            ),
+        );
     }
 
     /// Every call so far, oldest first: the program and its arguments.
@@ -54,14 +64,19 @@ impl<'e> StandIns<'e> {
 
     /// The calls of one program.
     pub fn calls_of(&self, name: &str) -> Vec<String> {
-        self.calls().into_iter().filter(|call| call.split(' ').next() == Some(name)).collect()
+        self.calls()
+            .into_iter()
+            .filter(|call| call.split(' ').next() == Some(name))
+            .collect()
     }
 
     /// Gives `command` the test's environment with the stand-ins first on PATH.
     pub fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let all = std::iter::once(self.directory.clone()).chain(std::env::split_paths(&path));
-        self.env.isolate(command).env("PATH", std::env::join_paths(all).unwrap())
+        self.env
+            .isolate(command)
+            .env("PATH", std::env::join_paths(all).unwrap())
     }
 
     /// A command that runs lmpatch with the stand-ins, not yet started.
@@ -117,7 +132,12 @@ fn lstart(start: SystemTime) -> String {
 
 /// Sets when a file was last written.
 pub fn written(path: &Path, at: SystemTime) {
-    fs::File::options().write(true).open(path).unwrap().set_modified(at).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_modified(at)
+        .unwrap();
 }
 
 /// Waits until `is_so`, and fails after twenty seconds.
@@ -125,7 +145,10 @@ pub fn written(path: &Path, at: SystemTime) {
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !is_so() {
-        assert!(std::time::Instant::now() < deadline, "not within twenty seconds: {what}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not within twenty seconds: {what}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -26,7 +26,10 @@ pub struct Call {
 
 /// Whether strace is installed and may trace here; where not, says so.
 pub fn is_there() -> bool {
-    let works = Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success());
+    let works = Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .status()
+        .is_ok_and(|status| status.success());
     if !works {
         eprintln!("skipped: strace is not installed or may not trace");
     }
@@ -38,18 +41,32 @@ pub fn is_there() -> bool {
 /// What comes before `main` (the loader and its libraries) touches no home, so it is not among them.
 pub fn record(env: &Env, args: &[&str]) -> Vec<Call> {
     let log = log(env);
-    let output = strace(env, &log, DISK_CALLS).arg(LMPATCH).args(args).output().unwrap();
+    let output = strace(env, &log, DISK_CALLS)
+        .arg(LMPATCH)
+        .args(args)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
-    calls(&fs::read_to_string(log).unwrap(), &env.lmstudio().to_string_lossy())
+    calls(
+        &fs::read_to_string(log).unwrap(),
+        &env.lmstudio().to_string_lossy(),
+    )
 }
 
 /// Runs lmpatch with `args` while strace tampers with calls of one name, as `-e inject=` describes it.
 /// Returns what it printed and whether a call was tampered with.
 pub fn inject(env: &Env, call: &str, tampering: &str, args: &[&str]) -> (Output, bool) {
     let log = log(env);
-    let output = tampered(env, call, tampering).arg(LMPATCH).args(args).output().unwrap();
+    let output = tampered(env, call, tampering)
+        .arg(LMPATCH)
+        .args(args)
+        .output()
+        .unwrap();
     let log = fs::read_to_string(log).unwrap();
-    (output, log.contains("(INJECTED)") || log.contains("killed by SIGKILL"))
+    (
+        output,
+        log.contains("(INJECTED)") || log.contains("killed by SIGKILL"),
+    )
 }
 
 /// A run of lmpatch that stands still. Dropped, it ends: strace takes what it runs with it.
@@ -62,15 +79,31 @@ pub struct Paused {
 pub fn pause(env: &Env, call: &Call, args: &[&str]) -> Paused {
     let tampering = format!("signal=SIGSTOP:when={}", call.occurrence);
     let mut command = tampered(env, &call.name, &tampering);
-    let strace = command.arg(LMPATCH).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut paused = Paused { strace, lmpatch: String::new() };
+    let strace = command
+        .arg(LMPATCH)
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut paused = Paused {
+        strace,
+        lmpatch: String::new(),
+    };
     let deadline = Instant::now() + Duration::from_secs(60);
     while paused.lmpatch.is_empty() {
-        assert!(Instant::now() < deadline, "lmpatch did not stop in {call:?}");
+        assert!(
+            Instant::now() < deadline,
+            "lmpatch did not stop in {call:?}"
+        );
         std::thread::sleep(Duration::from_millis(5));
         let log = fs::read_to_string(log(env)).unwrap_or_default();
-        let stop = log.lines().find_map(|line| line.strip_suffix(" --- stopped by SIGSTOP ---"));
-        stop.unwrap_or_default().trim().clone_into(&mut paused.lmpatch);
+        let stop = log
+            .lines()
+            .find_map(|line| line.strip_suffix(" --- stopped by SIGSTOP ---"));
+        stop.unwrap_or_default()
+            .trim()
+            .clone_into(&mut paused.lmpatch);
     }
     paused
 }
@@ -78,12 +111,32 @@ pub fn pause(env: &Env, call: &Call, args: &[&str]) -> Paused {
 impl Paused {
     /// Lets it go on to its end.
     pub fn resume(mut self) -> Ran {
-        assert!(Command::new("kill").args(["-CONT", &self.lmpatch]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-CONT", &self.lmpatch])
+                .status()
+                .unwrap()
+                .success()
+        );
         let (mut stdout, mut stderr) = (String::new(), String::new());
         // Both fit into the buffers of their pipes.
-        self.strace.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        self.strace.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-        Ran { code: self.strace.wait().unwrap().code(), stdout, stderr }
+        self.strace
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
+        self.strace
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        Ran {
+            code: self.strace.wait().unwrap().code(),
+            stdout,
+            stderr,
+        }
     }
 }
 
@@ -111,7 +164,11 @@ fn log(env: &Env) -> PathBuf {
 
 fn strace(env: &Env, log: &Path, calls: &str) -> Command {
     let mut command = Command::new("strace");
-    env.isolate(&mut command).args(["-f", "-y", "-s", "0", "-o"]).arg(log).arg("-e").arg(format!("trace={calls}"));
+    env.isolate(&mut command)
+        .args(["-f", "-y", "-s", "0", "-o"])
+        .arg(log)
+        .arg("-e")
+        .arg(format!("trace={calls}"));
     command
 }
 
@@ -120,13 +177,20 @@ fn calls(log: &str, home: &str) -> Vec<Call> {
     let mut counts = BTreeMap::new();
     let mut found = Vec::new();
     for line in log.lines() {
-        let Some((name, _)) = line.split_once(' ').and_then(|(_, call)| call.trim_start().split_once('(')) else {
+        let Some((name, _)) = line
+            .split_once(' ')
+            .and_then(|(_, call)| call.trim_start().split_once('('))
+        else {
             continue;
         };
         let count = counts.entry(name).or_insert(0);
         *count += 1;
         if line.contains(home) {
-            found.push(Call { name: name.to_owned(), occurrence: *count, text: line.to_owned() });
+            found.push(Call {
+                name: name.to_owned(),
+                occurrence: *count,
+                text: line.to_owned(),
+            });
         }
     }
     found

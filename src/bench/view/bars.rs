@@ -13,8 +13,11 @@ const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'
 /// One bar per size, the longest as long as there is room for in `width` columns. The one to keep is painted.
 #[must_use]
 pub fn render(record: &Record, width: usize) -> String {
-    let speeds: Vec<_> =
-        record.results.iter().filter_map(|row| Some((row.size?, row.median_tokens_per_second?))).collect();
+    let speeds: Vec<_> = record
+        .results
+        .iter()
+        .filter_map(|row| Some((row.size?, row.median_tokens_per_second?)))
+        .collect();
     let longest = speeds.iter().map(|(_, speed)| *speed).fold(0.0, f64::max);
     if speeds.len() < 2 || longest <= 0.0 {
         return String::new();
@@ -22,14 +25,27 @@ pub fn render(record: &Record, width: usize) -> String {
     let room = width.saturating_sub(22).clamp(8, 60);
     let mut text = String::new();
     for (size, value) in speeds {
-        let style = if record.verdict.keep == Some(size) { GOOD } else { FAINT };
+        let style = if record.verdict.keep == Some(size) {
+            GOOD
+        } else {
+            FAINT
+        };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{size:>8} {style}{}{style:#} {} tok/s", bar(value / longest, room), speed(value));
+        let _ = writeln!(
+            text,
+            "{size:>8} {style}{}{style:#} {} tok/s",
+            bar(value / longest, room),
+            speed(value)
+        );
     }
     text
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few columns")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a few columns"
+)]
 #[expect(clippy::cast_precision_loss, reason = "a few columns")]
 fn bar(part: f64, room: usize) -> String {
     let eighths = (part * (room * 8) as f64).round() as usize;

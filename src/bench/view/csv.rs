@@ -10,7 +10,9 @@ const HEADER: &str = "size,run,prompt_tokens,prefill_seconds,tokens_per_second,s
 pub fn render(record: &Record) -> String {
     let mut lines = vec![HEADER.to_owned()];
     for row in &record.results {
-        let runs = (1..).zip(&row.runs).map(|(number, run)| line(record, row, Some((number, run))));
+        let runs = (1..)
+            .zip(&row.runs)
+            .map(|(number, run)| line(record, row, Some((number, run))));
         lines.extend(runs);
         if row.runs.is_empty() {
             lines.push(line(record, row, None));
@@ -26,8 +28,17 @@ fn line(record: &Record, row: &Row, run: Option<(u32, &Run)>) -> String {
     let machine = &record.machine;
     let numbered = run.map(|(number, _)| number);
     let run = run.map(|(_, run)| run);
-    let flags = run.map(|run| run.flags.iter().copied().map(Flag::word).collect::<Vec<_>>().join(" "));
-    let observed = run.and_then(|run| run.observed).map(|observed| observed.chunk);
+    let flags = run.map(|run| {
+        run.flags
+            .iter()
+            .copied()
+            .map(Flag::word)
+            .collect::<Vec<_>>()
+            .join(" ")
+    });
+    let observed = run
+        .and_then(|run| run.observed)
+        .map(|observed| observed.chunk);
     let fields = [
         text(row.size),
         text(numbered),
@@ -70,8 +81,14 @@ mod tests {
         let lines: Vec<_> = text.split_terminator("\r\n").collect();
         assert_eq!(lines.len(), 1 + 2 + 2 + 2 + 1);
         let model = r#""org/model <4bit> ""x"", y|z""#;
-        let tail = format!(",{model},MLX 1.11.0,,,macos,,aarch64,{}", env!("CARGO_PKG_VERSION"));
-        assert_eq!(lines[4], format!("2048,2,10000,1,10000,server,cache-hit,2048,1610612736,{tail}"));
+        let tail = format!(
+            ",{model},MLX 1.11.0,,,macos,,aarch64,{}",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(
+            lines[4],
+            format!("2048,2,10000,1,10000,server,cache-hit,2048,1610612736,{tail}")
+        );
         assert_eq!(lines[7], format!("8192,,,,,,,,,out of memory{tail}"));
         assert_eq!(lines[0].split(',').count(), HEADER.split(',').count());
     }

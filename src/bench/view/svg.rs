@@ -33,8 +33,11 @@ pub fn render(record: &Record) -> String {
     let mut y = 12;
     y = lines(&mut text, "title", &title, LARGE, y);
     y = lines(&mut text, "faint", &md::subject(record), SMALL, y) + LINE;
-    let longest =
-        record.results.iter().filter_map(|row| row.median_tokens_per_second).fold(f64::MIN_POSITIVE, f64::max);
+    let longest = record
+        .results
+        .iter()
+        .filter_map(|row| row.median_tokens_per_second)
+        .fold(f64::MIN_POSITIVE, f64::max);
     for row in &record.results {
         text.push_str(&bar(row, record, y, longest));
         y += STEP;
@@ -56,32 +59,62 @@ fn lines(svg: &mut String, class: &str, text: &str, width: usize, mut y: usize) 
     for line in textwrap::wrap(text, width) {
         y += LINE;
         // Writing to a String cannot fail.
-        let _ = writeln!(svg, "<text class=\"{class}\" x=\"16\" y=\"{y}\">{}</text>", escaped(&line));
+        let _ = writeln!(
+            svg,
+            "<text class=\"{class}\" x=\"16\" y=\"{y}\">{}</text>",
+            escaped(&line)
+        );
     }
     y
 }
 
 fn bar(row: &Row, record: &Record, top: usize, longest: f64) -> String {
-    let size = row.size.map_or_else(|| "as it is".to_owned(), |size| size.to_string());
+    let size = row
+        .size
+        .map_or_else(|| "as it is".to_owned(), |size| size.to_string());
     let middle = top + BAR / 2 + 5;
-    let label = format!("<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{size}</text>\n", LEFT - 10);
+    let label = format!(
+        "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\">{size}</text>\n",
+        LEFT - 10
+    );
     let Some(value) = row.median_tokens_per_second else {
-        let why: String = row.failed.as_deref().unwrap_or("not measured").chars().take(85).collect();
+        let why: String = row
+            .failed
+            .as_deref()
+            .unwrap_or("not measured")
+            .chars()
+            .take(85)
+            .collect();
         let why = escaped(&why);
-        return format!("{label}<text class=\"faint\" x=\"{LEFT}\" y=\"{middle}\">failed: {why}</text>\n");
+        return format!(
+            "{label}<text class=\"faint\" x=\"{LEFT}\" y=\"{middle}\">failed: {why}</text>\n"
+        );
     };
     let length = value / longest * ROOM;
-    let class = if row.size.is_some() && record.verdict.keep == row.size { "keep" } else { "bar" };
+    let class = if row.size.is_some() && record.verdict.keep == row.size {
+        "keep"
+    } else {
+        "bar"
+    };
     let spread = row.spread.unwrap_or_default() * length;
     let end = f64::from(u32::try_from(LEFT).unwrap_or_default()) + length;
     let (from, to, line) = (end - spread, end + spread, top + BAR / 2);
     let mark = if spread > 0.5 {
-        format!("<line class=\"mark\" x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{line}\" y2=\"{line}\"/>\n")
+        format!(
+            "<line class=\"mark\" x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{line}\" y2=\"{line}\"/>\n"
+        )
     } else {
         String::new()
     };
-    let times = row.times_stock.map(|times| format!(" · {times:.2} × stock")).unwrap_or_default();
-    let doubt = if row.is_not_in_effect() { " · not in effect" } else { "" };
+    let times = row
+        .times_stock
+        .map(|times| format!(" · {times:.2} × stock"))
+        .unwrap_or_default();
+    let doubt = if row.is_not_in_effect() {
+        " · not in effect"
+    } else {
+        ""
+    };
     let after = end + spread + 8.0;
     format!(
         "{label}<rect class=\"{class}\" x=\"{LEFT}\" y=\"{top}\" width=\"{length:.1}\" height=\"{BAR}\" rx=\"3\"/>\n{mark}\
@@ -121,7 +154,11 @@ mod tests {
     #[test]
     fn every_size_has_its_bar_or_says_why_not() {
         let svg = render(&record());
-        assert_eq!(svg.matches("<rect class=\"bar\"").count() + svg.matches("<rect class=\"keep\"").count(), 3);
+        assert_eq!(
+            svg.matches("<rect class=\"bar\"").count()
+                + svg.matches("<rect class=\"keep\"").count(),
+            3
+        );
         assert_eq!(svg.matches("<rect class=\"keep\"").count(), 1);
         assert!(svg.contains("width=\"380.0\"") && svg.contains("width=\"95.0\""));
         assert!(svg.contains("failed: out of memory") && svg.contains("not in effect"));

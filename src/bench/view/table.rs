@@ -9,6 +9,8 @@ use super::{HEADER, cells};
 /// The table, one line per size.
 #[must_use]
 pub fn render(record: &Record, layout: Layout) -> String {
-    let rows = cells(record).into_iter().map(|row| row.map(|cell| printable(&cell)));
+    let rows = cells(record)
+        .into_iter()
+        .map(|row| row.map(|cell| printable(&cell)));
     human::table(HEADER, &[1, 2, 3, 4, 5, 6], rows, layout).to_string() + "\n"
 }
