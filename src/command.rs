@@ -1,18 +1,22 @@
-//! Runs a program of the system and never waits for it without end.
+//! Runs another program and never waits for it without end.
 
 use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result, bail};
+
 const PAUSE: Duration = Duration::from_millis(5);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200);
+/// More of an error is not shown, in characters.
+const MAX_ERROR: usize = 300;
 
 /// A program that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its process id.
-    pub pid: u32,
     /// How it ended.
     pub status: ExitStatus,
     /// What it printed to stdout.
@@ -21,25 +25,40 @@ pub struct Finished {
     pub stderr: String,
 }
 
-/// Runs `command` without input. Fails where it cannot be started, or has to be killed after `patience`.
-pub fn run(command: &mut Command, patience: Duration) -> io::Result<Finished> {
-    let deadline = Instant::now() + patience;
+/// Runs `command` without input. Fails where it cannot be started, or has to be killed after `timeout`.
+pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
+    run_until(command, timeout, &|| false)
+}
+
+/// The same; it is killed too as soon as `wants_stop`.
+pub fn run_until(
+    command: &mut Command,
+    timeout: Duration,
+    wants_stop: &dyn Fn() -> bool,
+) -> io::Result<Finished> {
+    let deadline = Instant::now() + timeout;
+    // A process group of its own: Ctrl-C is for lmpatch, and does not cut in half what it has begun.
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()?;
-    let pid = child.id();
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if Instant::now() >= deadline {
+        let is_stopped = wants_stop();
+        if is_stopped || Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(too_slow(patience));
+            return Err(if is_stopped {
+                io::Error::new(io::ErrorKind::Interrupted, "stopped")
+            } else {
+                too_slow(timeout)
+            });
         }
         thread::sleep(PAUSE);
     };
@@ -48,21 +67,58 @@ pub fn run(command: &mut Command, patience: Duration) -> io::Result<Finished> {
         let left = deadline
             .saturating_duration_since(Instant::now())
             .max(PAUSE);
-        let bytes = output.recv_timeout(left).map_err(|_| too_slow(patience))?;
+        let bytes = output.recv_timeout(left).map_err(|_| too_slow(timeout))?;
         Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
     };
     Ok(Finished {
-        pid,
         status,
         stdout: rest(&stdout)?,
         stderr: rest(&stderr)?.trim_end().to_owned(),
     })
 }
 
-fn too_slow(patience: Duration) -> io::Error {
+/// What a program printed to stdout. Fails, in one line, where it does.
+pub fn output(
+    command: &mut Command,
+    timeout: Duration,
+    wants_stop: &dyn Fn() -> bool,
+) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let name = name.rsplit('/').next().unwrap_or(&name);
+    let finished =
+        run_until(command, timeout, wants_stop).with_context(|| format!("{name} failed"))?;
+    if finished.status.success() {
+        return Ok(finished.stdout);
+    }
+    let said = [finished.stderr, finished.stdout]
+        .into_iter()
+        .find(|text| !text.trim().is_empty())
+        .unwrap_or_default();
+    let words: Vec<_> = said.split_whitespace().collect();
+    let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
+    bail!("{name} failed ({}): {said}", finished.status)
+}
+
+/// Tries until it succeeds, at least once and no longer than `limit`, unless `wants_stop`.
+pub fn retry<T>(
+    limit: Duration,
+    wants_stop: &dyn Fn() -> bool,
+    attempt: impl Fn() -> Result<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let result = attempt();
+        if result.is_ok() || Instant::now() >= deadline || wants_stop() {
+            return result;
+        }
+        thread::sleep(BETWEEN_ATTEMPTS.min(limit));
+    }
+}
+
+fn too_slow(timeout: Duration) -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
-        format!("it took longer than {} seconds", patience.as_secs_f64()),
+        format!("it took longer than {} seconds", timeout.as_secs_f64()),
     )
 }
 

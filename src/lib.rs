@@ -5,79 +5,85 @@
 
 pub mod agent;
 pub mod bench;
+mod change;
+mod check;
 pub mod cli;
 pub mod command;
-pub mod doctor;
-pub mod effect;
+mod completions;
+pub mod exit;
 pub mod files;
 pub mod lmstudio;
-pub mod outcome;
+pub mod output;
 pub mod patch;
 pub mod reload;
 pub mod report;
-pub mod session;
-pub mod shell;
-pub mod side_by_side;
-pub mod ui;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use cli::{Cli, Command, Request};
+use cli::{Cli, Command};
+use exit::Exit;
 use lmstudio::home;
-use outcome::Outcome;
-use report::{Report, json};
-use session::Session;
-use ui::Ui;
+use output::Output;
+use patch::backend::Goal;
+use patch::settings::DEFAULT_SIZE;
+use report::{Action, Report, SCHEMA};
 
 /// Does what was asked and tells it. Fails only where nothing could be told.
-pub fn run(cli: &Cli) -> Result<Outcome> {
-    let ui = Ui::new(cli.stream_colour(), cli.quiet, cli.verbose);
+pub fn run(cli: &Cli) -> Result<Exit> {
+    cli.colour().write_global();
+    let output = Output {
+        is_quiet: cli.quiet,
+        is_verbose: cli.verbose,
+    };
     match &cli.command {
-        None => look_or_change(cli, &ui),
-        Some(Command::Bench(args)) => bench::run(cli, args, &ui),
-        Some(Command::Agent(command)) => agent::run(cli, &ui, command),
-        Some(Command::Doctor) => doctor::run(cli, &ui),
-        Some(Command::Completions { shell }) => hand_out(&ui, &shell::completions(*shell)),
-        Some(Command::Man) => hand_out(&ui, &shell::manual_page()?),
+        None => check_or_change(cli, &output),
+        Some(Command::Bench(args)) => bench::run(cli, args, &output),
+        Some(Command::Agent(command)) => agent::run(cli, &output, command),
+        Some(Command::Completions { shell }) => print(&output, &completions::script(*shell)),
+        Some(Command::Man) => print(&output, &completions::manual_page()?),
     }
 }
 
-fn hand_out(ui: &Ui, text: &[u8]) -> Result<Outcome> {
-    ui.print_raw(text).context("cannot write to stdout")?;
-    Ok(Outcome::Done)
+fn print(output: &Output, text: &[u8]) -> Result<Exit> {
+    output.print_raw(text)?;
+    Ok(Exit::Done)
 }
 
-fn look_or_change(cli: &Cli, ui: &Ui) -> Result<Outcome> {
-    let mut report = Report::new(cli.request());
-    let outcome = answer(cli, ui, &mut report).unwrap_or_else(|error| {
-        report.error = Some(format!("{error:#}"));
-        Outcome::Failed
+fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
+    let (action, size) = match (cli.check, cli.revert) {
+        (true, _) => (Action::Check, cli.size),
+        (_, true) => (Action::Revert, None),
+        _ => (Action::Set, Some(cli.size.unwrap_or(DEFAULT_SIZE))),
+    };
+    let mut report = Report {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        action,
+        dry_run: cli.dry_run,
+        size,
+        ..Report::default()
+    };
+    let done = home::find(cli.home.as_deref()).and_then(|home| {
+        report.home = Some(home.path.display().to_string());
+        report.home_found_by = Some(home.found_by);
+        match action {
+            Action::Check => check::run(cli, output, &home, &mut report),
+            Action::Set | Action::Revert => {
+                let goal = size.map_or(Goal::Original, Goal::Size);
+                change::run(cli, output, &home, &mut report, goal)
+            }
+        }
     });
-    report.exit_code = outcome.code();
+    let exit = done.unwrap_or_else(|error| {
+        report.error = Some(format!("{error:#}"));
+        Exit::Failed
+    });
+    report.exit_code = exit as u8;
     if let Some(error) = &report.error {
-        ui.error(error);
+        output.error(error);
     }
     if cli.json {
-        ui.print(&json::render(&report)?)
-            .context("cannot write the report to stdout")?;
+        output.print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     }
-    Ok(outcome)
-}
-
-fn answer(cli: &Cli, ui: &Ui, report: &mut Report) -> Result<Outcome> {
-    let home = home::find(cli.home.as_deref())?;
-    if let Some(note) = &home.note {
-        ui.note(note);
-        report.notes.push(note.clone());
-    }
-    let session = Session {
-        cli,
-        ui,
-        home: &home.path,
-    };
-    match cli.request() {
-        Request::Check(size) => session.check(report, size),
-        Request::Change(goal) => session.change(report, goal, patch::carry_out),
-        Request::Rehearse(goal) => session.change(report, goal, patch::rehearse),
-    }
+    Ok(exit)
 }

@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match lmpatch::cli::Cli::read(std::env::args_os()) {
-        Ok(cli) => {
-            lmpatch::run(&cli).map_or_else(|error| lmpatch::ui::last_words(&error), ExitCode::from)
-        }
-        Err(answer) => lmpatch::ui::print_answer(&answer),
+        Ok(cli) => lmpatch::run(&cli)
+            .map_or_else(|error| lmpatch::output::print_fatal(&error), ExitCode::from),
+        Err(answer) => lmpatch::output::print_clap(&answer),
     }
 }

@@ -1,341 +1,223 @@
-//! Makes new values take effect: loads models again, or restarts LM Studio and loads what was loaded.
+//! Makes new values take effect: loads models again, or restarts the app and loads what was loaded.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
-use crate::lmstudio::process;
-use crate::lmstudio::server::{InstanceConfig, Model, Server, Trouble};
+use crate::command;
+use crate::lmstudio::lms::{Lms, LoadedModel};
+use crate::lmstudio::workers::{self, Worker};
 
-/// Between two looks at something that is waited for.
-const PAUSE: Duration = Duration::from_millis(100);
-/// How long a program that quits or opens the app may take.
-const APP_PATIENCE: Duration = Duration::from_secs(60);
-
-/// For how long an app that is still quitting may keep a new one from opening.
-const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// For how long macOS may refuse to open an app that is still on its way out.
+const OPENING: Duration = Duration::from_secs(10);
 
 /// What makes new values take effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum How {
-    /// Unload and load each loaded MLX model.
+    /// Unload and load each loaded MLX model
     Models,
-    /// Quit and open the app, then load each MLX model that was loaded.
+    /// Quit and open the app, and load what was loaded
     App,
 }
 
-/// What became of one loaded model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One model as it is now; or as it was, and why it was not loaded again.
+#[derive(Debug, Clone, Serialize)]
 pub struct Reloaded {
-    /// Its key.
-    pub model: String,
-    /// Its instance: the new one, or the old one where there is no new one.
-    pub instance: String,
-    /// The context that it was loaded with before, in tokens.
-    pub context_length: Option<u64>,
-    /// How many predictions at a time it was loaded for before.
-    pub parallel: Option<u64>,
-    /// Why it could not be loaded again, if it could not.
+    #[serde(flatten)]
+    pub model: LoadedModel,
     pub failed: Option<String>,
-    /// What is different now, if anything is.
+    /// What is not as it was.
     pub note: Option<String>,
 }
 
-/// One loaded MLX model that is to be loaded again.
-#[derive(Debug, Clone)]
-struct Target {
-    model: String,
-    instance: String,
-    config: InstanceConfig,
-}
-
-/// What a reload works with.
-#[derive(Debug)]
-pub struct Reload<'a> {
-    /// LM Studio's home.
+pub struct Reloader<'a> {
     pub home: &'a Path,
-    /// Its server.
-    pub server: &'a Server,
-    /// How long busy models and a starting app are waited for, each time anew.
-    pub wait: Duration,
+    pub lms: Lms,
+    /// What to do about a model that cannot be loaded with the new values.
+    pub advice: String,
+    pub wants_stop: &'a dyn Fn() -> bool,
 }
 
-impl Reload<'_> {
-    /// Loads every loaded MLX model again, so that it has what is on disk now.
-    ///
-    /// Fails where nothing could be done at all; what became of each model is in the list.
-    pub fn carry_out(&self, how: How) -> Result<Vec<Reloaded>, String> {
-        match how {
-            How::Models => {
-                let targets = targets(
-                    &self
-                        .server
-                        .models()
-                        .map_err(|trouble| trouble.to_string())?,
-                );
-                wait_for_the_next_second();
-                Ok(targets.iter().map(|target| self.reload(target)).collect())
-            }
-            How::App => self.restart(),
+impl Reloader<'_> {
+    /// Reloads what is loaded. Where no worker of this home is seen, nothing is, and nothing is started.
+    pub fn run(&self, how: How) -> Result<Vec<Reloaded>> {
+        let seen = workers::snapshot(self.home);
+        if let ([], Some((pid, _))) = (&seen.workers[..], seen.foreign.first()) {
+            bail!("process {pid} may run an engine, and is no worker of LM Studio; start it anew");
         }
-    }
-
-    fn reload(&self, target: &Target) -> Reloaded {
-        match self.until_idle(target).and_then(|()| self.unload(target)) {
-            Ok(()) => self.load(target),
-            Err(why) => target.failed(why),
+        if seen.workers.is_empty() {
+            return Ok(Vec::new());
         }
-    }
-
-    /// Waits until LM Studio no longer says that the model is at work.
-    fn until_idle(&self, target: &Target) -> Result<(), String> {
-        let is_idle = || !process::at_work(self.home).contains(&target.instance);
-        if poll(self.wait, || is_idle().then_some(())).is_some() {
-            return Ok(());
+        let lms = self.lms.program.display();
+        let by_hand = "unload and load the models in LM Studio, or restart it";
+        ensure!(self.lms.program.is_file(), "{lms} is not there; {by_hand}");
+        let mut loaded = self.lms.loaded()?;
+        loaded.retain(LoadedModel::is_here);
+        if how == How::App {
+            return self.restart(&seen.workers, &loaded);
         }
-        Err(format!(
-            "it was still at work after {} seconds and was left as it is",
-            self.wait.as_secs_f64()
-        ))
+        loaded.retain(LoadedModel::is_mlx);
+        Ok(loaded.iter().map(|model| self.reload(model)).collect())
     }
 
-    fn unload(&self, target: &Target) -> Result<(), String> {
-        let attempt = || match self.server.unload(&target.instance) {
-            Err(Trouble::Busy(_)) => None,
-            // It unloaded itself in the meantime, as idle models do.
-            Err(Trouble::NotFound(_)) => Some(Ok(())),
-            other => Some(other.map_err(|trouble| format!("it was not unloaded: {trouble}"))),
-        };
-        let still_busy = || {
-            format!(
-                "it was still at work after {} seconds and was left as it is",
-                self.wait.as_secs_f64()
-            )
-        };
-        poll(self.wait, attempt).unwrap_or_else(|| Err(still_busy()))
-    }
-
-    fn load(&self, target: &Target) -> Reloaded {
-        let InstanceConfig {
-            context_length,
-            parallel,
-        } = target.config;
-        let attempt = || match self.server.load(&target.model, context_length, parallel) {
-            Err(Trouble::Busy(_)) => None,
-            other => Some(other),
-        };
-        match poll(self.wait, attempt) {
-            Some(Ok(loaded)) => {
-                let note = self.difference(target, &loaded.instance_id);
-                Reloaded {
-                    instance: loaded.instance_id,
-                    note,
-                    ..target.done()
-                }
-            }
-            Some(Err(trouble)) => target.failed(not_loaded(&trouble.to_string(), target)),
-            None => target.failed(not_loaded("the server stayed busy", target)),
-        }
-    }
-
-    /// What the server says of the new instance that is not as it was before.
-    fn difference(&self, target: &Target, instance: &str) -> Option<String> {
-        let models = self.server.models().ok()?;
-        let loaded = models.iter().find(|model| model.key == target.model)?;
-        let now = loaded
-            .loaded_instances
-            .iter()
-            .find(|now| now.id == instance)?
-            .config;
-        let differs = |what: &str, before: Option<u64>, now: Option<u64>| match (before, now) {
-            (Some(before), Some(now)) if before != now => {
-                Some(format!("{what} {now} instead of {before}"))
-            }
-            _ => None,
-        };
-        let differences: Vec<_> = [
-            differs(
-                "context length",
-                target.config.context_length,
-                now.context_length,
-            ),
-            differs("parallelism", target.config.parallel, now.parallel),
-            (instance != target.instance)
-                .then(|| format!("the identifier {instance} instead of {}", target.instance)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        (!differences.is_empty()).then(|| format!("LM Studio gave it {}", differences.join(", ")))
-    }
-
-    fn restart(&self) -> Result<Vec<Reloaded>, String> {
-        let targets = match self.server.models() {
-            Ok(models) => targets(&models),
-            // A server that was off stays off, and nothing could be loaded through it: the app alone is restarted.
-            Err(Trouble::NotRunning(_)) => {
-                self.quit(|| {
-                    !process::workers(self.home).is_ok_and(|workers| !workers.is_empty())
-                })?;
-                return self.open().map(|()| Vec::new());
-            }
-            Err(trouble) => return Err(trouble.to_string()),
-        };
-        for target in &targets {
-            self.until_idle(target)
-                .map_err(|why| format!("{}: {why}; the app was not quit", target.instance))?;
-        }
-        self.quit(|| {
-            matches!(
-                self.server.models(),
-                Err(Trouble::NotRunning(_) | Trouble::CutOff(_))
-            )
-        })?;
-        wait_for_the_next_second();
-        self.open()?;
-        let models = self.until_answer(&targets)?;
-        let is_back = |target: &Target| {
-            let model = models.iter().find(|model| model.key == target.model);
-            model.is_some_and(|model| {
-                model
-                    .loaded_instances
-                    .iter()
-                    .any(|instance| instance.id == target.instance)
-            })
-        };
-        let load = |target: &Target| {
-            if is_back(target) {
-                target.done()
-            } else {
-                self.load(target)
-            }
-        };
-        Ok(targets.iter().map(load).collect())
-    }
-
-    /// Quits the app and waits until it is gone.
-    fn quit(&self, is_gone: impl Fn() -> bool) -> Result<(), String> {
-        process::quit(APP_PATIENCE)?;
-        poll(self.wait, || is_gone().then_some(())).ok_or_else(|| {
-            format!(
-                "LM Studio still runs {} seconds after it was told to quit",
-                self.wait.as_secs_f64()
-            )
-        })
-    }
-
-    /// Opens the app; macOS refuses that for a moment while the old one is still on its way out.
-    fn open(&self) -> Result<(), String> {
-        let mut last = None;
-        let attempt = || {
-            process::open(APP_PATIENCE)
-                .map_err(|why| last = Some(why))
-                .ok()
-        };
-        poll(self.wait.min(OPEN_PATIENCE), attempt).ok_or_else(|| last.unwrap_or_default())
-    }
-
-    fn until_answer(&self, targets: &[Target]) -> Result<Vec<Model>, String> {
-        let mut last = None;
-        let attempt = || match self.server.models() {
-            Ok(models) => Some(models),
-            Err(trouble) => {
-                last = Some(trouble.to_string());
-                None
-            }
-        };
-        let models = poll(self.wait, attempt);
-        models.ok_or_else(|| {
-            let names: Vec<_> = targets.iter().map(|target| target.model.as_str()).collect();
-            let loaded = if names.is_empty() {
-                String::new()
-            } else {
-                format!("; load again: {}", names.join(", "))
-            };
-            format!(
-                "LM Studio was opened, but after {} seconds: {}{loaded}",
-                self.wait.as_secs_f64(),
-                last.unwrap_or_default()
-            )
-        })
-    }
-}
-
-impl Target {
-    fn done(&self) -> Reloaded {
-        Reloaded {
-            model: self.model.clone(),
-            instance: self.instance.clone(),
-            context_length: self.config.context_length,
-            parallel: self.config.parallel,
-            failed: None,
+    /// Unloads the model when it is idle, if it is loaded, and loads it as `wanted` says.
+    #[must_use]
+    pub fn reload(&self, wanted: &LoadedModel) -> Reloaded {
+        let failed = |error| Reloaded {
+            model: wanted.clone(),
+            failed: Some(format!("{error:#}")),
             note: None,
-        }
-    }
-
-    fn failed(&self, why: String) -> Reloaded {
-        Reloaded {
-            failed: Some(why),
-            ..self.done()
-        }
-    }
-}
-
-fn targets(models: &[Model]) -> Vec<Target> {
-    let of = |model: &Model| {
-        let target = |instance: &crate::lmstudio::server::Instance| Target {
-            model: model.key.clone(),
-            instance: instance.id.clone(),
-            config: instance.config,
         };
-        model
-            .loaded_instances
-            .iter()
-            .map(target)
-            .collect::<Vec<_>>()
-    };
-    models
-        .iter()
-        .filter(|model| model.is_mlx())
-        .flat_map(of)
-        .collect()
-}
+        self.try_reload(wanted).unwrap_or_else(failed)
+    }
 
-fn not_loaded(why: &str, target: &Target) -> String {
-    let context = target
-        .config
-        .context_length
-        .map(|context| format!(" --context-length {context}"));
-    format!(
-        "it was unloaded and could not be loaded again: {why}; try `lms load '{}'{}`",
-        target.model,
-        context.unwrap_or_default()
-    )
-}
+    fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
+        let before = self.until_idle(wanted)?;
+        if find(&before, wanted).is_some() {
+            let unloaded = self.lms.unload(&wanted.identifier);
+            let left = self.lms.loaded().unwrap_or_default();
+            if let Some(now) = find(&left, wanted) {
+                unloaded.context("it was not unloaded")?;
+                let notes = "it was not unloaded, or something loaded it again in between";
+                let notes = Reloaded::of(now, wanted, vec![notes.to_owned()]).note;
+                bail!(
+                    "{}; `lmpatch --check` shows which",
+                    notes.unwrap_or_default()
+                );
+            }
+        }
+        // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
+        thread::sleep(Duration::from_secs(1));
+        let result = self.lms.load(wanted);
+        let after = self.lms.loaded();
+        let after = after.context("whether it is loaded again is not known")?;
+        let mut notes = Vec::new();
+        for other in after.iter().filter(|other| other.path == wanted.path) {
+            let id = &other.identifier;
+            if *id != wanted.identifier && find(&before, other).is_none() {
+                let end = format!("`lms unload '{id}'` ends it");
+                notes.push(format!("another copy was loaded in between: {end}"));
+            }
+        }
+        let error = result.err().map(|error| format!("{error:#}"));
+        let Some(now) = find(&after, wanted) else {
+            notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
+            bail!("{}; {}", notes.join("; "), self.advice);
+        };
+        notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
+        Ok(Reloaded::of(now, wanted, notes))
+    }
 
-/// Asks until there is an answer, at least once and no longer than `patience`.
-fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + patience;
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
+    /// What is loaded when the model is at work no more, if everything is known that loading it again takes.
+    fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
+        let left = "it was left as it is";
+        let is_known = wanted.path.is_some() && wanted.context_length.is_some();
+        ensure!(
+            is_known,
+            "`lms ps` does not tell its path and context; {left}"
+        );
+        let limit = self.lms.timeouts.busy;
+        let loaded = self.retry(limit, || {
+            let loaded = self.lms.loaded()?;
+            let is_busy = find(&loaded, wanted).is_some_and(LoadedModel::is_busy);
+            ensure!(
+                !is_busy,
+                "still busy after {limit:?}, {left}; try again when it is idle"
+            );
+            Ok(loaded)
+        })?;
+        let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);
+        ensure!(
+            same.count() < 2,
+            "another model has the same identifier; {left}"
+        );
+        Ok(loaded)
+    }
+
+    /// Quits and opens the apps of the workers, and loads what was loaded and is not back.
+    fn restart(&self, workers: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
+        let apps: BTreeSet<_> = workers.iter().map(|worker| worker.app.as_str()).collect();
+        for (app, name) in [("llmster", "llmster"), ("", "a worker")] {
+            ensure!(
+                !apps.contains(app),
+                "{name} has no app to restart; use --reload"
+            );
         }
-        if Instant::now() >= deadline {
-            return None;
+        for model in before {
+            self.until_idle(model)
+                .with_context(|| model.identifier.clone())?;
         }
-        thread::sleep(PAUSE.min(patience));
+        let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
+        let back = self.quit_and_open(&apps, workers);
+        let back = back.map_err(|e| anyhow!("{e:#}; what was loaded: {}", names.join(", ")))?;
+        let reload = |model: &LoadedModel| match find(&back, model) {
+            Some(now) => Reloaded::of(now, model, Vec::new()),
+            None => self.reload(model),
+        };
+        Ok(before.iter().map(reload).collect())
+    }
+
+    /// What is loaded when the apps are there again.
+    fn quit_and_open(&self, apps: &BTreeSet<&str>, old: &[Worker]) -> Result<Vec<LoadedModel>> {
+        let limit = self.lms.timeouts.app;
+        let call = |program: &str, words: &[&str]| {
+            command::output(Command::new(program).args(words), limit, self.wants_stop)
+        };
+        for app in apps {
+            call("osascript", &["-e", &format!("quit app \"{app}\"")])?;
+        }
+        self.retry(limit, || {
+            let now = workers::snapshot(self.home).workers;
+            let is_gone = !old.iter().any(|worker| now.contains(worker));
+            ensure!(
+                is_gone,
+                "a worker still runs after {limit:?}, perhaps in a service; use --reload"
+            );
+            Ok(())
+        })?;
+        for app in apps {
+            self.retry(OPENING.min(limit), || call("open", &["-a", app]))?;
+        }
+        self.retry(limit, || self.lms.loaded())
+    }
+
+    fn retry<T>(&self, limit: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        command::retry(limit, self.wants_stop, attempt)
     }
 }
 
-/// ps tells whole seconds, so a worker is known to be newer than an edit only from the next second on.
-fn wait_for_the_next_second() {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    thread::sleep(
-        Duration::from_secs(1).saturating_sub(Duration::from_nanos(now.subsec_nanos().into())),
-    );
+impl Reloaded {
+    fn of(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Self {
+        for (what, before, now) in [
+            ("context length", before.context_length, now.context_length),
+            ("parallel", before.parallel, now.parallel),
+            ("TTL in ms", before.ttl_ms, now.ttl_ms),
+        ] {
+            let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
+            if before != now {
+                notes.push(format!(
+                    "{what} {} instead of {}",
+                    shown(now),
+                    shown(before)
+                ));
+            }
+        }
+        Self {
+            model: now.clone(),
+            failed: None,
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
+        }
+    }
+}
+
+/// The model of that name on this Mac.
+fn find<'m>(models: &'m [LoadedModel], wanted: &LoadedModel) -> Option<&'m LoadedModel> {
+    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == wanted.identifier;
+    models.iter().find(is_it)
 }

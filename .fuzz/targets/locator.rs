@@ -2,14 +2,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lmpatch::patch::python;
 use lmpatch::patch::settings::SETTINGS;
 
-#[path = "../../tests/support/laws.rs"]
+#[path = "../../tests/it/support/laws.rs"]
 mod laws;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = python::read(bytes, |_| true);
     for setting in &SETTINGS {
         laws::set_and_revert(setting, bytes, 4096);
     }

@@ -12,6 +12,6 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(found.is_empty() || bytes.windows(PATH.len()).any(|window| window == PATH.as_bytes()));
     let planted = [ROW, bytes, ROW].concat();
     let [first, others @ .., last] = &parse_record(&planted, PATH)[..] else { panic!("a good row was lost") };
-    assert_eq!((first, first.size), (last, 0));
+    assert_eq!((first, first.1.size), (last, 0));
     assert_eq!(others, found);
 });

@@ -1,12 +1,11 @@
-"""Measures prefill in this process. One job as JSON on stdin, one JSON object a line on stdout."""
+"""Prefills in this process. A request as JSON a line on stdin, answers as JSON objects a line on stdout."""
 import inspect
 import json
 import os
 import sys
 import time
 
-job = json.load(sys.stdin)
-# Whatever a library prints is no figure of ours.
+# Whatever a library prints is no answer of ours.
 out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
@@ -14,6 +13,12 @@ os.dup2(2, 1)
 def tell(**what):
     out.write(json.dumps(what) + "\n")
 
+
+class Cut(Exception):
+    pass
+
+
+job = json.loads(sys.stdin.readline())
 
 import mlx.core as mx
 import mlx_lm
@@ -39,11 +44,14 @@ def memory(name):
 
 
 def prefill(size, count, turn):
-    steps = []
     start = 0.0
-    options = {}
-    if "prompt_progress_callback" in known:
-        options["prompt_progress_callback"] = lambda done, _: steps.append([time.perf_counter() - start, done])
+
+    def progress(done, _):
+        tell(kind="progress", tokens=done, seconds=time.perf_counter() - start)
+        if json.loads(sys.stdin.readline()) == "stop":
+            raise Cut
+
+    options = {"prompt_progress_callback": progress} if "prompt_progress_callback" in known else {}
     tokens = prompt(count, turn)
     mx.eval(tokens)
     memory("clear_cache")()
@@ -55,22 +63,15 @@ def prefill(size, count, turn):
         break
     seconds = time.perf_counter() - start
     mx.synchronize()
-    return {"tokens": count, "seconds": seconds, "peak": memory("get_peak_memory")(), "progress": steps}
+    tell(kind="done", tokens=count, seconds=seconds, peak=memory("get_peak_memory")())
 
 
-tell(kind="ready", tokens=len(words), mlx_lm=getattr(mlx_lm, "__version__", None))
-count = job["tokens"] or len(words)
-rounds = [(round_, size) for round_ in range(job["runs"] + 1) for size in job["sizes"]]
-done = {tuple(pair) for pair in job["done"]}
-broken = set()
-for turn, (round_, size) in enumerate(rounds):
-    if size in broken or (size, round_) in done:
-        continue
-    # The warm-up needs every shape once, not every token.
-    length = min(count, 2 * size + 1) if round_ == 0 else count
-    tell(kind="start", size=size, round=round_)
+tell(kind="ready", mlx_lm=getattr(mlx_lm, "__version__", None))
+for turn, line in enumerate(sys.stdin):
+    request = json.loads(line)
     try:
-        tell(kind="run", size=size, round=round_, **prefill(size, length, turn))
+        prefill(request["size"], request["tokens"], turn)
+    except Cut:
+        tell(kind="cut")
     except Exception as error:
-        broken.add(size)
-        tell(kind="failed", size=size, why=f"{type(error).__name__}: {error}")
+        tell(kind="failed", why=f"{type(error).__name__}: {error}")

@@ -1,96 +1,115 @@
-//! Measures through the backend's own Python and mlx-lm: nothing is patched, nothing reloaded, no server needed.
+//! Prefills through a backend's own Python and mlx-lm: nothing is changed, nothing reloaded, no server needed.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::chunk::{self, Progress};
-use super::interrupt::{Interrupt, TICK};
-use super::progress::Bar;
-use super::record::{Row, Run, Source};
-use crate::lmstudio::backends::{Layer, amphibian};
+use super::measure::{Engine, Failure, OnProgress, Prefill};
+use super::race::{Position, as_f64};
+use super::results::Results;
+use super::server::TICK;
+use super::{Bench, guard, marker};
+use crate::lmstudio::backends::{Backend, amphibian};
+use crate::patch;
 
-/// What runs in the engine's Python.
-const SCRIPT: &str = include_str!("direct.py");
-
-/// What is to be measured.
-#[derive(Debug)]
-pub struct Job {
-    /// The Python to run, with what it needs in its environment.
-    pub python: Python,
-    /// The model's directory.
-    pub model: PathBuf,
-    /// What prompts are made of; repeated or cut to the wanted length.
-    pub text: String,
-    /// The tokens of a prompt; all of the text where there is none.
-    pub tokens: Option<u64>,
-    /// The sizes, each once.
-    pub sizes: Vec<u64>,
-    /// How many runs of each size count.
-    pub runs: u32,
+impl Bench<'_> {
+    pub fn direct(&mut self, results: &mut Results) -> Result<bool> {
+        let args = self.args;
+        let named = PathBuf::from(args.model.clone().unwrap_or_default());
+        let home = self.home.clone().unwrap_or_default();
+        let mut places = [named.clone(), home.join("models").join(&named)].into_iter();
+        let model = places.find(|path| path.is_dir());
+        let shown = named.display();
+        let model = model.with_context(|| format!("{shown} is no directory of an MLX model"))?;
+        let python = match (&args.python, self.in_use()) {
+            (Some(program), _) => Python {
+                program: program.clone(),
+                packages: None,
+            },
+            (None, Some(backend)) => python_of(&home, &backend.backend)?,
+            _ => {
+                bail!("there is no MLX backend whose Python could be used; name one with --python")
+            }
+        };
+        results.api = "direct";
+        results.model = shown.to_string();
+        results.prompt_tokens = self.prompt_tokens()?;
+        let mut engine = Direct {
+            python,
+            model,
+            text: self.prompts()?.next(8192),
+            size: self.sizes[0],
+            start: Instant::now(),
+            version: None,
+            process: None,
+        };
+        self.race(&mut engine, results, true)?;
+        if let Some(version) = &engine.version {
+            let runtime = results.runtime.take().map(|runtime| runtime + ", ");
+            results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
+        }
+        let Some(size) = self.best(results) else {
+            return Ok(true);
+        };
+        let lock = marker::lock(&home)?;
+        let now = patch::survey(&home, &args.backend)?.backends;
+        Ok(guard::set_best(&lock, now, size, self.output))
+    }
 }
 
-/// A Python and where it finds mlx-lm.
-#[derive(Debug, Clone, PartialEq, Eq)]
+const SCRIPT: &str = include_str!("direct.py");
+
+/// A Python, and the `site-packages` of its backend; none where the user chose the Python.
+#[derive(Debug, Clone)]
 pub struct Python {
-    /// The program.
     pub program: PathBuf,
-    /// `site-packages` of the layer; none where the user chose the Python.
     pub packages: Option<PathBuf>,
 }
 
-/// The Python of a layer: its own, or that of the layer with the interpreter which its runtime names.
-pub fn python_of(home: &Path, layer: &Layer) -> Result<Python> {
-    let packages = layer
-        .site_packages
-        .as_ref()
-        .ok()
-        .and_then(|all| all.iter().find(|one| one.join("mlx_lm").is_dir()));
-    let packages = packages.with_context(|| format!("{} has no mlx_lm", layer.path.display()))?;
-    let named = layer
-        .runtimes
+/// The Python of a backend: its own, or that of the directory with the interpreter that its runtime names.
+pub fn python_of(home: &Path, backend: &Backend) -> Result<Python> {
+    let shown = backend.path.display();
+    let mut packages = backend.site_packages.iter().flatten();
+    let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
+    let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
+    let mut places = vec![backend.path.clone()];
+    for runtime in &backend.runtimes {
+        places.extend(
+            runtime
+                .packages
+                .iter()
+                .map(|name| amphibian(home).join(name)),
+        );
+    }
+    let program = places
         .iter()
-        .flat_map(|runtime| &runtime.layers)
-        .map(|name| amphibian(home).join(name));
-    let program = std::iter::once(layer.path.clone())
-        .chain(named)
-        .find_map(|layer| interpreter(&layer.join("bin")));
-    let program = program.with_context(|| {
-        format!(
-            "no Python was found in {} or the layers beside it; name one with --python",
-            layer.path.display()
-        )
-    })?;
+        .find_map(|place| interpreter(&place.join("bin")));
+    let advice = || format!("no Python was found for {shown}; name one with --python");
     Ok(Python {
-        program,
+        program: program.with_context(advice)?,
         packages: Some(packages.clone()),
     })
 }
 
 fn interpreter(bin: &Path) -> Option<PathBuf> {
-    let mut names: Vec<OsString> = fs::read_dir(bin)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.file_name()))
-        .collect();
-    names.sort();
-    let is_python = |name: &&OsString| {
-        let version = name.to_str().and_then(|name| name.strip_prefix("python"));
-        version.is_some_and(|version| {
-            version
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || byte == b'.')
-        })
-    };
-    names.iter().find(is_python).map(|name| bin.join(name))
+    let mut pythons = Vec::new();
+    for entry in fs::read_dir(bin).ok()?.flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let version = name.strip_prefix("python").unwrap_or("none");
+        if version.chars().all(|c| c.is_ascii_digit() || c == '.') {
+            pythons.push(entry.path());
+        }
+    }
+    pythons.into_iter().min()
 }
 
 /// One line of the script.
@@ -98,290 +117,182 @@ fn interpreter(bin: &Path) -> Option<PathBuf> {
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Line {
     Ready {
-        tokens: u64,
         mlx_lm: Option<String>,
     },
-    Start {
-        size: u64,
-        round: u32,
+    Progress {
+        tokens: f64,
+        seconds: f64,
     },
-    Run {
-        size: u64,
-        round: u32,
+    Done {
         tokens: u64,
         seconds: f64,
         peak: Option<u64>,
-        progress: Vec<(f64, f64)>,
     },
     Failed {
-        size: u64,
         why: String,
     },
+    Cut,
 }
 
-/// What is known so far.
-#[derive(Debug, Default)]
-pub struct Found {
-    runs: BTreeMap<u64, Vec<Run>>,
-    failed: BTreeMap<u64, String>,
-    done: Vec<(u64, u32)>,
-    /// The tokens of the last run.
-    just_done: u64,
-    current: Option<(u64, u32)>,
-    /// The tokens of a prompt.
-    pub tokens: u64,
-    /// The version of mlx-lm, where it tells.
+/// One process after another: where one crashes, that is its size's failure, and the next goes on.
+pub struct Direct {
+    pub python: Python,
+    /// The model's directory.
+    pub model: PathBuf,
+    /// What prompts are made of.
+    pub text: String,
+    pub size: u64,
+    pub start: Instant,
+    /// The version of mlx-lm, once it is known.
     pub version: Option<String>,
+    pub process: Option<Process>,
 }
 
-impl Found {
-    /// The rows, in the order in which the sizes were given.
-    #[must_use]
-    pub fn rows(&self, sizes: &[u64]) -> Vec<Row> {
-        let touched = sizes
-            .iter()
-            .filter(|size| self.runs.contains_key(size) || self.failed.contains_key(size));
-        let row = |size: &u64| {
-            let runs = self.runs.get(size).cloned().unwrap_or_default();
-            Row::of(Some(*size), runs, self.failed.get(size).cloned())
-        };
-        touched.map(row).collect()
+impl Engine for Direct {
+    fn elapsed(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
     }
 
-    fn is_complete(&self, job: &Job) -> bool {
-        let is_done = |size: &u64| (0..=job.runs).all(|round| self.done.contains(&(*size, round)));
-        job.sizes
-            .iter()
-            .all(|size| self.failed.contains_key(size) || is_done(size))
-    }
-
-    fn take(&mut self, line: Line, job: &Job) -> Result<()> {
-        match line {
-            Line::Ready { tokens, mlx_lm } => {
-                self.tokens = job.tokens.unwrap_or(tokens);
-                self.version = mlx_lm;
-                let largest = job.sizes.iter().max().copied().unwrap_or_default();
-                if self.tokens < 2 * largest {
-                    bail!(
-                        "a prompt of {} tokens says nothing about a chunk of {largest}: it takes at least {}; give more \
-                         with --prompt-tokens or --prompt-file, or smaller --sizes",
-                        self.tokens,
-                        2 * largest
-                    );
-                }
-            }
-            Line::Start { size, round } => self.current = Some((size, round)),
-            Line::Run {
-                size,
-                round,
-                tokens,
-                seconds,
-                peak,
-                progress,
-            } => {
-                self.current = None;
-                self.done.push((size, round));
-                self.just_done = tokens;
-                if round > 0 {
-                    self.runs
-                        .entry(size)
-                        .or_default()
-                        .push(run(tokens, seconds, peak, &progress));
-                }
-            }
-            Line::Failed { size, why } => {
-                self.current = None;
-                self.just_done = 0;
-                self.failed.insert(size, why);
-            }
-        }
+    fn prepare(&mut self, size: u64) -> Result<(), Failure> {
+        self.size = size;
         Ok(())
     }
-}
 
-fn run(tokens: u64, seconds: f64, peak: Option<u64>, progress: &[(f64, f64)]) -> Run {
-    let progress: Vec<_> = progress
-        .iter()
-        .map(|(seconds, done)| Progress {
-            seconds: *seconds,
-            done: *done,
-        })
-        .collect();
-    Run {
-        prompt_tokens: tokens,
-        prefill_seconds: seconds,
-        tokens_per_second: f64::from(u32::try_from(tokens).unwrap_or(u32::MAX)) / seconds,
-        source: Source::Server,
-        flags: Vec::new(),
-        cached_tokens: None,
-        peak_memory_bytes: peak,
-        observed: chunk::observed(&progress),
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill, Failure> {
+        let process = match self.process.take() {
+            Some(process) => Ok(process),
+            None => self.start_process(),
+        };
+        let mut process = process.map_err(|error| Failure::Size(format!("{error:#}")))?;
+        process.say(&json!({ "size": self.size, "tokens": tokens }));
+        let Some(result) = process.follow(on_progress, &mut self.version) else {
+            let program = self.python.program.display();
+            return Err(Failure::Size(format!("{program} {}", process.ending())));
+        };
+        self.process = Some(process);
+        result
     }
 }
 
-/// Measures every size, the rounds interleaved. A size that ends the process is a row, and a new process does the rest.
-///
-/// Fails where the process never gets ready.
-pub fn measure(
-    job: &Job,
-    interrupt: &Interrupt,
-    bar: &mut Bar,
-    found: &mut Found,
-    mut after: impl FnMut(&Found),
-) -> Result<()> {
-    loop {
-        if interrupt.is_set() || found.is_complete(job) {
-            return Ok(());
+impl Direct {
+    fn start_process(&self) -> Result<Process> {
+        let program = &self.python.program;
+        let mut command = Command::new(program);
+        command.arg("-c").arg(SCRIPT).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C is for lmpatch alone; nothing is to be left in the backend, and nothing of the user's to come in.
+        command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
+        if let Some(packages) = &self.python.packages {
+            command
+                .env("PYTHONPATH", packages)
+                .env("PYTHONNOUSERSITE", "1");
+            command.env_remove("PYTHONHOME");
         }
-        let left: Vec<u64> = job
-            .sizes
-            .iter()
-            .copied()
-            .filter(|size| !found.failed.contains_key(size))
-            .collect();
-        let process = Process::start(job, &left, &found.done)?;
-        let ended = process.follow(job, interrupt, bar, found, &mut after)?;
-        if interrupt.is_set() {
-            return Ok(());
-        }
-        match (ended, found.current.take()) {
-            (None, _) if found.is_complete(job) => {}
-            (Some(why), Some((size, _))) => {
-                found.failed.insert(size, why);
-            }
-            (why, _) => {
-                let why =
-                    why.unwrap_or_else(|| "ended before it had measured everything".to_owned());
-                bail!("{} {why}", job.python.program.display());
-            }
-        }
-        after(found);
+        let child = command.spawn();
+        let mut child = child.with_context(|| format!("cannot run {}", program.display()))?;
+        let piped = "the stream was asked for";
+        let stdout = BufReader::new(child.stdout.take().expect(piped));
+        let mut stderr = child.stderr.take().expect(piped);
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let mut lines = stdout.lines().map_while(Result::ok);
+            lines.try_for_each(|line| sender.send(line))
+        });
+        let errors = thread::spawn(move || {
+            let mut text = Vec::new();
+            // What cannot be read was not said.
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let (stdin, errors) = (child.stdin.take().expect(piped), Some(errors));
+        let mut process = Process {
+            child,
+            stdin,
+            lines,
+            errors,
+        };
+        process.say(&json!({ "model": self.model, "text": self.text }));
+        Ok(process)
     }
 }
 
-struct Process {
+/// A Python that runs the script.
+pub struct Process {
     child: Child,
+    stdin: ChildStdin,
     lines: Receiver<String>,
-    errors: std::thread::JoinHandle<String>,
+    errors: Option<JoinHandle<String>>,
 }
 
 impl Process {
-    fn start(job: &Job, sizes: &[u64], done: &[(u64, u32)]) -> Result<Self> {
-        let mut command = Command::new(&job.python.program);
-        command
-            .arg("-c")
-            .arg(SCRIPT)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        // Nothing is to be left in the vendor's layer, and nothing of the user's own Python is to come in.
-        command.env("PYTHONDONTWRITEBYTECODE", "1");
-        if let Some(packages) = &job.python.packages {
-            command
-                .env("PYTHONPATH", packages)
-                .env("PYTHONNOUSERSITE", "1")
-                .env_remove("PYTHONHOME");
-        }
-        let started = command.spawn();
-        let mut child =
-            started.with_context(|| format!("cannot run {}", job.python.program.display()))?;
-        let request = json!({
-            "model": job.model, "text": job.text, "tokens": job.tokens, "sizes": sizes, "runs": job.runs, "done": done,
-        });
-        if let Some(mut stdin) = child.stdin.take() {
-            // Where it has ended already, its exit says why.
-            let _ = stdin.write_all(request.to_string().as_bytes());
-        }
-        let (sender, lines) = mpsc::channel();
-        let stdout = child.stdout.take();
-        std::thread::spawn(move || {
-            let lines = stdout
-                .into_iter()
-                .flat_map(|stdout| BufReader::new(stdout).lines());
-            lines
-                .map_while(Result::ok)
-                .try_for_each(|line| sender.send(line))
-        });
-        let stderr = child.stderr.take();
-        let errors = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            stderr.and_then(|mut stderr| stderr.read_to_end(&mut text).ok());
-            last_line(&String::from_utf8_lossy(&text))
-        });
-        Ok(Self {
-            child,
-            lines,
-            errors,
-        })
+    fn say(&mut self, what: &serde_json::Value) {
+        // Where it has ended, that is told by its lines.
+        let _ = writeln!(self.stdin, "{what}");
     }
 
-    /// Takes what it says until it ends; how it ended, where that was not well.
+    /// What comes of a prefill; none where the process ends.
     fn follow(
-        mut self,
-        job: &Job,
-        interrupt: &Interrupt,
-        bar: &mut Bar,
-        found: &mut Found,
-        after: &mut impl FnMut(&Found),
-    ) -> Result<Option<String>> {
+        &mut self,
+        on_progress: OnProgress<'_>,
+        version: &mut Option<String>,
+    ) -> Option<Result<Prefill, Failure>> {
+        let mut prefill = Prefill::default();
         loop {
-            match self.lines.recv_timeout(TICK) {
-                Ok(line) => {
-                    let taken =
-                        serde_json::from_str(&line).context("the script said something unexpected");
-                    if let Err(error) = taken.and_then(|line| found.take(line, job)) {
-                        self.end();
-                        return Err(error);
+            let line = match self.lines.recv_timeout(TICK) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    if on_progress(None).is_continue() {
+                        continue;
                     }
-                    if let Some((size, round)) = found.current {
-                        let what = if round == 0 {
-                            "warm-up".to_owned()
-                        } else {
-                            format!("run {round} of {}", job.runs)
-                        };
-                        bar.label(format!("{size}, {what}"));
-                    } else if !found.done.is_empty() {
-                        bar.pass(found.just_done);
-                        after(found);
-                    }
+                    // Nothing is asked of it any more.
+                    let _ = self.child.kill();
+                    return Some(Err(Failure::Ended));
                 }
-                Err(RecvTimeoutError::Timeout) if interrupt.is_set() => {
-                    self.end();
-                    return Ok(None);
+            };
+            match serde_json::from_str(&line) {
+                Ok(Line::Ready { mlx_lm }) => *version = mlx_lm,
+                Ok(Line::Progress { tokens, seconds }) => {
+                    let position = Position { tokens, seconds };
+                    prefill.course.push(position);
+                    let is_over = on_progress(Some(position)).is_break();
+                    self.say(&json!(if is_over { "stop" } else { "go" }));
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Line::Done {
+                    tokens,
+                    seconds,
+                    peak,
+                }) => {
+                    prefill.run.prompt_tokens = tokens;
+                    prefill.run.prefill_seconds = seconds;
+                    prefill.run.tokens_per_second = as_f64(tokens) / seconds;
+                    prefill.run.source = "server";
+                    prefill.run.peak_memory_bytes = peak;
+                    return Some(Ok(prefill));
+                }
+                Ok(Line::Failed { why }) => return Some(Err(Failure::Size(why))),
+                Ok(Line::Cut) => return Some(Err(Failure::Ended)),
+                Err(_) => {}
             }
         }
-        let status = self.child.wait().context("cannot wait for the script")?;
-        let said = self.errors.join().unwrap_or_default();
-        Ok((!status.success()).then(|| format!("{}{said}", ending(status))))
     }
 
-    fn end(&mut self) {
+    /// How it ended, and its last words.
+    fn ending(&mut self) -> String {
+        let status = self.child.wait().map(|status| status.to_string());
+        let said = self.errors.take().and_then(|errors| errors.join().ok());
+        let said = said.unwrap_or_default();
+        let last = said.lines().rfind(|line| !line.trim().is_empty());
+        let last = last.unwrap_or("it said nothing").trim();
+        let last: String = last.chars().take(200).collect();
+        format!("ended ({}): {last}", status.unwrap_or_default())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
-
-fn ending(status: ExitStatus) -> String {
-    match (status.signal(), status.code()) {
-        // The system's answer to too much memory.
-        (Some(9), _) => "was killed (signal 9), as happens when memory runs out: ".to_owned(),
-        (Some(signal), _) => format!("was ended by signal {signal}: "),
-        (None, code) => format!("ended with exit code {}: ", code.unwrap_or_default()),
-    }
-}
-
-fn last_line(text: &str) -> String {
-    let line = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("it said nothing");
-    line.trim().chars().take(200).collect()
-}
-
-/// The characters of the text of which direct prompts are made, repeated.
-pub const SAMPLE: usize = 40_000;

@@ -1,50 +1,70 @@
-//! Ctrl-C, and the other ways in which a terminal asks for an end: a flag, so that what was set is put back first.
+//! Ctrl-C, and the other ways in which an end is asked for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
-/// How often it is looked at.
-pub const TICK: Duration = Duration::from_millis(50);
+use super::server::TICK;
 
-/// Whether the user asked for an end.
+/// How often an end was asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    asked: Arc<AtomicUsize>,
+    tolerated: Arc<AtomicUsize>,
+}
 
 impl Interrupt {
-    /// From now on Ctrl-C sets the flag and ends nothing. Fails where the system takes no handler.
+    /// From now on signals are counted and end nothing.
     pub fn catch() -> Result<Self> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
         let interrupt = Self::default();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            flag::register(signal, Arc::clone(&interrupt.0)).context("cannot catch Ctrl-C")?;
-        }
+        let asked = Arc::clone(&interrupt.asked);
+        thread::spawn(move || {
+            signals.forever().for_each(|_| {
+                asked.fetch_add(1, Ordering::SeqCst);
+            });
+        });
         Ok(interrupt)
     }
 
-    /// Whether the user asked for an end.
+    /// Whether to come to an end.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.asked.load(Ordering::SeqCst) > self.tolerated.load(Ordering::SeqCst)
     }
 
-    /// What `work` gives; none where the user asks for an end before. The work goes on in its thread then.
+    /// Whether an end was ever asked for.
+    #[must_use]
+    pub fn was_set(&self) -> bool {
+        self.asked.load(Ordering::SeqCst) > 0
+    }
+
+    /// The first one has been answered; only another one counts.
+    pub fn tolerate_first(&self) {
+        self.tolerated.store(1, Ordering::SeqCst);
+    }
+
+    /// What `work` gives; where an end is asked for before, the work goes on and may be waited for later.
     pub fn attend<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
+    ) -> Result<T, Receiver<T>> {
         let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || sender.send(work()));
+        thread::spawn(move || sender.send(work()));
+        self.wait(&receiver).ok_or(receiver)
+    }
+
+    /// What comes out, unless an end is asked for before.
+    pub fn wait<T>(&self, receiver: &Receiver<T>) -> Option<T> {
         loop {
             match receiver.recv_timeout(TICK) {
-                Ok(result) => return Some(result),
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if self.is_set() => return None,
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) if !self.is_set() => {}
+                other => return other.ok(),
             }
         }
     }

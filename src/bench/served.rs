@@ -1,270 +1,244 @@
-//! Measures through LM Studio's server, or any server that speaks its interfaces.
+//! Measures through a server, and changes the size between prefills through the guard.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use super::measure::{Engine, Prompts, row};
-use super::progress::Bar;
-use super::record::Record;
-use super::reload::Reloader;
-use super::sweep::Sweep;
-use super::{Bench, PROMPT_TOKENS, add, as_u64, size_now};
-use crate::lmstudio::chat::{self, Api, Attention, Reply};
-use crate::lmstudio::server::{
-    DEFAULT_PORT, Instance, Patience, Server, TOKEN_VARIABLE, Trouble, base_url,
-};
-use crate::patch::{self, Survey};
+use super::Bench;
+use super::guard::Guard;
+use super::interrupt::Interrupt;
+use super::measure::{Engine, Failure, OnProgress, Prefill};
+use super::prompt::{Prompts, context_for};
+use super::results::Results;
+use super::server::{Instance, Model, Server, ServerError, TICK, base_url};
+use crate::patch::backend::Surveyed;
+use crate::patch::settings::DEFAULT_SIZE;
+
+impl Bench<'_> {
+    pub fn served(&mut self, results: &mut Results) -> Result<bool> {
+        let args = self.args;
+        let base = base_url(self.home.as_deref());
+        let timeout = Duration::from_secs(args.timeout);
+        let server = Server::new(args.url.clone().unwrap_or(base), timeout);
+        let models = wait_for(&server, &self.interrupt, Duration::ZERO);
+        let models = models.map_err(anyhow::Error::msg)?;
+        let target = resolve(args.model.as_deref(), models.as_deref())?;
+        let is_sweep = !self.sizes.is_empty();
+        let now = self.in_use().and_then(Surveyed::chunk_and_stock);
+        if !is_sweep {
+            self.sizes = vec![now.map_or(DEFAULT_SIZE, |(chunk, _)| chunk)];
+        }
+        results.prompt_tokens = self.prompt_tokens()?;
+        let needed = self.fit(results, &target, is_sweep)?;
+        results.api = if models.is_some() { "v1" } else { "openai" };
+        results.model.clone_from(&target.identifier);
+        results.context_length = target.context;
+        let mut guard = None;
+        if let (Some(home), true) = (&self.home, is_sweep) {
+            let (how, told) = (args.reload.clone(), (self.output, &self.interrupt));
+            let mut held = Guard::new(home, &args.backend, how, told)?;
+            held.hold_models(&target.identifier, needed)?;
+            guard = Some(held);
+        }
+        let mut engine = Served {
+            server,
+            is_v1: models.is_some(),
+            model: target.identifier,
+            prompts: self.prompts()?,
+            prompt_tokens: results.prompt_tokens,
+            guard,
+            interrupt: &self.interrupt,
+            start: Instant::now(),
+            timeout,
+        };
+        let raced = self.race(&mut engine, results, is_sweep || now.is_some());
+        let Some(guard) = engine.guard.take() else {
+            return raced.map(|()| true);
+        };
+        let is_right = guard.finish(self.best(results).filter(|_| raced.is_ok()));
+        // The server is left as it was found: answering.
+        let is_back =
+            self.interrupt.was_set() || wait_for(&engine.server, &self.interrupt, timeout).is_ok();
+        raced.map(|()| is_right && is_back)
+    }
+
+    /// The context that the prompts take. As it is, they have to fit into the one that there is.
+    fn fit(&self, results: &mut Results, target: &Target, is_sweep: bool) -> Result<u64> {
+        let needed = context_for(results.prompt_tokens);
+        let (has, most) = (target.context, target.max_context.unwrap_or(u64::MAX));
+        let is_possible = !is_sweep || needed <= most;
+        ensure!(
+            is_possible,
+            "prompts take a context of {needed}, and the model has at most {most}"
+        );
+        let Some(has) = has.filter(|has| !is_sweep && *has < needed) else {
+            return Ok(needed);
+        };
+        results.prompt_tokens = has.saturating_sub(needed - results.prompt_tokens);
+        let (tokens, size, name) = (results.prompt_tokens, self.sizes[0], &target.identifier);
+        ensure!(
+            tokens >= 2 * size,
+            "the model has a context of {has}, too little for two chunks of {size}; load it with more: \
+             `lms load '{name}' --context-length {needed}`"
+        );
+        let note = format!("the model has a context of {has}, so prompts have {tokens} tokens");
+        self.output.note(&note);
+        results.notes.push(note);
+        Ok(has)
+    }
+}
 
 /// A model behind a server.
-struct Served<'a> {
-    server: &'a Server,
-    api: Api,
-    bench: &'a Bench<'a>,
+pub struct Served<'a> {
+    pub server: Server,
+    pub is_v1: bool,
+    /// What it is asked by.
+    pub model: String,
+    pub prompts: Prompts,
+    pub prompt_tokens: u64,
+    /// Where sizes are changed.
+    pub guard: Option<Guard<'a>>,
+    pub interrupt: &'a Interrupt,
+    pub start: Instant,
+    /// How long a server that was started again is waited for.
+    pub timeout: Duration,
 }
 
 impl Engine for Served<'_> {
-    fn prefill(&mut self, prompt: &str, told: &mut dyn FnMut(f64)) -> Result<Reply, Trouble> {
-        let attention = Attention {
-            patience: Duration::from_secs(self.bench.args.timeout),
-            wants_stop: &|| self.bench.interrupt.is_set(),
+    fn elapsed(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+
+    fn prepare(&mut self, size: u64) -> Result<(), Failure> {
+        let Some(guard) = &mut self.guard else {
+            return Ok(());
         };
-        let mut progress =
-            |progress: &chat::Progress| told(progress.done / progress.total.unwrap_or(1.0));
-        loop {
-            let asked = (self.bench.args.model.as_str(), prompt);
-            match (
-                chat::ask(self.server, self.api, asked, &attention, &mut progress),
-                self.api.lesser(),
-            ) {
-                // A server may list its models under an interface that it does not answer prompts under.
-                (Err(Trouble::NotFound(said)), Some(lesser))
-                    if said.starts_with("Unexpected endpoint") =>
-                {
-                    self.api = lesser;
-                }
-                (result, _) => return result,
-            }
+        guard.prepare(size).map_err(|error| failure(&error))?;
+        wait_for(&self.server, self.interrupt, self.timeout).map_err(Failure::Size)?;
+        let context = guard.look().map_err(|error| failure(&error))?;
+        match context.filter(|context| *context < self.prompt_tokens) {
+            Some(context) => Err(Failure::Size(format!(
+                "LM Studio gave the model a context of {context} at this size, less than the {} tokens of the prompt",
+                self.prompt_tokens
+            ))),
+            None => Ok(()),
         }
     }
-}
 
-/// Measures the chunk as it is, or sweeps the sizes.
-pub fn run(bench: &Bench<'_>, record: &mut Record) -> Result<()> {
-    let home = bench.home(record)?;
-    let survey = home
-        .as_deref()
-        .map(|home| patch::survey(home, &bench.args.backend))
-        .transpose()?;
-    let server = connect(bench, home.as_deref());
-    let api = server.api()?;
-    check_model(&server, api, &bench.args.model)?;
-    let reloader = reloader(bench, &server, api);
-    let loaded_before = reloader.instances()?;
-    let mut engine = Served {
-        server: &server,
-        api,
-        bench,
-    };
-    let mut prompts = Prompts::calibrate(bench.text()?, &mut engine)?;
-    let loaded = reloader.instances()?;
-    record.api = Some(engine.api);
-    record.context_length = context(&server, engine.api, &loaded, &bench.args.model);
-    if let Some(survey) = &survey {
-        Bench::describe(record, &survey.backends);
-    }
-    let asked = bench
-        .args
-        .prompt_tokens
-        .or(prompts.whole())
-        .unwrap_or(PROMPT_TOKENS);
-    let asked = prompts.whole().map_or(asked, |whole| whole.min(asked));
-    prompts.aim(bench.fit(record, asked, record.context_length)?);
-    record.prompt_tokens = prompts.tokens;
-    let backends = survey
-        .as_ref()
-        .map(|survey| survey.backends.as_slice())
-        .unwrap_or_default();
-    if bench.sizes.is_empty() {
-        let mut bar = Bar::new(bench.ui, u64::from(bench.args.runs + 1) * prompts.tokens);
-        bench.write(record);
-        let row = row(
-            &mut engine,
-            &mut prompts,
-            size_now(backends),
-            bench.args.runs,
-            &mut bar,
-        );
-        add(bench, record, row, &bar);
-        bar.clear();
-        return Ok(());
-    }
-    let (Some(home), Some(survey)) = (home, survey) else {
-        bail!("no LM Studio home with an MLX backend was found to set sizes in; give --home DIR");
-    };
-    let sweep = sweep(bench, &home, &survey, reloader, loaded);
-    carry_out(
-        bench,
-        &sweep,
-        &loaded_before,
-        (&mut engine, &mut prompts),
-        record,
-    )
-}
-
-fn connect(bench: &Bench<'_>, home: Option<&Path>) -> Server {
-    let usual = || home.map_or_else(|| format!("http://127.0.0.1:{DEFAULT_PORT}"), base_url);
-    let base = bench.args.url.clone().unwrap_or_else(usual);
-    let token = bench
-        .args
-        .token
-        .clone()
-        .or_else(|| std::env::var(TOKEN_VARIABLE).ok());
-    Server::new(base, token.as_deref(), Patience::default())
-}
-
-fn reloader<'a>(bench: &'a Bench<'_>, server: &'a Server, api: Api) -> Reloader<'a> {
-    Reloader {
-        server,
-        api,
-        model: &bench.args.model,
-        how: &bench.args.reload,
-        interrupt: &bench.interrupt,
-        patience: Duration::from_secs(bench.args.timeout),
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill, Failure> {
+        let prompt = self.prompts.next(tokens);
+        let asked = (self.model.as_str(), self.is_v1);
+        let answer = self.server.prefill(asked, (&prompt, tokens), on_progress);
+        let mut prefill = match answer {
+            Ok(prefill) => prefill,
+            Err(ServerError::Ended) => return Err(Failure::Ended),
+            Err(ServerError::NotThere(why) | ServerError::Refused(why)) => {
+                return Err(Failure::Size(why));
+            }
+        };
+        self.prompts.correct(&prompt, prefill.run.prompt_tokens);
+        if let Some(Err(why)) = self.guard.as_ref().map(Guard::look) {
+            prefill.run.ignored = Some(format!("{why:#}"));
+        }
+        Ok(prefill)
     }
 }
 
-fn sweep<'a>(
-    bench: &'a Bench<'_>,
-    home: &'a PathBuf,
-    survey: &'a Survey,
-    reloader: Reloader<'a>,
-    loaded: Vec<Instance>,
-) -> Sweep<'a> {
-    Sweep {
-        home,
-        layers: &bench.args.backend,
-        before: &survey.backends,
-        sizes: &bench.sizes,
-        runs: bench.args.runs,
-        reloader,
-        // One instance is measured; the others come back at the end.
-        loaded: loaded.into_iter().take(1).collect(),
+fn failure(error: &anyhow::Error) -> Failure {
+    Failure::Size(format!("{error:#}"))
+}
+
+/// Its models, as soon as it answers: that takes a while where it was started again.
+pub fn wait_for(
+    server: &Server,
+    interrupt: &Interrupt,
+    timeout: Duration,
+) -> Result<Option<Vec<Model>>, String> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let copy = server.clone();
+        let asked = interrupt.attend(move || copy.models());
+        match asked.unwrap_or(Err(ServerError::Ended)) {
+            Ok(models) => return Ok(models),
+            Err(ServerError::NotThere(_)) if Instant::now() < deadline => {}
+            Err(ServerError::NotThere(why) | ServerError::Refused(why)) => return Err(why),
+            Err(ServerError::Ended) => return Err("stopped".to_owned()),
+        }
+        thread::sleep(4 * TICK);
     }
 }
 
-/// Sweeps and, whatever happens, puts everything back or applies the verdict.
-fn carry_out(
-    bench: &Bench<'_>,
-    sweep: &Sweep<'_>,
-    loaded_before: &[Instance],
-    (engine, prompts): (&mut Served<'_>, &mut Prompts),
-    record: &mut Record,
-) -> Result<()> {
-    for hindered in sweep.hindered() {
-        bench.note(record, hindered);
-    }
-    let measurements = as_u64(bench.sizes.len()) + u64::from(bench.sizes.len() > 1);
-    let mut bar = Bar::new(
-        bench.ui,
-        measurements * u64::from(bench.args.runs + 1) * prompts.tokens,
-    );
-    bench.write(record);
-    sweep.measure(engine, prompts, record, &mut bar, &mut |record, bar| {
-        bench.after_size(record, bar)
-    });
-    bar.clear();
-    let is_applied = bench
-        .apply_best(record, sweep.home)
-        .unwrap_or_else(|error| {
-            bench.note(
-                record,
-                format!("the verdict could not be applied: {error:#}"),
-            );
-            false
+/// The model that is measured.
+#[derive(Debug)]
+pub struct Target {
+    /// What it is asked by.
+    pub identifier: String,
+    /// In tokens, where they are known.
+    pub context: Option<u64>,
+    pub max_context: Option<u64>,
+}
+
+/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded.
+pub fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<Target> {
+    let Some(models) = models else {
+        let name = wanted.context("this server does not tell its models; name one with --model")?;
+        return Ok(Target {
+            identifier: name.to_owned(),
+            context: None,
+            max_context: None,
         });
-    if !is_applied {
-        let left = sweep
-            .put_back()
-            .context("the chunk could not be put back; run lmpatch again")?;
-        if !left.is_empty() {
-            bail!("{}", left.join("; "));
+    };
+    let mut found = Vec::new();
+    for model in models {
+        for instance in &model.loaded_instances {
+            let is_named = |name| model.key == name || instance.id == name;
+            if wanted.map_or(model.is_mlx(), is_named) {
+                found.push((model, instance));
+            }
         }
-        bench.ui.say("Every backend is as it was.");
     }
-    if bench.interrupt.is_set() {
-        let note = "the model may still be loaded with the last size, or not at all; load it again in LM Studio";
-        bench.note(record, note.to_owned());
-    } else if let Err(error) = sweep.reloader.reload(loaded_before) {
-        bench.note(
-            record,
-            format!(
-                "the setting is in its place, but the model could not be loaded again: {error:#}"
-            ),
+    // An identifier may be another model's key.
+    let is_exact = |(_, instance): &&(_, &Instance)| Some(instance.id.as_str()) == wanted;
+    if let Some(exact) = found.iter().find(is_exact) {
+        found = vec![*exact];
+    }
+    let [(model, instance)] = found[..] else {
+        let loaded: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
+        bail!(ambiguity(wanted, models, &loaded.join(", ")));
+    };
+    let key = &model.key;
+    ensure!(
+        model.is_mlx(),
+        "{key} is no MLX model; lmpatch sets the chunk of MLX models"
+    );
+    Ok(Target {
+        identifier: instance.id.clone(),
+        context: instance.config["context_length"].as_u64(),
+        max_context: model.max_context_length,
+    })
+}
+
+/// Why none or several of the models are meant.
+fn ambiguity(wanted: Option<&str>, models: &[Model], loaded: &str) -> String {
+    let Some(name) = wanted else {
+        let none = "no MLX model is loaded; load one in LM Studio, or with `lms load`".to_owned();
+        let several = format!("several MLX models are loaded: {loaded}; name one with --model");
+        return if loaded.is_empty() { none } else { several };
+    };
+    if !loaded.is_empty() {
+        return format!("{name} is loaded as {loaded}; name one of these with --model");
+    }
+    if models.iter().any(|model| model.key == name) {
+        let context = context_for(16_384);
+        return format!(
+            "{name} is not loaded; load it with `lms load '{name}' --context-length {context}`"
         );
     }
-    Ok(())
-}
-
-/// Fails where the server knows its models and this is none of them, or one whose chunk lmpatch does not set.
-fn check_model(server: &Server, api: Api, model: &str) -> Result<()> {
-    let known: Vec<(String, Option<String>)> = match api {
-        Api::V1 => {
-            let models = server.models()?;
-            let is_instance = models
-                .iter()
-                .flat_map(|model| &model.loaded_instances)
-                .any(|instance| instance.id == model);
-            if is_instance {
-                return Ok(());
-            }
-            models
-                .into_iter()
-                .map(|model| (model.key, model.format))
-                .collect()
-        }
-        Api::V0 => server
-            .models_v0()?
-            .into_iter()
-            .map(|model| (model.id, model.compatibility_type))
-            .collect(),
-        Api::OpenAi => return Ok(()),
-    };
-    match known.iter().find(|(key, _)| key == model) {
-        Some((_, Some(format))) if format == "gguf" => {
-            bail!(
-                "{model} is a GGUF model, which llama.cpp runs; lmpatch sets the chunk of MLX models"
-            )
-        }
-        Some(_) => Ok(()),
-        None => {
-            let is_mlx = |(_, format): &&(String, Option<String>)| format.as_deref() == Some("mlx");
-            let names: Vec<_> = known
-                .iter()
-                .filter(is_mlx)
-                .map(|(key, _)| key.as_str())
-                .collect();
-            bail!(
-                "LM Studio has no model {model}; its MLX models are: {}",
-                names.join(", ")
-            )
-        }
-    }
-}
-
-/// The context that the model is loaded with, in tokens, where the server tells.
-fn context(server: &Server, api: Api, loaded: &[Instance], model: &str) -> Option<u64> {
-    match api {
-        Api::V1 => loaded.first()?.config.context_length,
-        Api::V0 => {
-            server
-                .models_v0()
-                .ok()?
-                .iter()
-                .find(|known| known.id == model)?
-                .loaded_context_length
-        }
-        Api::OpenAi => None,
-    }
+    let keys = models.iter().filter(|model| model.is_mlx());
+    let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
+    format!(
+        "LM Studio has no model {name}; its MLX models are: {}",
+        keys.join(", ")
+    )
 }

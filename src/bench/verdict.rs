@@ -1,205 +1,129 @@
-//! PURE: which size to keep.
-//!
-//! The rule: the smallest size whose median speed is within the noise of the best one, because a larger chunk costs
-//! memory and context. The noise of a pair is the largest of 2 %, the drift of the first size over the whole sweep,
-//! and the sum of both spreads (robust standard deviations, [`super::stats::spread`]).
+//! PURE: what the measurements say about the size to keep.
 
 use serde::Serialize;
 
-use super::record::Row;
-
-/// Differences below this part are never told apart, however few runs there were.
-const LEAST_NOISE: f64 = 0.02;
+use super::race::{Standing, median, spread};
+use super::results::{Results, Row};
 
 /// Which size to keep, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// The size, in tokens; none where the measurements do not tell.
+    /// In tokens; none where the measurements do not tell.
     pub keep: Option<u64>,
-    /// Whether that is the size that the backend ships with, so that nothing has to be changed.
+    /// Whether that is what the backend ships with.
     pub is_stock: bool,
-    /// Why, in words.
     pub reason: String,
 }
 
-struct Candidate {
-    size: u64,
-    speed: f64,
-    spread: f64,
-}
-
-impl Verdict {
-    /// The verdict on these rows. Sizes that failed, or that the engine did not use, are no candidates.
-    #[must_use]
-    pub fn of(rows: &[Row], stock: Option<u64>, drift: Option<f64>) -> Self {
-        let mut candidates: Vec<_> = rows.iter().filter_map(candidate).collect();
-        candidates.sort_by_key(|candidate| candidate.size);
-        let best = candidates
-            .iter()
-            .max_by(|one, other| one.speed.total_cmp(&other.speed));
-        let Some(best) = best.filter(|_| candidates.len() > 1) else {
-            return Self::none(rows, candidates.len());
-        };
-        let noise = |other: &Candidate| {
-            LEAST_NOISE
-                .max(drift.unwrap_or_default().abs())
-                .max(best.spread + other.spread)
-        };
-        let is_as_good =
-            |candidate: &&Candidate| candidate.speed >= best.speed * (1.0 - noise(candidate));
-        let keep = candidates.iter().find(is_as_good).unwrap_or(best);
-        let is_stock = stock == Some(keep.size);
-        Self {
-            keep: Some(keep.size),
-            is_stock,
-            reason: reason(keep, best, noise(keep), is_stock),
+impl Results {
+    /// Brings everything that follows from the runs up to date; `asked` sizes were to be compared.
+    pub fn conclude(&mut self, standing: Option<Standing>, asked: usize) {
+        self.rows.sort_by_key(|row| row.size);
+        self.rows.iter_mut().for_each(Row::summarize);
+        let stock = self.stock.and_then(|stock| {
+            let row = self.rows.iter().find(|row| row.size == Some(stock))?;
+            row.median_tokens_per_second
+        });
+        for row in &mut self.rows {
+            let speed = row.median_tokens_per_second.zip(stock);
+            row.times_stock = speed.map(|(speed, stock)| speed / stock);
         }
-    }
-
-    fn none(rows: &[Row], candidates: usize) -> Self {
-        let reason = if rows.len() > 1 && rows.iter().all(Row::is_not_in_effect) {
-            "no size took effect: the engine went on with the chunk that it had, so nothing can be said about the sizes"
-        } else if candidates == 0 {
-            "no size could be measured"
-        } else if rows.len() == 1 {
-            "only one size was measured; give several with --sizes to compare"
-        } else {
-            "only one of the sizes could be measured, so there is nothing to compare it with"
-        };
-        Self {
-            keep: None,
-            is_stock: false,
+        let cut = self.rows.iter().filter(|row| row.cut.is_some()).count();
+        let known = cut + standing.map_or(0, |standing| standing.measured);
+        let is_unseen = self.rows.iter().all(|row| row.observed_chunk.is_none());
+        let none = |reason: &str| Verdict {
             reason: reason.to_owned(),
+            ..Verdict::default()
+        };
+        self.verdict = match standing {
+            None => none("no size could be measured"),
+            Some(_) if asked < 2 => {
+                none("one size was measured; give several with --sizes to compare")
+            }
+            Some(_) if known < 2 => {
+                none("only one size could be measured, so there is nothing to compare it with")
+            }
+            // The size of a direct run is an argument: it needs no proof of effect.
+            Some(_) if is_unseen && self.api != "direct" => none(
+                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect",
+            ),
+            Some(standing) => self.keep(standing, known < asked),
+        };
+    }
+
+    fn keep(&self, standing: Standing, is_partial: bool) -> Verdict {
+        let (keep, best) = (standing.keep, standing.best);
+        let noise = standing.noise * 100.0;
+        let is_stock = self.stock == Some(keep);
+        let mut reason = if keep == best {
+            format!(
+                "{keep} is the fastest, and no smaller size comes within the noise ({noise:.1} %) of it"
+            )
+        } else {
+            format!(
+                "{keep} is the smallest size within the noise ({noise:.1} %) of the fastest, {best}; a larger \
+                 chunk costs memory and context"
+            )
+        };
+        if is_partial {
+            reason = format!("of the sizes that could be measured, {reason}");
+        }
+        if is_stock {
+            reason = format!("keep stock: {reason}");
+        }
+        let keep = Some(keep);
+        Verdict {
+            keep,
+            is_stock,
+            reason,
         }
     }
-}
 
-fn candidate(row: &Row) -> Option<Candidate> {
-    let is_sound = row.failed.is_none() && !row.is_not_in_effect();
-    let speed = row.median_tokens_per_second.filter(|_| is_sound)?;
-    Some(Candidate {
-        size: row.size?,
-        speed,
-        spread: row.spread.unwrap_or_default(),
-    })
-}
-
-fn reason(keep: &Candidate, best: &Candidate, noise: f64, is_stock: bool) -> String {
-    let what = if is_stock { "keep stock: " } else { "" };
-    let percent = noise * 100.0;
-    if keep.size == best.size {
-        return format!(
-            "{what}{} is the fastest, and no smaller size comes within the noise of it",
-            keep.size
-        );
-    }
-    format!(
-        "{what}{} is the smallest size within the noise ({percent:.1} %) of the fastest, {}; a larger chunk costs memory \
-         and context",
-        keep.size, best.size
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(size: u64, speed: f64, spread: f64) -> Row {
-        Row {
-            size: Some(size),
-            median_tokens_per_second: Some(speed),
-            spread: Some(spread),
-            observed_chunk: Some(size),
-            ..Row::default()
+    /// What is said below the rows.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for row in &self.rows {
+            remarks.extend(row.remark());
+            let ignored = row.runs.iter().filter_map(|run| run.ignored.as_ref());
+            remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
         }
+        if !self.rows.is_empty() {
+            remarks.push(format!("Verdict: {}.", self.verdict.reason));
+        }
+        remarks
     }
 
-    fn keep(rows: &[Row], drift: Option<f64>) -> Option<u64> {
-        Verdict::of(rows, Some(2048), drift).keep
+    /// Whether something was not measured as it was asked for.
+    pub fn has_failures(&self, asked: usize) -> bool {
+        let has_no_verdict = asked > 1 && self.verdict.keep.is_none();
+        let has_failed = self.rows.iter().any(|row| row.failed.is_some());
+        self.error.is_some() || has_no_verdict || has_failed
+    }
+}
+
+impl Row {
+    fn remark(&self) -> Option<String> {
+        let name = self.name();
+        if let Some(why) = &self.failed {
+            return Some(format!("{name} failed: {why}"));
+        }
+        let cut = self.cut?;
+        let (at, here) = (cut.tokens, cut.tokens_per_second);
+        let best = cut.best_tokens_per_second;
+        Some(format!(
+            "{name} was cut short at {at:.0} tokens: {here:.1} tok/s there, {best:.1} for the best"
+        ))
     }
 
-    #[test]
-    fn the_smallest_within_the_noise_of_the_best() {
-        let rows = [
-            row(512, 500.0, 0.0),
-            row(2048, 900.0, 0.0),
-            row(4096, 985.0, 0.0),
-            row(8192, 1000.0, 0.0),
-        ];
-        assert_eq!(keep(&rows, None), Some(4096));
-        assert_eq!(keep(&rows[..2], None), Some(2048));
-        let shuffled = [rows[3].clone(), rows[2].clone(), rows[0].clone()];
-        assert_eq!(keep(&shuffled, None), Some(4096));
-    }
-
-    #[test]
-    fn noise_is_the_floor_the_drift_or_both_spreads() {
-        let rows = [row(2048, 970.0, 0.0), row(4096, 1000.0, 0.0)];
-        assert_eq!(keep(&rows, None), Some(4096));
-        assert_eq!(keep(&rows, Some(-0.04)), Some(2048));
-        let rows = [row(2048, 970.0, 0.02), row(4096, 1000.0, 0.02)];
-        assert_eq!(keep(&rows, None), Some(2048));
-    }
-
-    #[test]
-    fn keeping_stock_is_a_verdict() {
-        let verdict = Verdict::of(
-            &[row(2048, 990.0, 0.0), row(8192, 1000.0, 0.0)],
-            Some(2048),
-            None,
-        );
-        assert!(
-            verdict.is_stock && verdict.reason.starts_with("keep stock: 2048"),
-            "{verdict:?}"
-        );
-        let verdict = Verdict::of(
-            &[row(512, 1000.0, 0.0), row(2048, 900.0, 0.0)],
-            Some(2048),
-            None,
-        );
-        assert!(
-            !verdict.is_stock && verdict.keep == Some(512),
-            "{verdict:?}"
-        );
-    }
-
-    #[test]
-    fn what_failed_or_did_not_take_effect_is_no_candidate() {
-        let mut wrong = row(8192, 2000.0, 0.0);
-        wrong.observed_chunk = Some(2048);
-        let failed = Row {
-            failed: Some("out of memory".to_owned()),
-            ..row(16_384, 3000.0, 0.0)
-        };
-        let rows = [
-            row(2048, 500.0, 0.0),
-            row(4096, 1000.0, 0.0),
-            wrong.clone(),
-            failed.clone(),
-        ];
-        assert_eq!(keep(&rows, None), Some(4096));
-        let none = |rows: &[Row]| Verdict::of(rows, None, None);
-        assert!(
-            none(&[wrong.clone(), wrong.clone()])
-                .reason
-                .contains("took effect")
-        );
-        assert!(
-            none(&[wrong, failed.clone()])
-                .reason
-                .contains("no size could be measured")
-        );
-        assert!(none(&[row(512, 1.0, 0.0)]).reason.contains("only one size"));
-        assert!(none(&[row(512, 1.0, 0.0), failed]).keep.is_none());
-        assert_eq!(none(&[]).keep, None);
-    }
-
-    #[test]
-    fn an_unobservable_chunk_may_be_kept() {
-        let unseen = Row {
-            observed_chunk: None,
-            ..row(4096, 1000.0, 0.0)
-        };
-        assert_eq!(keep(&[row(2048, 500.0, 0.0), unseen], None), Some(4096));
+    /// What follows from its runs.
+    fn summarize(&mut self) {
+        let runs = || self.runs.iter().filter(|run| run.ignored.is_none());
+        let speeds: Vec<f64> = runs().map(|run| run.tokens_per_second).collect();
+        let seconds: Vec<f64> = runs().map(|run| run.prefill_seconds).collect();
+        let peak = runs().filter_map(|run| run.peak_memory_bytes).max();
+        self.median_tokens_per_second = median(&speeds);
+        self.median_prefill_seconds = median(&seconds);
+        self.spread = spread(&speeds);
+        self.peak_memory_bytes = peak;
     }
 }

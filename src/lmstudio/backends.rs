@@ -1,138 +1,158 @@
-//! The layers under `_amphibian` that hold an MLX engine, and the runtimes that use them.
+//! The MLX backends of a home, joined with the runtimes that use them.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use glob::Pattern;
+use serde::Serialize;
 
-use super::runtimes::{self, Runtime};
-use crate::files::{directory_error, is_absence, is_dir};
+use super::runtimes::{self, App, Runtime};
+use crate::files::{self, app_bundle, directory_error, is_absence, is_dir};
 
-/// The Python packages that make a layer an MLX engine.
-pub const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
+/// The Python packages that make a directory an MLX backend.
+const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
+/// How the names of MLX backends start, as far as any has been seen.
+pub const NAME_PREFIX: &str = "app-mlx-generate";
 
-/// How the names of MLX layers start, as far as any has been seen.
-pub const LAYER_PREFIX: &str = "app-mlx-generate";
-
-/// One layer that holds an MLX engine.
-#[derive(Debug, Clone)]
-pub struct Layer {
+/// One directory that holds an MLX engine, or is to hold one.
+#[derive(Debug, Clone, Serialize)]
+pub struct Backend {
     /// The directory's name, `app-mlx-generate-mac14-arm64@34`.
-    pub name: OsString,
-    /// Where it was found.
+    pub name: String,
+    #[serde(serialize_with = "crate::files::lossy")]
     pub path: PathBuf,
-    /// Its `site-packages` directories that hold a package of the engine, or why they could not be listed.
+    /// Its `site-packages` with a package of the engine, none in a stuck download; or why it is refused as a whole.
+    #[serde(skip)]
     pub site_packages: Result<Vec<PathBuf>, String>,
     /// The runtimes whose manifests name it, newest first.
     pub runtimes: Vec<Runtime>,
+    /// Whether a runtime that uses it is selected.
+    pub selected: bool,
 }
 
-impl Layer {
-    /// The layer at `path`, unless it is surely no MLX engine; which runtimes use it is not looked up.
-    #[must_use]
-    pub fn at(path: &Path) -> Option<Self> {
-        layer(path)
+impl Backend {
+    /// The apps whose selected runtime uses it.
+    pub fn selected_by(&self) -> Vec<App> {
+        let apps = self.runtimes.iter().flat_map(|r| &r.selected_by);
+        let mut apps: Vec<_> = apps.copied().collect();
+        apps.sort_unstable();
+        apps.dedup();
+        apps
     }
 
-    /// Whether LM Studio's selected runtime uses it.
-    #[must_use]
-    pub fn is_selected(&self) -> bool {
-        self.runtimes.iter().any(|runtime| runtime.is_selected)
+    /// Those apps by name, "LM Studio and Bionic".
+    pub fn users(&self) -> String {
+        let apps: Vec<_> = self.selected_by().into_iter().map(App::name).collect();
+        apps.join(" and ")
     }
 }
 
-/// A layer that a runtime's manifest names and that is not on disk: an update that is half applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MissingLayer {
-    /// The layer's name.
-    pub layer: String,
+/// Part of a runtime that its manifest names and that is not on disk: an update that is half applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MissingBackend {
+    pub name: String,
     /// The runtime, as [`Runtime::label`] has it.
     pub runtime: String,
+    /// What `lms runtime` calls that runtime: `name@version`.
+    #[serde(skip)]
+    pub specifier: String,
+    pub selected: bool,
 }
 
-/// What was found in one home.
+/// What one home holds.
 #[derive(Debug, Clone)]
-pub struct Found {
-    /// The MLX layers, sorted by name and number.
-    pub layers: Vec<Layer>,
-    /// The layers that manifests name and that are not there.
-    pub missing: Vec<MissingLayer>,
+pub struct Installed {
+    /// Sorted by name and number.
+    pub backends: Vec<Backend>,
+    pub missing: Vec<MissingBackend>,
+    /// Why it is not known which runtime is selected, a sentence for each app of which that is so.
+    pub selection_unknown: Vec<String>,
+    /// The selected backends whose names match no pattern.
+    pub left_out: Vec<String>,
 }
 
-/// The directory of all layers.
-#[must_use]
+/// The directory of all backends.
 pub fn amphibian(home: &Path) -> PathBuf {
-    vendor_parent(home).join("vendor/_amphibian")
+    home.join("extensions/backends/vendor/_amphibian")
 }
 
-fn vendor_parent(home: &Path) -> PathBuf {
-    home.join("extensions/backends")
-}
-
-/// Whether `home` holds any MLX layer at all, or may hold some that cannot be seen.
-#[must_use]
+/// Whether `home` holds any MLX backend at all, or may hold some that cannot be seen.
 pub fn has_any(home: &Path) -> bool {
-    match list(&amphibian(home)) {
-        Ok(mut layers) => layers.next().is_some(),
+    match fs::read_dir(amphibian(home)) {
+        Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|e| backend(&e.path()).is_some())),
         Err(error) => !is_absence(&error),
     }
 }
 
-/// The directory of all layers; fails where it is not there or cannot be listed.
+/// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {
-        Ok(_) => Ok(directory),
-        Err(error) if is_absence(&error) => {
-            bail!(
-                "{} is not there; is {} LM Studio's home? Usually that is ~/.lmstudio",
-                directory.display(),
-                home.display()
-            )
-        }
+        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
         Err(error) => Err(directory_error("list", &directory, error)),
+        Ok(_) => match leads_into_app(&directory) {
+            Some(why) => bail!(why),
+            None => Ok(directory),
+        },
     }
 }
 
-/// Every MLX layer of `home` whose name matches one of `wanted` (all, where that is empty).
+fn why_absent(home: &Path, directory: &Path) -> String {
+    let below = directory.ancestors();
+    for path in below.take_while(|path| path.starts_with(home)) {
+        if let (Ok(target), false) = (fs::read_link(path), path.exists()) {
+            let (path, target) = (path.display(), target.display());
+            return format!(
+                "{path} is a link to {target}, which is not there; is the disk that it is on connected?"
+            );
+        }
+    }
+    let (is_there, home, directory) = (home.exists(), home.display(), directory.display());
+    if is_there {
+        format!(
+            "no MLX backend found: {directory} is not there; install an MLX runtime in LM Studio, or give its home with --home DIR"
+        )
+    } else {
+        format!(
+            "LM Studio's home {home} is not there; is the disk that it is on connected? Else install LM Studio, or give --home DIR"
+        )
+    }
+}
+
+/// What `home` holds; backends only if their names match one of `wanted`, all where that is empty.
 ///
-/// Fails where the directory of layers cannot be listed.
-pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Found> {
+/// Fails where the directory of backends cannot be listed.
+pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let directory = open(home)?;
-    let is_wanted =
-        |name: &str| wanted.is_empty() || wanted.iter().any(|pattern| pattern.matches(name));
-    let all = list(&directory)
-        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(|error| directory_error("list", &directory, error))?;
-    let runtimes = runtimes(home);
-    let mut layers: Vec<Layer> = all
-        .into_iter()
-        .filter(|layer| is_wanted(&layer.name.to_string_lossy()))
-        .collect();
-    layers.sort_by_key(|layer| version_key(&layer.name.to_string_lossy()));
-    for layer in &mut layers {
-        let uses = |runtime: &&Runtime| {
-            runtime
-                .layers
-                .iter()
-                .any(|name| layer.name == name.as_str())
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
+    let names = files::names(&directory);
+    let names = names.map_err(|error| directory_error("list", &directory, error))?;
+    let (runtimes, selection_unknown) = runtimes::read(home);
+    let (mut backends, mut left_out) = (Vec::new(), Vec::new());
+    for name in names {
+        let Some(mut backend) = backend(&directory.join(name)) else {
+            continue;
         };
-        layer.runtimes = runtimes.iter().filter(uses).cloned().collect();
+        let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
+        backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
+        backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
+        if is_wanted(&backend.name) {
+            backends.push(backend);
+        } else if backend.selected {
+            left_out.push(backend.name);
+        }
     }
-    let missing = missing(&directory, &runtimes)
-        .into_iter()
-        .filter(|missing| is_wanted(&missing.layer))
-        .collect();
-    Ok(Found { layers, missing })
-}
-
-/// Every MLX runtime of `home`, newest first.
-#[must_use]
-pub fn runtimes(home: &Path) -> Vec<Runtime> {
-    runtimes::read(home, &vendor_parent(home))
+    backends.sort_by_key(|backend| version_key(&backend.name));
+    left_out.sort_by_key(|name| version_key(name));
+    let mut missing = missing(&directory, &runtimes);
+    missing.retain(|missing| is_wanted(&missing.name));
+    Ok(Installed {
+        backends,
+        missing,
+        selection_unknown,
+        left_out,
+    })
 }
 
 /// Sorts `…@9` before `…@34`.
@@ -141,106 +161,84 @@ fn version_key(name: &str) -> (String, u64) {
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))
 }
 
-fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingLayer> {
-    let named = runtimes.iter().flat_map(|runtime| {
-        let is_gone = |layer: &&String| {
-            fs::symlink_metadata(directory.join(layer)).is_err_and(|error| is_absence(&error))
-        };
-        let of = |layer: &String| MissingLayer {
-            layer: layer.clone(),
-            runtime: runtime.label(),
-        };
-        runtime
-            .layers
-            .iter()
-            .filter(is_gone)
-            .map(of)
-            .collect::<Vec<_>>()
-    });
-    named.collect()
-}
-
-/// The MLX layers in `directory`. Links to layers are followed; people move them to other disks.
-fn list(directory: &Path) -> io::Result<impl Iterator<Item = io::Result<Layer>>> {
-    let entries = fs::read_dir(directory)?;
-    Ok(entries.filter_map(|entry| match entry {
-        Ok(entry) => {
-            let path = entry.path();
-            match fs::metadata(&path) {
-                Ok(metadata) if metadata.is_dir() => layer(&path),
-                Ok(_) => None,
-                Err(error) => unreachable_layer(&path, &error),
+fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingBackend> {
+    let mut missing = Vec::new();
+    for runtime in runtimes {
+        for name in &runtime.packages {
+            let found = fs::symlink_metadata(directory.join(name));
+            if found.is_err_and(|error| is_absence(&error)) {
+                missing.push(MissingBackend {
+                    name: name.clone(),
+                    runtime: runtime.label.clone(),
+                    specifier: format!("{}@{}", runtime.name, runtime.version),
+                    selected: runtime.selected,
+                });
             }
-            .map(Ok)
         }
-        Err(error) => Some(Err(error)),
-    }))
-}
-
-/// The layer at `path`, unless it is surely no MLX engine.
-fn layer(path: &Path) -> Option<Layer> {
-    let site_packages = engine_directories(path).map_err(|error| format!("{error:#}"));
-    if matches!(&site_packages, Ok(found) if found.is_empty()) {
-        return None;
     }
-    Some(Layer {
-        name: path.file_name()?.to_owned(),
-        path: path.to_owned(),
-        site_packages,
-        runtimes: Vec::new(),
-    })
+    missing
 }
 
-fn unreachable_layer(path: &Path, error: &io::Error) -> Option<Layer> {
-    let name = path.file_name()?.to_owned();
-    let why = if path.is_symlink() {
-        format!(
+/// The backend at `path`, unless it is surely none. Links are followed: people move backends to other disks.
+pub fn backend(path: &Path) -> Option<Backend> {
+    let name = path.file_name()?.to_string_lossy().into_owned();
+    let is_named_so = name.starts_with(NAME_PREFIX);
+    let site_packages = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => return None,
+        Ok(_) => engine_directories(path).map_err(|error| format!("{error:#}")),
+        // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
+        Err(error) if !is_named_so || !path.is_symlink() && is_absence(&error) => return None,
+        Err(error) if path.is_symlink() => Err(format!(
             "{} is a link that leads nowhere ({error}); is the disk that it is on connected?",
             path.display()
-        )
-    } else if is_absence(error) {
-        // It vanished since the directory was listed.
-        return None;
-    } else {
-        format!("{} cannot be looked at ({error})", path.display())
+        )),
+        Err(error) => Err(format!("{} cannot be read ({error})", path.display())),
     };
-    let is_engine = name.to_string_lossy().starts_with(LAYER_PREFIX);
-    is_engine.then(|| Layer {
+    if !is_named_so && matches!(&site_packages, Ok(found) if found.is_empty()) {
+        return None;
+    }
+    Some(Backend {
         name,
         path: path.to_owned(),
-        site_packages: Err(why),
+        site_packages: leads_into_app(path).map_or(site_packages, Err),
         runtimes: Vec::new(),
+        selected: false,
     })
 }
 
-fn engine_directories(layer: &Path) -> Result<Vec<PathBuf>> {
-    let lib = layer.join("lib");
-    let unlisted = |error| directory_error("list", &lib, error);
-    let entries = match fs::read_dir(&lib) {
-        Err(error) if is_absence(&error) => return Ok(Vec::new()),
-        other => other.map_err(unlisted)?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(unlisted)?;
-        let is_python = entry.file_name().to_string_lossy().starts_with("python3.");
-        let site_packages = entry.path().join("site-packages");
-        if is_python && has_engine_package(&site_packages)? {
-            found.push(site_packages);
-        }
-    }
-    found.sort();
-    Ok(found)
+/// Why nothing at `path` is edited, where it leads into an app bundle.
+fn leads_into_app(path: &Path) -> Option<String> {
+    let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let bundle = app_bundle(&resolved)?;
+    Some(format!(
+        "{} leads into {}, where an edit would break the app's signature; remove the link and install the runtime in \
+         LM Studio",
+        path.display(),
+        bundle.display()
+    ))
 }
 
-/// Fails where it cannot be seen: that is no reason to take the layer for another kind of one.
-fn has_engine_package(site_packages: &Path) -> Result<bool> {
-    for package in ENGINE_PACKAGES {
-        if is_dir(&site_packages.join(package))
-            .map_err(|error| directory_error("list", site_packages, error))?
-        {
-            return Ok(true);
+/// Fails where something cannot be seen: that is no reason to take the directory for another kind of one.
+fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
+    let lib = backend.join("lib");
+    let mut names = match files::names(&lib) {
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
+        names => names.map_err(|error| directory_error("list", &lib, error))?,
+    };
+    names.retain(|name| name.to_string_lossy().starts_with("python3."));
+    names.sort();
+    let mut found = Vec::new();
+    for site_packages in names
+        .iter()
+        .map(|name| lib.join(name).join("site-packages"))
+    {
+        for package in ENGINE_PACKAGES {
+            let is_there = is_dir(&site_packages.join(package));
+            if is_there.map_err(|error| directory_error("list", &site_packages, error))? {
+                found.push(site_packages);
+                break;
+            }
         }
     }
-    Ok(false)
+    Ok(found)
 }

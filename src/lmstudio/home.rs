@@ -1,142 +1,112 @@
-//! Where LM Studio keeps its things: pointer file → home.
+//! Where LM Studio keeps its things.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 
 use super::backends;
-use crate::files;
+use crate::files::{self, NotRead};
 
-/// LM Studio's home directory.
+/// LM Studio's home directory, as it was named.
 #[derive(Debug, Clone)]
 pub struct Home {
-    /// The directory, as it was named.
     pub path: PathBuf,
-    /// By which rule it was found.
     pub found_by: FoundBy,
-    /// Said to the user where this is not the home that LM Studio itself would use, or its pointer is of no use.
-    pub note: Option<String>,
 }
 
 /// By which rule a home was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum FoundBy {
-    /// The user named it.
+    #[serde(rename = "given with --home")]
     Given,
-    /// LM Studio's pointer file names it.
+    #[serde(rename = "named by ~/.lmstudio-home-pointer")]
     Pointer,
-    /// `~/.cache/lm-studio` exists.
+    #[serde(rename = "~/.cache/lm-studio exists")]
     Cache,
-    /// `~/.lmstudio`, the usual place.
+    #[serde(rename = "LM Studio's usual place")]
     Usual,
 }
 
-impl FoundBy {
-    /// The words for it.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Given => "given with --home",
-            Self::Pointer => "named by ~/.lmstudio-home-pointer",
-            Self::Cache => "~/.cache/lm-studio exists",
-            Self::Usual => "LM Studio's usual place",
-        }
-    }
-}
-
-/// Where the pointer file stands in the user's home directory.
-const POINTER: &str = ".lmstudio-home-pointer";
-
-/// The home to work on: `explicit`, or the one that LM Studio would use.
+/// The home to work on: `explicit`, or the one that LM Studio itself uses.
 ///
-/// LM Studio's own rule (lmstudio-js, `findLMStudioHome`): the trimmed content of the pointer file if that file
-/// exists, else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Where that one has no MLX backend and another
-/// of them has, the other is taken and said. Fails where there is no such directory.
+/// LM Studio's rule (lmstudio-js, `findLMStudioHome`): the trimmed content of the pointer file if that file exists,
+/// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
+/// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
-    if let Some(path) = explicit {
-        return Ok(Home {
-            path: path.to_owned(),
-            found_by: FoundBy::Given,
-            note: None,
-        });
+    let (path, found_by) = match explicit {
+        Some(path) => (path.to_owned(), FoundBy::Given),
+        None => find_as_lmstudio_does()?,
+    };
+    let home = Home { path, found_by };
+    match backends::open(&home.path) {
+        Ok(_) => Ok(home),
+        Err(error) => bail!("{error:#}{}", home.other()),
     }
-    let user =
-        dirs::home_dir().context("your home directory is unknown; set HOME or give --home DIR")?;
-    let (pointed, pointer_note) = read_pointer(&user);
-    let cache = user.join(".cache/lm-studio");
-    let usual = user.join(".lmstudio");
-    let mut candidates: Vec<_> = pointed
-        .into_iter()
-        .map(|home| (home, FoundBy::Pointer))
-        .collect();
-    // Where it cannot be told, it counts as there: another home is not patched in its place.
-    if cache
-        .try_exists()
-        .unwrap_or_else(|error| !files::is_absence(&error))
-    {
-        candidates.push((cache, FoundBy::Cache));
-    }
-    candidates.push((usual, FoundBy::Usual));
-    choose(&candidates, pointer_note)
 }
 
-/// The pointer's target, or why it is of no use.
-fn read_pointer(user: &Path) -> (Option<PathBuf>, Option<String>) {
-    let pointer = user.join(POINTER);
-    let content = match files::read(&pointer) {
-        Ok(content) => content,
-        Err(files::NotRead::Missing) => return (None, None),
-        Err(why) => {
-            return (
-                None,
-                Some(format!("{} {why}; it is passed over", pointer.display())),
-            );
+impl Home {
+    /// Names another home that has backends, to follow an error about this one; empty where there is none.
+    pub fn other(&self) -> String {
+        let Some(user) = dirs::home_dir().filter(|_| self.found_by != FoundBy::Given) else {
+            return String::new();
+        };
+        for home in [user.join(".cache/lm-studio"), user.join(".lmstudio")] {
+            if home != self.path && backends::has_any(&home) {
+                let home = home.display();
+                return format!("; there are backends in {home}: lmpatch --home '{home}'");
+            }
         }
-    };
-    let useless = |why: &str| {
-        (
-            None,
-            Some(format!("{} {why}; it is passed over", pointer.display())),
-        )
-    };
-    let Ok(text) = String::from_utf8(content) else {
-        return useless("is not UTF-8");
-    };
-    match text.trim() {
-        "" => useless("is empty"),
-        target if Path::new(target).is_absolute() => (Some(target.into()), None),
-        target => useless(&format!("names the relative path {target:?}")),
+        String::new()
     }
 }
 
-fn choose(candidates: &[(PathBuf, FoundBy)], pointer_note: Option<String>) -> Result<Home> {
-    let chosen = candidates.iter().find(|(home, _)| backends::has_any(home));
-    let Some((first, _)) = candidates.first() else {
-        bail!("no LM Studio home is known; give --home DIR");
+fn find_as_lmstudio_does() -> Result<(PathBuf, FoundBy)> {
+    let user = dirs::home_dir();
+    let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
+    if let Some(path) = read_pointer(&user.join(".lmstudio-home-pointer"))? {
+        return Ok((path, FoundBy::Pointer));
+    }
+    let cache = user.join(".cache/lm-studio");
+    // Where it cannot be told, it counts as there: another home is not patched in its place.
+    match cache.try_exists() {
+        Ok(true) => Ok((cache, FoundBy::Cache)),
+        Err(error) if !files::is_absence(&error) => Ok((cache, FoundBy::Cache)),
+        _ => Ok((user.join(".lmstudio"), FoundBy::Usual)),
+    }
+}
+
+fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
+    let unusable = |why: &str| {
+        let pointer = pointer.display();
+        format!("{pointer}, by which LM Studio finds its home, {why}; give --home DIR")
     };
-    let Some((path, found_by)) = chosen else {
-        let all: Vec<_> = candidates
-            .iter()
-            .map(|(home, _)| home.display().to_string())
-            .collect();
-        let pointer = pointer_note
-            .map(|note| format!("{note}. "))
-            .unwrap_or_default();
-        bail!(
-            "{pointer}no MLX backend found in {}; install an MLX runtime in LM Studio, or give --home DIR",
-            all.join(" or ")
-        );
+    let content = match files::read(pointer) {
+        Err(NotRead::Missing | NotRead::NotAFile("a link that leads nowhere")) => return Ok(None),
+        Err(why) => bail!(unusable(&why.to_string())),
+        Ok(content) => String::from_utf8(content).with_context(|| unusable("is not UTF-8"))?,
     };
-    let elsewhere = (path != first).then(|| {
-        format!(
-            "LM Studio's home is {}, but it has no MLX backends; using {}",
-            first.display(),
-            path.display()
-        )
-    });
-    Ok(Home {
-        path: path.clone(),
-        found_by: *found_by,
-        note: elsewhere.or(pointer_note),
-    })
+    match content.trim_matches(is_trimmed_by_javascript) {
+        "" => bail!(unusable("is empty")),
+        path if Path::new(path).is_absolute() => Ok(Some(path.into())),
+        path => bail!(unusable(&format!("names the relative path {path:?}"))),
+    }
+}
+
+/// `String.prototype.trim` takes a byte order mark away and leaves a NEL, unlike Rust's `trim`.
+fn is_trimmed_by_javascript(c: char) -> bool {
+    c == '\u{feff}' || c.is_whitespace() && c != '\u{85}'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_trimmed_by_javascript;
+
+    #[test]
+    fn the_pointer_is_trimmed_as_javascript_does() {
+        let trim = |text: &'static str| text.trim_matches(is_trimmed_by_javascript);
+        assert_eq!(trim("\u{feff}\u{a0}\t /a b \u{2028}\r\n\u{3000}"), "/a b");
+        assert_eq!(trim("/a\u{85}"), "/a\u{85}");
+        assert_eq!(trim("/a\u{200b}"), "/a\u{200b}");
+    }
 }

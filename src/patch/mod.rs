@@ -1,244 +1,161 @@
-//! What is edited in LM Studio's MLX backends, and how; knows nothing of HTTP.
+//! What is edited in LM Studio's MLX backends, and how; knows nothing of HTTP or processes.
 
-pub mod apply;
 pub mod backend;
 pub mod bytecode;
-pub mod inspect;
-pub mod lex;
-pub mod lock;
+pub mod file;
 pub mod original;
-pub mod plan;
-pub mod python;
-pub mod replace;
 pub mod settings;
 pub mod sites;
+pub mod survey;
+mod write;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+use std::thread;
 
 use anyhow::Result;
 use glob::Pattern;
+use serde::Serialize;
 
-use crate::lmstudio::backends::{self, MissingLayer};
-use crate::side_by_side::{Load, map};
-use backend::{Backend, Edit, Hindrance};
-use inspect::inspect;
-use plan::Goal;
+use crate::lmstudio::backends::{self, MissingBackend};
+use backend::{Goal, Surveyed};
+use file::Edit;
 
-/// Every backend of a home as it is on disk now.
+pub use write::{Lock, temporaries};
+
+/// So many backends are read, or written, at a time. A disk takes many syncs as one.
+const READERS: usize = 2;
+const WRITERS: usize = 16;
+
+/// What became of one backend. Where it is incomplete, refused or failed, its files are as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Changed,
+    Unchanged,
+    WouldChange,
+    Incomplete,
+    Refused,
+    Failed,
+}
+
+impl Outcome {
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::WouldChange => "would change",
+            Self::Incomplete => "incomplete",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One backend, before and after a run. Both are the same where nothing was written.
+#[derive(Debug)]
+pub struct Applied {
+    pub before: Surveyed,
+    pub after: Surveyed,
+    pub outcome: Outcome,
+    /// Why it is incomplete, was refused or failed.
+    pub why: Option<String>,
+    /// What every file was to hold; empty where it was blocked.
+    pub edits: Vec<Edit>,
+}
+
+/// A home as it is on disk now.
 #[derive(Debug)]
 pub struct Survey {
-    /// The backends, sorted by name.
-    pub backends: Vec<Backend>,
-    /// The layers that manifests name and that are not there.
-    pub missing: Vec<MissingLayer>,
+    pub backends: Vec<Surveyed>,
+    pub missing: Vec<MissingBackend>,
+    /// Why it is unknown which runtime is selected, a sentence for each app of which that is so.
+    pub selection_unknown: Vec<String>,
+    /// The selected backends that no pattern matches.
+    pub left_out: Vec<String>,
 }
 
-type Plan<'a> = Result<Vec<Edit<'a>>, Hindrance>;
-
-/// What was done to every backend, and the layers that manifests name and that are not there.
-pub type Doings = (Vec<Done>, Vec<MissingLayer>);
-
-/// What was done to one backend.
-#[derive(Debug)]
-pub enum Deed {
-    /// Its files were changed, and read back.
-    Changed,
-    /// Its files are as wanted already.
-    Unchanged,
-    /// What `--dry-run` would change: the path, what is there, what would be.
-    WouldChange(Vec<Change>),
-    /// It was left alone, which is no failure, and why.
-    LeftAlone(String),
-    /// It cannot be changed, and why. Its files are as they were.
-    Refused(String),
-    /// Changing it failed, and how. Its files are as they were, unless it says otherwise.
-    Failed(String),
-}
-
-/// One file that a dry run would change.
-#[derive(Debug)]
-pub struct Change {
-    /// The file.
-    pub path: PathBuf,
-    /// What it holds.
-    pub before: Vec<u8>,
-    /// What it would hold.
-    pub after: Vec<u8>,
-}
-
-/// One backend, what was found before, what was done, and what is there now.
-#[derive(Debug)]
-pub struct Done {
-    /// As it was found.
-    pub before: Backend,
-    /// What was done.
-    pub deed: Deed,
-    /// As it was read afterwards; the same as before where nothing was written.
-    pub after: Backend,
-}
-
-/// Looks at every backend of `home` whose layer's name matches one of `wanted`. Writes nothing.
+/// Reads every backend of a home whose name matches one of `wanted`, all where that is empty.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let found = backends::find(home, wanted)?;
     Ok(Survey {
-        backends: map(Load::Processor, found.layers, inspect),
+        backends: in_parallel(found.backends, READERS, survey::survey),
         missing: found.missing,
+        selection_unknown: found.selection_unknown,
+        left_out: found.left_out,
     })
 }
 
-/// Brings every backend of `home` to the goal; each wholly or not at all, all planned before the first write.
-///
-/// Fails where the lock cannot be had or the layers cannot be listed; what goes wrong with one backend is in its deed.
-pub fn carry_out(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
-    let _lock = lock::hold(&backends::open(home)?)?;
-    let survey = survey(home, wanted)?;
-    let plans = map(
-        Load::Processor,
-        survey.backends.iter().collect(),
-        |backend| backend.edits(goal),
-    );
-    let deeds = carry_out_plans(plans);
-    let pairs = survey.backends.into_iter().zip(deeds).collect();
-    let done = map(Load::Processor, pairs, |(before, deed)| {
-        read_back(before, deed)
-    });
-    Ok((done, survey.missing))
-}
-
-/// Backends are independent, except where two layers are links to one directory: those take turns.
-fn carry_out_plans(plans: Vec<Plan<'_>>) -> Vec<Deed> {
-    let mut turns: BTreeMap<Option<PathBuf>, Vec<(usize, Plan<'_>)>> = BTreeMap::new();
-    for (index, plan) in plans.into_iter().enumerate() {
-        let first = plan
-            .as_ref()
-            .ok()
-            .and_then(|edits| Some(edits.first()?.file.path.clone()));
-        turns.entry(first).or_default().push((index, plan));
+/// Brings every backend to the goal; each wholly or not at all, all planned before the first write.
+pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
+    let planned = dry_run(backends, goal);
+    // Backends are independent, except where two are links to one directory: those take turns.
+    let mut turns = BTreeMap::new();
+    for edit in planned.iter().flat_map(|planned| &planned.edits) {
+        turns.insert(edit.path.clone(), Mutex::new(()));
     }
-    let carry_out = |turn: Vec<(usize, Plan<'_>)>| -> Vec<_> {
-        turn.into_iter()
-            .map(|(index, plan)| (index, apply_plan(plan)))
-            .collect()
-    };
-    let mut deeds: Vec<_> = map(Load::Disk, turns.into_values().collect(), carry_out)
-        .into_iter()
-        .flatten()
-        .collect();
-    deeds.sort_by_key(|(index, _)| *index);
-    deeds.into_iter().map(|(_, deed)| deed).collect()
+    in_parallel(planned, WRITERS, |planned| {
+        let first = planned.edits.first();
+        let _turn = first.map(|edit| turns[&edit.path].lock());
+        write(lock, planned)
+    })
 }
 
-/// Gives every backend the bytes back that an earlier survey found, whatever they were: a mix of sizes, or a number
-/// that was written in another way.
-///
-/// A backend that is no longer the same but for the settings was updated since and is refused. Fails where the lock
-/// cannot be had or the layers cannot be listed.
-pub fn put_back(home: &Path, earlier: &[Backend]) -> Result<Vec<Done>> {
-    let _lock = lock::hold(&backends::open(home)?)?;
-    let survey = survey(home, &[])?;
-    let find = |earlier: &Backend| {
-        survey
-            .backends
-            .iter()
-            .find(|now| now.layer.path == earlier.layer.path)
-    };
-    let deeds = earlier
-        .iter()
-        .filter(|backend| backend.hindrance().is_none())
-        .map(|earlier| {
-            if let Some(now) = find(earlier) {
-                let deed = match apply_plan(now.edits_back_to(earlier)) {
-                    Deed::Changed => forget_copies(earlier).map_or_else(
-                        |error| Deed::Failed(format!("{error:#}")),
-                        |()| Deed::Changed,
-                    ),
-                    other => other,
-                };
-                return read_back(now.clone(), deed);
-            }
-            let deed = Deed::Refused(
-                "it has vanished since it was changed; LM Studio removed it".to_owned(),
-            );
-            Done {
-                before: earlier.clone(),
-                after: earlier.clone(),
-                deed,
-            }
-        });
-    Ok(deeds.collect())
-}
-
-/// Removes the copies that were saved between the survey and now: where one was needed then, there was none.
-fn forget_copies(earlier: &Backend) -> Result<()> {
-    let contents = earlier
-        .files
-        .iter()
-        .filter_map(|file| Some((file, file.content()?)));
-    let mut copied = contents.filter(|(_, content)| content.original.needs_copy);
-    copied.try_for_each(|(file, content)| apply::forget_copy(&file.path, &content.bytes))
-}
-
-fn apply_plan(plan: Plan<'_>) -> Deed {
-    match plan {
-        Err(hindrance) => hindered(hindrance),
-        Ok(edits) => match apply::apply(&edits) {
-            Err(error) => Deed::Failed(format!("{error:#}")),
-            Ok(()) if edits.iter().any(Edit::is_change) => Deed::Changed,
-            Ok(()) => Deed::Unchanged,
-        },
-    }
-}
-
-fn read_back(before: Backend, deed: Deed) -> Done {
-    let after = match deed {
-        Deed::Changed | Deed::Failed(_) => inspect(before.layer.clone()),
-        _ => before.clone(),
-    };
-    Done {
-        before,
-        deed,
-        after,
-    }
-}
-
-/// What [`carry_out`] would do. Writes nothing and takes no lock.
-pub fn rehearse(home: &Path, wanted: &[Pattern], goal: Goal) -> Result<Doings> {
-    let survey = survey(home, wanted)?;
-    let done = survey.backends.into_iter().map(|before| {
-        let deed = match before.edits(goal) {
-            Err(hindrance) => hindered(hindrance),
-            Ok(edits) => would_change(&edits),
+/// What [`apply`] would do. Writes nothing.
+pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
+    let plan = |before: Surveyed| {
+        let (outcome, why, edits) = match before.edits(goal) {
+            Err(blocked) => (blocked.outcome, Some(blocked.why), Vec::new()),
+            Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
+            Ok(edits) => (Outcome::Unchanged, None, edits),
         };
-        Done {
+        Applied {
             after: before.clone(),
             before,
-            deed,
+            outcome,
+            why,
+            edits,
         }
+    };
+    backends.into_iter().map(plan).collect()
+}
+
+fn write(lock: &Lock, mut planned: Applied) -> Applied {
+    match write::apply(lock, &planned.edits) {
+        Err(error) => {
+            planned.outcome = Outcome::Failed;
+            planned.why = Some(format!("{error:#}"));
+        }
+        Ok(()) if planned.outcome == Outcome::WouldChange => planned.outcome = Outcome::Changed,
+        Ok(()) => return planned,
+    }
+    planned.after = survey::survey(planned.before.backend.clone());
+    planned
+}
+
+/// What `work` makes of each item, in their order. A thread that cannot be had leaves its share to the others.
+fn in_parallel<T, R>(items: Vec<T>, threads: usize, work: impl Fn(T) -> R + Sync) -> Vec<R>
+where
+    T: Send,
+    R: Send + Sync,
+{
+    let threads = threads.min(items.len());
+    let results: Vec<OnceLock<R>> = items.iter().map(|_| OnceLock::new()).collect();
+    let queue = Mutex::new(items.into_iter().zip(&results));
+    let next = || queue.lock().ok()?.next();
+    let drain = || {
+        while let Some((item, result)) = next() {
+            result.get_or_init(|| work(item));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            let _ = thread::Builder::new().spawn_scoped(scope, drain);
+        }
+        drain();
     });
-    Ok((done.collect(), survey.missing))
-}
-
-fn would_change(edits: &[Edit<'_>]) -> Deed {
-    let changes: Vec<_> = edits
-        .iter()
-        .filter(|edit| edit.is_change())
-        .map(|edit| Change {
-            path: edit.file.path.clone(),
-            before: edit.content.bytes.clone(),
-            after: edit.after.clone(),
-        })
-        .collect();
-    if changes.is_empty() {
-        Deed::Unchanged
-    } else {
-        Deed::WouldChange(changes)
-    }
-}
-
-fn hindered(hindrance: Hindrance) -> Deed {
-    match hindrance {
-        Hindrance::Incomplete(why) => Deed::LeftAlone(why),
-        Hindrance::Refused(why) => Deed::Refused(why),
-    }
+    drop(queue);
+    let taken = |result: OnceLock<R>| result.into_inner().expect("a thread took it");
+    results.into_iter().map(taken).collect()
 }

@@ -2,13 +2,13 @@
 //!
 //! A new engine shape or a new setting is one more row here.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use memchr::memmem;
 
 /// The chunk sizes that can be set, in tokens. Below 1 the engine misbehaves; far above 8192 memory ends first.
 pub const SIZES: RangeInclusive<u64> = 64..=131_072;
-
 /// The chunk size that a bare `lmpatch` sets, in tokens.
 pub const DEFAULT_SIZE: u64 = 4096;
 
@@ -17,19 +17,17 @@ pub const DEFAULT_SIZE: u64 = 4096;
 pub struct Setting {
     /// The Python package; also its directory in `site-packages`.
     pub package: &'static str,
-    /// The file in that directory.
     pub file: &'static str,
-    /// How the number is written, newest engines first. The first form that the file has is the one that counts.
+    /// How the number is written, newest engines first. Only one of the forms may be there.
     pub forms: &'static [Form],
-    /// The number that the vendor ships.
-    pub stock: StockRule,
+    /// The number that the vendor ships, from the source and the owner of the site.
+    pub stock: fn(source: &[u8], owner: &str) -> u64,
     /// The owner whose site is the backend's chunk where this file alone tells it.
     pub governing_owner: Option<&'static str>,
 }
 
 impl Setting {
     /// The path below `site-packages`, as `RECORD` writes it.
-    #[must_use]
     pub fn record_path(&self) -> String {
         format!("{}/{}", self.package, self.file)
     }
@@ -40,87 +38,41 @@ impl Setting {
 pub struct Form {
     /// The name that is given the value.
     pub name: &'static str,
-    /// Which definitions of that name are the setting.
     pub place: FormPlace,
-    /// How many of them there must be.
-    pub count: Count,
 }
 
 /// Which definitions of a name are the setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormPlace {
-    /// A constant of the module.
+    /// The one constant of the module; two would mean that one overrides the other.
     ModuleConstant,
-    /// The default of a parameter of a method of this class.
+    /// The one default of a parameter of a method of this class.
     MethodParameter(&'static str),
-    /// A parameter default, or an annotated variable or field, of anything.
+    /// Every parameter default, and every annotated variable or field.
     AnyDefinition,
 }
 
-/// How many sites a form must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Count {
-    /// One; two would mean that one of them overrides the other.
-    ExactlyOne,
-    /// One or more.
-    AtLeastOne,
+const fn form(name: &'static str, place: FormPlace) -> Form {
+    Form { name, place }
 }
 
-impl Count {
+impl Form {
     /// Whether `found` sites are as many as there must be.
-    #[must_use]
-    pub fn admits(self, found: usize) -> bool {
-        match self {
-            Self::ExactlyOne => found == 1,
-            Self::AtLeastOne => found >= 1,
-        }
+    pub fn admits(&self, found: usize) -> bool {
+        found == 1 || found > 1 && self.place == FormPlace::AnyDefinition
     }
 }
 
-/// The value that the vendor ships, where neither `RECORD` nor the table of releases knows the file.
-#[derive(Debug, Clone, Copy)]
-pub enum StockRule {
-    /// `then` where the source mentions the word, else `otherwise`.
-    Mention {
-        /// The word.
-        word: &'static str,
-        /// The value where it is mentioned.
-        then: u64,
-        /// The value where it is not.
-        otherwise: u64,
-    },
-    /// `then` for the site of this owner, `otherwise` for every other one.
-    Owner {
-        /// The owner, as [`crate::patch::sites::Site::owner`] has it.
-        owner: &'static str,
-        /// The value of its site.
-        then: u64,
-        /// The value of all other sites.
-        otherwise: u64,
-    },
-}
-
-impl StockRule {
-    /// The stock value of the site of `owner` in `source`.
-    #[must_use]
-    pub fn value(self, source: &[u8], owner: &str) -> u64 {
-        let (applies, then, otherwise) = match self {
-            Self::Mention {
-                word,
-                then,
-                otherwise,
-            } => (
-                memmem::find(source, word.as_bytes()).is_some(),
-                then,
-                otherwise,
-            ),
-            Self::Owner {
-                owner: special,
-                then,
-                otherwise,
-            } => (owner == special, then, otherwise),
-        };
-        if applies { then } else { otherwise }
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name;
+        match self.place {
+            FormPlace::ModuleConstant => write!(f, "constant {name}"),
+            FormPlace::MethodParameter(class) => {
+                write!(f, "parameter {name} of a method of {class}")
+            }
+            FormPlace::AnyDefinition => write!(f, "definition of {name}"),
+        }
     }
 }
 
@@ -134,37 +86,23 @@ pub const SETTINGS: [Setting; 2] = [
         package: "mlx_engine",
         file: "cache_wrapper.py",
         forms: &[
-            Form {
-                name: "PROMPT_PROCESSING_CHUNK_SIZE",
-                place: FormPlace::ModuleConstant,
-                count: Count::ExactlyOne,
-            },
+            form("PROMPT_PROCESSING_CHUNK_SIZE", FormPlace::ModuleConstant),
             // Engines of 2025-02 to 2025-09, before the constant existed.
-            Form {
-                name: "chunk_size",
-                place: FormPlace::MethodParameter("CacheWrapper"),
-                count: Count::ExactlyOne,
-            },
+            form("chunk_size", FormPlace::MethodParameter("CacheWrapper")),
         ],
-        stock: StockRule::Mention {
-            word: "validate_prefill_step_size",
-            then: 2048,
-            otherwise: 512,
+        stock: |source, _| match memmem::find(source, b"validate_prefill_step_size") {
+            Some(_) => 2048,
+            None => 512,
         },
         governing_owner: None,
     },
     Setting {
         package: "mlx_lm",
         file: "generate.py",
-        forms: &[Form {
-            name: "prefill_step_size",
-            place: FormPlace::AnyDefinition,
-            count: Count::AtLeastOne,
-        }],
-        stock: StockRule::Owner {
-            owner: "speculative_generate_step",
-            then: 512,
-            otherwise: 2048,
+        forms: &[form("prefill_step_size", FormPlace::AnyDefinition)],
+        stock: |_, owner| match owner {
+            "speculative_generate_step" => 512,
+            _ => 2048,
         },
         governing_owner: Some("generate_step"),
     },

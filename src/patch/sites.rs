@@ -1,15 +1,20 @@
-//! PURE: Python source → the integer literals that are the setting, or what was found instead.
+//! PURE: Python source → the number literals that are the setting, or a refusal with its line.
+//!
+//! Strings and comments are blanked, so that regular expressions see code only. In each logical line that mentions a
+//! setting they look for the spellings that vendors use; whatever else gives that name a value is refused.
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::LazyLock;
 
-use memchr::{memchr_iter, memmem};
+use memchr::{memchr, memchr_iter, memmem};
+use regex::bytes::Regex;
+use serde::Serialize;
 
-use super::python::{self, Definition, Module, Place, Value};
 use super::settings::{Form, FormPlace, Setting};
 
-/// One integer literal that is the setting.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One number literal that is the setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Site {
     /// The name that is given the value.
     pub name: &'static str,
@@ -18,9 +23,12 @@ pub struct Site {
     /// The line of the literal, from 1.
     pub line: usize,
     /// Where the literal stands, in bytes.
+    #[serde(skip)]
     pub range: Range<usize>,
     /// What it says, in tokens.
     pub value: u64,
+    /// What such a file ships with, in tokens.
+    pub stock: u64,
 }
 
 /// Why a file was not understood: what was found, and in which line.
@@ -34,193 +42,335 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "line {line}: {}", self.what),
-            None => f.write_str(&self.what),
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
         }
+        f.write_str(&self.what)
     }
 }
 
 /// The sites of `setting` in `source`, in the order in which they stand there.
 ///
-/// Fails on source that cannot be read with certainty, on a computed value, on a value that is set a second time in
-/// another way, and on fewer or more sites than the form must have.
+/// Fails on source that cannot be read with certainty, on any other binding of the name that counts, and on fewer or
+/// more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let is_named = |name: &[u8]| {
-        setting
-            .forms
-            .iter()
-            .any(|form| form.name.as_bytes() == name)
-    };
-    let module = python::read(source, is_named)
-        .map_err(|e| refusal(Some(line_of(source, e.offset)), format!("{} here", e.why)))?;
-    let mut present = setting
-        .forms
-        .iter()
-        .filter(|form| is_present(form, &module, source));
-    let Some(form) = present.next() else {
-        let names: Vec<_> = setting.forms.iter().map(describe).collect();
-        return Err(refusal(
-            None,
-            format!("no {} with an integer value found", names.join(" and no ")),
+    let (text, lines) = blank(source)?;
+    let mut present = Vec::new();
+    for form in setting.forms {
+        let (scopes, sites, refusal) = (Vec::new(), Vec::new(), None);
+        let mut reader = Reader {
+            form,
+            source,
+            scopes,
+            sites,
+            refusal,
+        };
+        reader.read(&text, &lines);
+        let is_optional = matches!(form.place, FormPlace::MethodParameter(_));
+        if !reader.sites.is_empty() || reader.refusal.is_some() && !is_optional {
+            present.push(reader);
+        }
+    }
+    let whole = |what| Err(Refusal { line: None, what });
+    let Some(reader) = present.pop() else {
+        let names: Vec<_> = setting.forms.iter().map(Form::to_string).collect();
+        return whole(format!(
+            "no {} with an integer value found",
+            names.join(" and no ")
         ));
     };
-    if let Some(other) = present.next() {
-        let what = format!(
-            "has both {} and {}, so neither alone decides",
-            describe(form),
-            describe(other)
-        );
-        return Err(refusal(None, what));
+    let (form, mut sites) = (reader.form, reader.sites);
+    for site in &mut sites {
+        site.stock = (setting.stock)(source, &site.owner);
     }
-    sites_of(form, &module, source)
-}
-
-fn sites_of(form: &Form, module: &Module<'_>, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let mut sites = Vec::new();
-    for definition in named(form, module, source) {
-        match (fits(form, definition, module), &definition.value) {
-            (true, Value::Integer(range, value)) => sites.push(Site {
-                name: form.name,
-                owner: module.owner(definition.scope),
-                line: 0,
-                range: range.clone(),
-                value: *value,
-            }),
-            (true, Value::Other(range)) if is_unset(form, source, range) => {}
-            (true, Value::Other(range)) => return Err(computed(form, source, definition, range)),
-            (false, _) if overrides(form, definition) => {
-                return Err(set_again(form, source, definition));
-            }
-            (false, _) => {}
-        }
+    if let Some(other) = present.pop() {
+        let both = format!("has both {} and {form}", other.form);
+        return whole(both + ", so neither alone decides");
     }
-    sites.sort_by_key(|site| site.range.start);
-    number_lines(&mut sites, source);
-    if form.count.admits(sites.len()) {
+    if let Some(refusal) = reader.refusal {
+        return Err(refusal);
+    }
+    if form.admits(sites.len()) {
         return Ok(sites);
     }
-    let lines: Vec<_> = sites
-        .iter()
-        .take(5)
-        .map(|site| site.line.to_string())
-        .collect();
-    let what = format!(
-        "{} is set {} times, in lines {}",
-        describe(form),
-        sites.len(),
-        lines.join(", ")
-    );
-    Err(refusal(
-        None,
-        if sites.is_empty() {
-            format!("no {} found", describe(form))
-        } else {
-            what
-        },
-    ))
+    let lines: Vec<_> = sites.iter().take(5).map(|s| s.line.to_string()).collect();
+    let (times, lines) = (sites.len(), lines.join(", "));
+    whole(format!("{form} is set {times} times, in lines {lines}"))
 }
 
-fn named<'m>(
-    form: &Form,
-    module: &'m Module<'_>,
-    source: &[u8],
-) -> impl Iterator<Item = &'m Definition> {
-    module
-        .definitions
-        .iter()
-        .filter(|definition| source.get(definition.name.clone()) == Some(form.name.as_bytes()))
-}
-
-/// Whether this definition is one that the form means.
-fn fits(form: &Form, definition: &Definition, module: &Module<'_>) -> bool {
-    match form.place {
-        FormPlace::ModuleConstant => {
-            definition.place != Place::Parameter && definition.scope.is_none()
-        }
-        FormPlace::MethodParameter(class) => {
-            definition.place == Place::Parameter && module.is_in_class(definition.scope, class)
-        }
-        FormPlace::AnyDefinition => definition.place != Place::Assigned,
-    }
-}
-
-/// A form is there where any definition fits it that gives a value; `chunk_size: Optional[int] = None` gives none, and
-/// neither does a parameter whose default is the constant of another form.
-fn is_present(form: &Form, module: &Module<'_>, source: &[u8]) -> bool {
-    named(form, module, source).any(|definition| {
-        fits(form, definition, module)
-            && match (&definition.value, form.place) {
-                (Value::Integer(..), _) => true,
-                (Value::Other(_), FormPlace::MethodParameter(_)) => false,
-                (Value::Other(range), _) => !is_unset(form, source, range),
-            }
-    })
-}
-
-/// A default of `None` leaves the decision to the caller: nothing is set there.
-fn is_unset(form: &Form, source: &[u8], value: &Range<usize>) -> bool {
-    form.place != FormPlace::ModuleConstant && source.get(value.clone()) == Some(b"None".as_slice())
-}
-
-/// A literal that is assigned to the name elsewhere would decide in place of the sites that are edited.
-fn overrides(form: &Form, definition: &Definition) -> bool {
-    form.place == FormPlace::ModuleConstant
-        || definition.place == Place::Assigned && matches!(definition.value, Value::Integer(..))
-}
-
-fn computed(form: &Form, source: &[u8], definition: &Definition, value: &Range<usize>) -> Refusal {
-    let text = String::from_utf8_lossy(source.get(value.clone()).unwrap_or_default());
-    let line = Some(line_of(source, definition.name.start));
-    let shown: String = text.chars().take(40).collect();
-    refusal(
-        line,
-        format!("{} is not a plain number but `{shown}`", form.name),
-    )
-}
-
-fn set_again(form: &Form, source: &[u8], definition: &Definition) -> Refusal {
-    let line = Some(line_of(source, definition.name.start));
-    refusal(
-        line,
-        format!(
-            "{} is set here in a way that would override the edit",
-            form.name
-        ),
-    )
-}
-
-fn describe(form: &Form) -> String {
-    match form.place {
-        FormPlace::ModuleConstant => format!("constant {}", form.name),
-        FormPlace::MethodParameter(class) => {
-            format!("parameter {} of a method of {class}", form.name)
-        }
-        FormPlace::AnyDefinition => format!("definition of {}", form.name),
-    }
-}
-
-fn refusal(line: Option<usize>, what: String) -> Refusal {
+fn refusal(source: &[u8], at: usize, what: String) -> Refusal {
+    let line = Some(1 + line_ends(&source[..at]));
     Refusal { line, what }
 }
 
-/// Gives each site its line, in one pass over the source; the sites are in order.
-fn number_lines(sites: &mut [Site], source: &[u8]) {
-    let (mut line, mut counted) = (1, 0);
-    for site in sites {
-        line += line_ends(source, counted..site.range.start);
-        counted = site.range.start;
-        site.line = line;
+/// How many lines end in `text`; a lone `\r` ends one, too.
+fn line_ends(text: &[u8]) -> usize {
+    let count = |byte| memchr_iter(byte, text).count();
+    count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
+}
+
+/// The source with strings, comments and continued line ends blanked, and where its logical lines are.
+fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), Refusal> {
+    let refuse = |at, what: &str| Err(refusal(source, at, what.to_owned()));
+    if let Some(at) = memchr(0, source) {
+        return refuse(at, "a NUL byte, so this is not Python source");
+    }
+    let mut at = 3 * usize::from(source.starts_with(b"\xEF\xBB\xBF"));
+    let (mut text, mut lines, mut start) = (source.to_vec(), Vec::new(), at);
+    let mut open: Vec<(u8, usize)> = Vec::new();
+    while let Some(&byte) = source.get(at) {
+        let mut end = at + 1;
+        match byte {
+            b'"' | b'\'' | b'#' | b'\\' => {
+                end += HIDDEN
+                    .find(&source[at..])
+                    .map_or(0, |hidden| hidden.len() - 1);
+                // `""` is also how a triple string starts that does not end.
+                let is_string = byte == b'"' || byte == b'\'';
+                if is_string && (end == at + 1 || end == at + 2 && source.get(end) == Some(&byte)) {
+                    return refuse(at, "a string that does not end");
+                }
+                text[at..end].fill(if is_string { b'"' } else { b' ' });
+            }
+            b'(' => open.push((b')', at)),
+            b'[' => open.push((b']', at)),
+            b'{' => open.push((b'}', at)),
+            b')' | b']' | b'}' if open.pop().is_none_or(|(closing, _)| closing != byte) => {
+                return refuse(at, "unbalanced brackets");
+            }
+            b'\n' | b'\r' if open.is_empty() => {
+                lines.push(start..at);
+                start = end;
+            }
+            _ => {}
+        }
+        if open.len() > 200 {
+            return refuse(at, "nesting deeper than Python allows");
+        }
+        at = end;
+    }
+    lines.push(start..at);
+    match open.pop() {
+        Some((_, at)) => refuse(at, "unbalanced brackets"),
+        None => Ok((text, lines)),
     }
 }
 
-fn line_of(source: &[u8], offset: usize) -> usize {
-    1 + line_ends(source, 0..offset)
+/// Collects what gives the form's name a value.
+struct Reader<'a> {
+    form: &'a Form,
+    source: &'a [u8],
+    /// Every `def` and `class` that is open: its indentation, whether it is a class, its dotted path.
+    scopes: Vec<(usize, bool, String)>,
+    sites: Vec<Site>,
+    /// Of the first binding that is not understood.
+    refusal: Option<Refusal>,
 }
 
-/// How many lines end within `range`, which does not split a `\r\n`; a lone `\r` ends a line too.
-fn line_ends(source: &[u8], range: Range<usize>) -> usize {
-    let text = source.get(range).unwrap_or_default();
-    let count = |byte| memchr_iter(byte, text).count();
-    count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
+impl Reader<'_> {
+    fn read(&mut self, text: &[u8], lines: &[Range<usize>]) {
+        let finder = memmem::Finder::new(self.form.name);
+        for line in lines {
+            let code = &text[line.clone()];
+            let Some(first) = code.trim_ascii_start().first() else {
+                continue;
+            };
+            let indent = indent(&self.source[line.clone()]);
+            while self.scopes.pop_if(|(outer, ..)| *outer >= indent).is_some() {}
+            if b"acd".contains(first)
+                && let Some(header) = HEADER.captures(code)
+            {
+                let outer = self.scopes.last().map_or("", |(.., path)| path);
+                let path = format!("{outer}.{}", String::from_utf8_lossy(&header[2]));
+                self.scopes.push((indent, header.get(1).is_some(), path));
+            }
+            if finder.find(code).is_some() && self.is_inside() {
+                self.read_line(&mark(code, self.form.name), line.start);
+            }
+        }
+    }
+
+    /// Whether the form means what is in the innermost class.
+    fn is_inside(&self) -> bool {
+        let FormPlace::MethodParameter(wanted) = self.form.place else {
+            return true;
+        };
+        let class = self.scopes.iter().rfind(|(_, is_class, _)| *is_class);
+        class.is_some_and(|(.., path)| path.rsplit('.').next() == Some(wanted))
+    }
+
+    /// Takes a logical line, in which the name is written in NUL bytes.
+    fn read_line(&mut self, code: &[u8], start: usize) {
+        let (items, body) = items(code);
+        let end = start + code.len();
+        if let Some(odd) = ODD.find(code).or_else(|| ODD_ITEM.find(&items)) {
+            let at = start + odd.start() + memchr(0, odd.as_bytes()).unwrap_or(0);
+            let is_shared = SHARED.is_match(&items);
+            let why = if is_shared { SHARES } else { OVERRIDES };
+            self.refuse(at, why, if is_shared { start } else { at }..end);
+        }
+        for (count, definition) in DEFINITION.captures_iter(&items).enumerate() {
+            let range = |group| definition.get(group).map_or(0..0, |part| part.range());
+            let (name, value) = (range(1), range(3));
+            let (at, is_parameter) = (start + name.start, name.start < body);
+            let is_definition = is_parameter || definition.get(2).is_some();
+            let is_constant = self.form.place == FormPlace::ModuleConstant;
+            let fits = match self.form.place {
+                FormPlace::ModuleConstant => !is_parameter && self.scopes.is_empty(),
+                FormPlace::MethodParameter(_) => is_parameter,
+                FormPlace::AnyDefinition => is_definition,
+            };
+            let value = start + value.start..start + value.end;
+            let text = String::from_utf8_lossy(&self.source[value.clone()]);
+            match text.replace('_', "").parse() {
+                _ if text == "None" && is_definition && !is_constant => {}
+                _ if text.is_empty() => self.refuse(at, "has no value behind its `=`:", at..end),
+                _ if !fits || count > 0 => self.refuse(at, OVERRIDES, at..end),
+                Ok(number) if text.starts_with(char::is_numeric) => self.add(value, number),
+                _ => self.refuse(at, "is not a plain number but", value),
+            }
+        }
+    }
+
+    fn add(&mut self, range: Range<usize>, value: u64) {
+        let last = self.sites.last();
+        let (line, counted) = last.map_or((1, 0), |site| (site.line, site.range.start));
+        let innermost = self.scopes.last();
+        let owner = innermost.map_or("<module>", |(.., path)| &path[1..]);
+        self.sites.push(Site {
+            name: self.form.name,
+            owner: owner.to_owned(),
+            line: line + line_ends(&self.source[counted..range.start]),
+            range,
+            value,
+            stock: 0,
+        });
+    }
+
+    /// Keeps the first refusal. It quotes the source up to the end of the line, and no more than a line can be.
+    fn refuse(&mut self, at: usize, why: &str, quoted: Range<usize>) {
+        let text = String::from_utf8_lossy(self.source[quoted].trim_ascii());
+        let line = text.split(['\r', '\n']).next().unwrap_or_default();
+        let shown: String = line.chars().take(120).collect();
+        let rest = if shown.len() < text.len() { "…" } else { "" };
+        let what = format!("{} {why} `{shown}{rest}`", self.form.name);
+        let (source, first) = (self.source, self.refusal.take());
+        self.refusal = first.or_else(|| Some(refusal(source, at, what)));
+    }
+}
+
+const OVERRIDES: &str = "is set here in a way that would override the edit:";
+const SHARES: &str = "shares its value with another name:";
+
+/// In the patterns `W` stands for a byte of a word, and NUL bytes for the name.
+fn regex(pattern: &str) -> Regex {
+    let pattern = pattern.replace('W', r"[\w\x80-\xFF]");
+    Regex::new(&format!("(?s-u){pattern}")).expect("every pattern is used by the tests")
+}
+
+/// A string, a comment, or what a backslash takes with it.
+static HIDDEN: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r#"^(?:"{3}(?:[^\\]|\\.)*?"{3}|'{3}(?:[^\\]|\\.)*?'{3}|#[^\r\n]*|\\(?:\r\n|.)?"#,
+        r#"|"(?:[^"\\\r\n]|\\\r\n|\\.)*"|'(?:[^'\\\r\n]|\\\r\n|\\.)*')"#
+    ))
+});
+static HEADER: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"^\s*(?:async\s+)?(?:(class)|def)\s+(W+)"));
+/// What may have statements behind its colon.
+static COMPOUND: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r"^\s*(?:async\s+)?(?:(def)|if|elif|else|for|while|with|try|except|finally|class)",
+        r#"(?:[^\w\x80-\xFF]|$)|^\s*case(?:\s*["{-]|\s+W)"#
+    ))
+});
+/// `name: annotation = value` as a whole item.
+static DEFINITION: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"(?:^|;)\s*(\x00+)\s*(?::([^=;]*))?=\s*([^;\s]*(?:\s+[^;\s]+)*)"));
+/// Other ways of binding the name, wherever they stand.
+static ODD: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r"\x00\s*(?:[-+*/%@&|^:]+=|[<>]\?)|\blambda\b.*\x00\s*=|\b(?:def|class)\s+\x00",
+        r"|\b(?:global|nonlocal|del|import)\b[^;]*\x00|\bas\b[^:;]*\x00",
+        r"|\bfor[\s*(\[]+(?:[\w.]+[\s)\]]*,[\s*(\[]*)*\x00|^\s*case\s+[^=\s].*\x00.*:"
+    ))
+});
+/// Targets that are no item of their own, and lambdas whose commas and colons are not those of the items.
+static ODD_ITEM: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        r"\x00\s*[,)\]=][^;]*=|[^;\s\x00]\s*\x00+\s*(?::[^;]*)?=",
+        r"|\blambda\b.*\x00\s*[:=]|\x00\s*(?::[^=,;]*)?(?:=\s*)?\blambda\b"
+    ))
+});
+/// `A = B = 4096`.
+static SHARED: LazyLock<Regex> = LazyLock::new(|| regex(r"=\s*\x00+\s*=|\x00\s*=[^;=]*="));
+
+/// The line with NUL bytes for the name, where it is no attribute, and with `?` for comparisons.
+fn mark(line: &[u8], name: &str) -> Vec<u8> {
+    let mut marked = line.to_vec();
+    for end in memchr_iter(b'=', line).filter(|end| *end > 0) {
+        if b"=!<>".contains(&line[end - 1]) {
+            marked[end - 1..=end].fill(b'?');
+        }
+    }
+    for start in memmem::find_iter(line, name) {
+        let (before, after) = (&line[..start], &line[start + name.len()..]);
+        let is_whole = !before.last().is_some_and(is_word) && !after.first().is_some_and(is_word);
+        if is_whole && before.trim_ascii_end().last() != Some(&b'.') {
+            marked[start..start + name.len()].fill(0);
+        }
+    }
+    marked
+}
+
+fn is_word(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || *byte == b'_' || !byte.is_ascii()
+}
+
+/// The line with `;` between its parameters and statements, and what is in calls, subscripts and other parameters
+/// hidden; and where its statements start.
+fn items(code: &[u8]) -> (Vec<u8>, usize) {
+    let compound = COMPOUND.captures(code);
+    let mut is_def = compound.as_ref().is_some_and(|head| head.get(1).is_some());
+    let (mut items, mut open, mut before, mut body) = (code.to_vec(), Vec::new(), b' ', 0);
+    for (at, &byte) in code.iter().enumerate() {
+        if b")]}".contains(&byte) && open.pop() == Some(b';') {
+            items[at] = b';';
+        }
+        match open.last() {
+            Some(b'?') => items[at] = b'?',
+            Some(b';') if byte == b',' => items[at] = b';',
+            None if byte == b':' && body == 0 && compound.is_some() => {
+                items[at] = b';';
+                body = at + 1;
+            }
+            _ => {}
+        }
+        if b"([{".contains(&byte) {
+            let is_trailer = is_word(&before) || b"\0)]}\"".contains(&before);
+            let is_own = is_def && open.is_empty() && byte == b'(';
+            open.push(match open.last() {
+                None if is_own => b';',
+                None | Some(b'(') if !is_trailer => b'(',
+                _ => b'?',
+            });
+            if is_own {
+                (items[at], is_def) = (b';', false);
+            }
+        }
+        if !byte.is_ascii_whitespace() {
+            before = byte;
+        }
+    }
+    (items, body)
+}
+
+/// The column of the first character as Python counts it: a tab goes to the next multiple of eight, a form feed to 0.
+fn indent(line: &[u8]) -> usize {
+    let blanks = line.iter().take_while(|byte| b" \t\x0c".contains(byte));
+    blanks.fold(0, |column, byte| match byte {
+        b'\t' => (column / 8 + 1) * 8,
+        b'\x0c' => 0,
+        _ => column + 1,
+    })
 }

@@ -1,8 +1,11 @@
 //! How the time grows: with the size of a file, with the number of backends, and not with the rest of site-packages.
 #![allow(
+    dead_code,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test fails by panicking"
+    clippy::needless_pass_by_value,
+    clippy::print_stderr,
+    reason = "a benchmark fails by panicking, and uses a part of what tests share"
 )]
 
 use std::fs;
@@ -10,13 +13,13 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use lmpatch::patch::backend::{Backend, Edit, State};
-use lmpatch::patch::plan::Goal;
+use lmpatch::patch::backend::{Goal, State, Surveyed};
+use lmpatch::patch::file::Edit;
 use lmpatch::patch::settings::SETTINGS;
-use lmpatch::patch::{self, Deed, Done, sites};
+use lmpatch::patch::{self, Applied, Lock, Outcome, sites};
 use tempfile::TempDir;
 
-#[path = "../support/mod.rs"]
+#[path = "../it/support/mod.rs"]
 mod support;
 
 use support::home::{Layer, engine_since_2026, real_size_generate};
@@ -136,11 +139,11 @@ impl Home {
         };
         match others {
             Others::Files(count) => {
-                (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py")))
+                (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py")));
             }
             Others::Packages(count) => {
                 (0..count).for_each(|n| {
-                    add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned())
+                    add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned());
                 });
             }
         }
@@ -149,14 +152,16 @@ impl Home {
     fn check(&self, backends: usize) {
         let survey = patch::survey(self.root.path(), &[]).unwrap();
         let understood =
-            |backend: &&Backend| matches!(backend.state(), State::Stock | State::Patched);
+            |backend: &&Surveyed| matches!(backend.state(), State::Stock | State::Patched);
         assert_eq!(survey.backends.iter().filter(understood).count(), backends);
     }
 
     fn set(&self, size: u64, backends: usize) {
-        let (done, _) = patch::carry_out(self.root.path(), &[], Goal::Size(size)).unwrap();
-        let changed = |done: &&Done| matches!(done.deed, Deed::Changed) && done.after.has(size);
-        assert_eq!(done.iter().filter(changed).count(), backends);
+        let lock = Lock::take(self.root.path()).unwrap();
+        let survey = patch::survey(self.root.path(), &[]).unwrap();
+        let applied = patch::apply(&lock, survey.backends, Goal::Size(size));
+        let is_set = |done: &&Applied| done.outcome == Outcome::Changed && done.after.has(size);
+        assert_eq!(applied.iter().filter(is_set).count(), backends);
     }
 }
 

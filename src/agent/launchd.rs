@@ -1,0 +1,131 @@
+//! The agent's launchd job, and launchctl, which hands it to launchd and takes it back.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::command;
+use crate::files;
+use crate::lmstudio::backends::amphibian;
+
+const LABEL: &str = "io.github.lmpatch.agent";
+
+/// The job as launchd.plist(5) describes it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Job {
+    label: String,
+    program_arguments: Vec<PathBuf>,
+    run_at_load: bool,
+    watch_paths: Vec<PathBuf>,
+    /// In seconds. `WatchPaths` can miss a change.
+    start_interval: u32,
+    standard_error_path: PathBuf,
+}
+
+/// The user's launchd, and where the agent's files are.
+pub struct Launchd {
+    pub user: PathBuf,
+    pub job: PathBuf,
+    pub log: PathBuf,
+    /// `gui/501`.
+    domain: String,
+}
+
+impl Launchd {
+    pub fn new() -> Result<Self> {
+        let user = dirs::home_dir().context("your home directory is unknown; set HOME")?;
+        Ok(Self {
+            job: user.join(format!("Library/LaunchAgents/{LABEL}.plist")),
+            log: user.join("Library/Logs/lmpatch.log"),
+            domain: format!("gui/{}", fs::metadata(&user)?.uid()),
+            user,
+        })
+    }
+
+    /// The program and the size, in tokens, of the job that is installed.
+    pub fn installed(&self) -> Option<(PathBuf, u64)> {
+        let job: Job = plist::from_bytes(&files::read(&self.job).ok()?).ok()?;
+        let size = job.program_arguments.last()?.to_str()?.parse().ok()?;
+        Some((job.program_arguments[0].clone(), size))
+    }
+
+    pub fn has_job(&self) -> bool {
+        launchctl("print", &[&self.target()]).is_ok_and(|(code, _)| code == Some(0))
+    }
+
+    /// Hands over a job instead of an old one, which comes back where that fails.
+    pub fn replace(&self, program: &Path, home: &Path, size: u64) -> Result<()> {
+        let mut program_arguments = vec![program.to_owned(), "--home".into(), home.to_owned()];
+        program_arguments.extend(["agent", "run", &size.to_string()].map(PathBuf::from));
+        let job = Job {
+            label: LABEL.to_owned(),
+            program_arguments,
+            run_at_load: true,
+            watch_paths: vec![amphibian(home)],
+            start_interval: 3600,
+            standard_error_path: self.log.clone(),
+        };
+        let mut bytes = Vec::new();
+        plist::to_writer_xml(&mut bytes, &job)?;
+        let before = fs::read(&self.job);
+        self.unload()?;
+        self.load(&bytes).inspect_err(|_| {
+            // The failure that is told is the first one.
+            let _ = match before {
+                Ok(before) => self.load(&before),
+                Err(_) => fs::remove_file(&self.job).map_err(Into::into),
+            };
+        })
+    }
+
+    fn load(&self, job: &[u8]) -> Result<()> {
+        fs::create_dir_all(self.user.join("Library/LaunchAgents"))?;
+        fs::write(&self.job, job).context("its job cannot be written")?;
+        let (code, failure) = launchctl("bootstrap", &[&self.domain, &self.job.to_string_lossy()])?;
+        let next = match code {
+            Some(0) => return Ok(()),
+            Some(125) => "nobody is logged in at the screen; log in there, then install it",
+            Some(5) => "nobody may be logged in at the screen; log in there, then install it",
+            Some(119) => "it is disabled; run `launchctl enable gui/$UID/io.github.lmpatch.agent`",
+            _ => "`launchctl error` tells what the number means",
+        };
+        bail!("{failure}; {next}")
+    }
+
+    /// Takes the job from launchd, if it has it, and waits until it is gone.
+    pub fn unload(&self) -> Result<()> {
+        if !self.has_job() {
+            return Ok(());
+        }
+        let (code, failure) = launchctl("bootout", &[&self.target()])?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while self.has_job() {
+            // 36 is "operation now in progress".
+            ensure!(matches!(code, Some(0 | 36)), failure);
+            if Instant::now() >= deadline {
+                bail!("launchd still has {LABEL} after bootout; log out and in first");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        format!("{}/{LABEL}", self.domain)
+    }
+}
+
+/// The exit code, and how to tell of it where that is a failure.
+fn launchctl(verb: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = Command::new("launchctl");
+    let ran = command::run(command.arg(verb).args(arguments), Duration::from_secs(20))
+        .context("launchctl cannot be run; the agent needs macOS")?;
+    let failure = format!("launchctl {verb} failed ({}): {}", ran.status, ran.stderr);
+    Ok((ran.status.code(), failure))
+}

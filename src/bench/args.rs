@@ -1,0 +1,105 @@
+//! What `lmpatch bench` takes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use glob::Pattern;
+
+use super::export;
+use super::guard::Reload;
+use super::server::parse_url;
+use crate::cli::parse_size;
+
+/// What `lmpatch bench --help` ends with.
+pub const HELP: &str = "\
+Examples:
+  lmpatch bench                               the loaded MLX model, as it is now
+  lmpatch bench --sizes 512,2048,4096,8192    set, load, measure each in turn; then
+                                              put back what was there
+  lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
+
+Sizes near 4096 come first. A prefill that is behind the best one is cut short, and
+a size is measured again only where that could change the verdict: the smallest
+size within the noise of the fastest (both spreads, 2 % at least).
+A server that asks for an API token gets the one in $LM_API_TOKEN.
+
+Exit codes:
+  0  the sizes were compared, or the one size was measured
+  1  something failed, or a size did not take effect
+  2  the command line is wrong";
+
+/// What is measured, and how.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The model's key or identifier [default: the one MLX model that is loaded]; with --direct its directory
+    #[arg(long, value_name = "MODEL", required_if_eq("direct", "true"))]
+    pub model: Option<String>,
+
+    /// Chunk sizes to compare, e.g. 512,1024,2048,4096,8192
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
+    pub sizes: Vec<u64>,
+
+    /// Set sizes only in backends whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
+    #[arg(long, value_name = "GLOB", value_parser = Pattern::new)]
+    pub backend: Vec<Pattern>,
+
+    /// Use the backend's own Python and mlx-lm; LM Studio is not needed
+    #[arg(long, requires = "sizes")]
+    pub direct: bool,
+
+    /// The Python of --direct instead of the backend's own
+    #[arg(long, value_name = "PATH", requires = "direct")]
+    pub python: Option<PathBuf>,
+
+    /// Tokens of every prompt [default: two chunks of the largest of several sizes, four of one; at least 8192]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub prompt_tokens: Option<u64>,
+
+    /// A text to make the prompts of, instead of a generated one
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+
+    /// Runs of each size at most
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+
+    /// End after so many minutes, with what is known then
+    #[arg(long, value_name = "MINUTES", value_parser = parse_minutes)]
+    pub budget: Option<Duration>,
+
+    /// Where the server is [default: this machine, at the port in LM Studio's settings]
+    #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
+    pub url: Option<String>,
+
+    /// How a size takes effect: load the model again, restart the app, or a command of your own
+    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = parse_reload, requires = "sizes")]
+    pub reload: Reload,
+
+    /// How long the server may say nothing, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+
+    /// Set the size to keep at the end, instead of what was there before
+    #[arg(long, requires = "sizes")]
+    pub apply_best: bool,
+
+    /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
+    #[arg(long, value_name = "FILE", value_parser = export::File::parse)]
+    pub output: Vec<export::File>,
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the shape that clap asks for")]
+fn parse_reload(text: &str) -> Result<Reload, String> {
+    Ok(match text {
+        "model" => Reload::Model,
+        "app" => Reload::App,
+        command => Reload::Command(command.to_owned()),
+    })
+}
+
+fn parse_minutes(text: &str) -> Result<Duration, String> {
+    let minutes = text.parse::<f64>().ok().filter(|minutes| *minutes > 0.0);
+    let seconds = minutes.ok_or("give a number of minutes")? * 60.0;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}

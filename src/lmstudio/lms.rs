@@ -1,0 +1,118 @@
+//! LM Studio's own command line tool: what is loaded, unload, load.
+//!
+//! Every `lms` command starts LM Studio where it does not run: it is for those only who have seen that it does.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::command;
+
+/// For what takes no time.
+const AT_ONCE: Duration = Duration::from_secs(30);
+
+/// One loaded model, as `lms ps --json` lists it and as the report does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all(deserialize = "camelCase"))]
+pub struct LoadedModel {
+    #[serde(rename(deserialize = "modelKey"))]
+    pub model: String,
+    pub identifier: String,
+    pub path: Option<String>,
+    pub format: Option<String>,
+    pub context_length: Option<u64>,
+    pub parallel: Option<u64>,
+    pub ttl_ms: Option<u64>,
+    /// Where LM Link reaches it; none on this Mac.
+    pub device_identifier: Option<String>,
+    pub status: Option<String>,
+    pub queued: Option<u64>,
+}
+
+impl LoadedModel {
+    pub(crate) fn is_here(&self) -> bool {
+        self.device_identifier.is_none()
+    }
+
+    pub(crate) fn is_mlx(&self) -> bool {
+        self.format.as_deref() == Some("safetensors")
+    }
+
+    /// Whether it is at work or has work waiting.
+    pub(crate) fn is_busy(&self) -> bool {
+        let is_idle = self.status.as_ref().is_none_or(|status| status == "idle");
+        !is_idle || self.queued.is_some_and(|queued| queued > 0)
+    }
+}
+
+/// How long to wait: for a load, for a busy model, and for an app to quit and to come back.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    pub load: Duration,
+    pub busy: Duration,
+    pub app: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let [load, busy, app] = [900, 120, 120].map(Duration::from_secs);
+        Self { load, busy, app }
+    }
+}
+
+/// `<home>/bin/lms`.
+#[derive(Debug, Clone)]
+pub struct Lms {
+    pub program: PathBuf,
+    pub timeouts: Timeouts,
+}
+
+impl Lms {
+    #[must_use]
+    pub fn of(home: &Path, timeouts: Timeouts) -> Self {
+        let program = home.join("bin/lms");
+        Self { program, timeouts }
+    }
+
+    /// The loaded models.
+    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
+        let printed = self.run(&["ps", "--json"], AT_ONCE)?;
+        serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
+    }
+
+    /// Unloads a model. Where none has that name, `lms` succeeds all the same.
+    pub fn unload(&self, identifier: &str) -> Result<()> {
+        self.run(&["unload", identifier], AT_ONCE)?;
+        Ok(())
+    }
+
+    /// Loads a model as it says, but for what an older `lms` has no flag for.
+    pub fn load(&self, model: &LoadedModel) -> Result<()> {
+        let path = model.path.as_deref().unwrap_or_default();
+        let mut words = vec!["load", path, "--exact", "-y"];
+        words.extend(["--identifier", &model.identifier]);
+        let shown = |value: Option<u64>| value.map(|n| n.to_string());
+        let ttl_seconds = model.ttl_ms.map(|ttl| ttl.div_ceil(1000).max(1));
+        let context = shown(model.context_length);
+        let (parallel, ttl) = (shown(model.parallel), shown(ttl_seconds));
+        words.extend(context.iter().flat_map(|n| ["--context-length", n]));
+        let oldest = words.len();
+        words.push("--local");
+        words.extend(parallel.iter().flat_map(|n| ["--parallel", n]));
+        words.extend(ttl.iter().flat_map(|n| ["--ttl", n]));
+        match self.run(&words, self.timeouts.load) {
+            Err(error) if error.to_string().contains("unknown option") => {
+                self.run(&words[..oldest], self.timeouts.load).map(drop)
+            }
+            result => result.map(drop),
+        }
+    }
+
+    fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {
+        let mut lms = Command::new(&self.program);
+        command::output(lms.args(arguments).env("NO_COLOR", "1"), timeout, &|| false)
+    }
+}

@@ -1,0 +1,187 @@
+//! LM Studio's workers, and whether they have what is on disk now.
+//!
+//! Every loaded model has one: `<home>/.internal/utils/node -e … require("…/llmworker.js")`. It reads the Python files
+//! of its backend when it starts, so one that is older than those files holds older values.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+
+use super::backends::{Backend, amphibian};
+use super::lms::{Lms, LoadedModel};
+use super::runtimes::{self, App};
+
+/// Parts of the names of programs that can be workers or engines.
+const NAMES: [&str; 4] = ["node", "llmworker", "python", "mlx"];
+
+/// One worker, with its start in whole seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Worker {
+    pub pid: u32,
+    pub started: u64,
+    /// As `open -a` names it; `llmster`, which is no app; empty where the command line does not tell.
+    pub app: String,
+}
+
+/// What was seen of this machine's processes, and what helps to judge it; times in seconds since 1970.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerSnapshot {
+    pub workers: Vec<Worker>,
+    /// Other processes that may run an engine, with the directory of `_amphibian` that they are from.
+    pub foreign: Vec<(u32, String)>,
+    /// Since when each app has had its choice of a runtime, where that is known.
+    pub selected_since: Vec<(App, u64)>,
+    /// How many MLX models and how many others are loaded, where `lms` was asked.
+    pub loaded: Option<(usize, usize)>,
+    pub now: u64,
+}
+
+/// Whether loaded models have a backend's values; with the workers that do not, or why that is unknown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadState {
+    ReloadNeeded(#[serde(skip)] Vec<u32>),
+    InEffect,
+    #[serde(rename = "not-running")]
+    NotLoaded,
+    Unknown(#[serde(skip)] String),
+}
+
+/// Looks at the processes of this machine.
+#[must_use]
+pub fn snapshot(home: &Path) -> WorkerSnapshot {
+    let mut system = System::new();
+    let names = ProcessRefreshKind::nothing().without_tasks();
+    system.refresh_processes_specifics(ProcessesToUpdate::All, false, names);
+    let mut pids: Vec<Pid> = Vec::new();
+    for process in system.processes().values() {
+        let name = process.name().to_string_lossy().to_lowercase();
+        if NAMES.iter().any(|part| name.contains(part)) {
+            pids.push(process.pid());
+        }
+    }
+    pids.sort_unstable();
+    let (once, pids) = (UpdateKind::Always, pids.as_slice());
+    let details = names.with_exe(once).with_cmd(once);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(pids), true, details);
+
+    let node = resolved(&home.join(".internal/utils/node"));
+    let amphibian = resolved(&amphibian(home));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut snapshot = WorkerSnapshot {
+        selected_since: runtimes::selected_since(home),
+        now: now.unwrap_or_default().as_secs(),
+        ..WorkerSnapshot::default()
+    };
+    for process in pids.iter().filter_map(|pid| system.process(*pid)) {
+        let pid = process.pid().as_u32();
+        let parent = process.parent().map(Pid::as_u32);
+        if let Some(app) = app_of_worker(process, &node) {
+            let started = process.start_time();
+            snapshot.workers.push(Worker { pid, started, app });
+        // What a worker has started is part of it.
+        } else if !snapshot.workers.iter().any(|w| Some(w.pid) == parent)
+            && let Some(directory) = engine_directory(process, &amphibian)
+        {
+            snapshot.foreign.push((pid, directory));
+        }
+    }
+    snapshot
+}
+
+/// The app that a worker belongs to; nothing for what is no worker.
+fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
+    if resolved(process.exe()?) != node {
+        return None;
+    }
+    let words = process.cmd().iter().map(|word| word.to_string_lossy());
+    let line = words.collect::<Vec<_>>().join(" ");
+    let (path, rest) = line.split_once("/llmworker.js")?;
+    if rest.starts_with(|next: char| next.is_alphanumeric() || ".-_/".contains(next)) {
+        return None;
+    }
+    let path = path.rsplit(['"', '\'', '`']).next()?;
+    match path.split_once(".app/") {
+        Some((bundle, _)) => bundle.rsplit('/').next().map(str::to_owned),
+        None if path.contains("/llmster/") => Some("llmster".to_owned()),
+        None => Some(String::new()),
+    }
+}
+
+/// The name of the directory in `amphibian` that the program or an argument of a process lies in.
+fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
+    let program = process.exe().map(Path::as_os_str).into_iter();
+    let mut words = program.chain(process.cmd().iter().map(AsRef::as_ref));
+    words.find_map(|word| {
+        let word = word.to_string_lossy();
+        let (root, rest) = word.split_once("/_amphibian/")?;
+        let is_ours = resolved(&Path::new(root).join("_amphibian")) == amphibian;
+        is_ours.then(|| rest.split('/').next().map(str::to_owned))?
+    })
+}
+
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+impl WorkerSnapshot {
+    /// Asks `lms` what is loaded: a worker that is older than the files may run a model of another engine.
+    pub fn ask(&mut self, lms: &Lms) {
+        let Ok(mut models) = lms.loaded() else { return };
+        models.retain(LoadedModel::is_here);
+        let mlx = models.iter().filter(|model| model.is_mlx()).count();
+        self.loaded = Some((mlx, models.len() - mlx));
+    }
+
+    /// Whether loaded models have the values of `backend`, whose files were last `written` then.
+    #[must_use]
+    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
+        let state = self.judge(backend, written);
+        state.unwrap_or_else(LoadState::Unknown)
+    }
+
+    fn judge(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
+        // Several backends share one Python.
+        let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
+        if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
+            return Err(format!("process {pid} may run it, and is no known worker"));
+        }
+        if self.workers.is_empty() || self.loaded.is_some_and(|(mlx, _)| mlx == 0) {
+            return Ok(LoadState::NotLoaded);
+        }
+        let past = written.filter(|written| *written <= self.now + 1);
+        let written = past.ok_or("its files have no date, or one in the future")?;
+        let (mut is_used, mut older) = (false, Vec::new());
+        for Worker { pid, started, app } in &self.workers {
+            // The headless daemon has LM Studio's choice.
+            let app = app.replace("llmster", App::LmStudio.name());
+            let selected = self.selected_since.iter();
+            match selected.clone().find(|(of, _)| app.contains(of.name())) {
+                None => return Err(format!("which runtime worker {pid} uses is not known")),
+                Some((_, since)) if started <= since => {
+                    return Err(format!(
+                        "the choice of a runtime in {app} is newer than worker {pid}"
+                    ));
+                }
+                Some((app, _)) if backend.selected_by().contains(app) => {
+                    is_used = true;
+                    // Start times are whole seconds: within that of the edit it may have come before it.
+                    older.extend((*started <= written).then_some(*pid));
+                }
+                Some(_) => {}
+            }
+        }
+        match (self.loaded, older.len()) {
+            (_, 0) if is_used => Ok(LoadState::InEffect),
+            (_, 0) => Ok(LoadState::NotLoaded),
+            (Some((_, others)), count) if count <= others => Err(format!(
+                "worker {} is older than its files, but may run a model of another engine",
+                older[0]
+            )),
+            _ => Ok(LoadState::ReloadNeeded(older)),
+        }
+    }
+}

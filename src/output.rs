@@ -1,0 +1,148 @@
+//! stdout and stderr, colour and width: decided once, handed down. Data goes to stdout, talk to stderr.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, Result};
+use textwrap::{Options, WordSplitter};
+
+/// For what the eye should find first.
+pub const STRONG: Style = Style::new().bold();
+/// Good news.
+pub const GOOD: Style = AnsiColor::Green.on_default();
+/// Something to know.
+pub const NOTE: Style = AnsiColor::Yellow.on_default().bold();
+/// Something that failed.
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
+/// What matters less.
+pub const FAINT: Style = Style::new().dimmed();
+
+/// How much is told. Whether there is colour is decided once for the whole program.
+#[derive(Debug)]
+pub struct Output {
+    /// Errors only.
+    pub is_quiet: bool,
+    /// Every detail.
+    pub is_verbose: bool,
+}
+
+impl Output {
+    /// How many columns a table on stdout may have; none where it is no terminal.
+    pub fn width(&self) -> Option<u16> {
+        io::stdout().is_terminal().then(terminal_width)
+    }
+
+    /// Whether stderr may show a progress bar.
+    pub fn shows_progress(&self) -> bool {
+        !self.is_quiet && io::stderr().is_terminal()
+    }
+
+    /// Whether stdout gets colour.
+    pub fn has_colour(&self) -> bool {
+        AutoStream::choice(&io::stdout()) != ColorChoice::Never
+    }
+
+    /// Writes text to stdout, its colours taken out where they are not wanted. A reader that has gone away is no
+    /// error; a full disk is.
+    pub fn print(&self, text: &str) -> Result<()> {
+        write(&mut anstream::stdout().lock(), text.as_bytes())
+    }
+
+    /// Writes bytes to stdout as they are.
+    pub fn print_raw(&self, bytes: &[u8]) -> Result<()> {
+        write(&mut io::stdout().lock(), bytes)
+    }
+
+    /// Says something that is good to know.
+    pub fn say(&self, text: &str) {
+        self.unless_quiet("", Style::new(), text);
+    }
+
+    /// Says something that is good to know and not part of every run.
+    pub fn note(&self, text: &str) {
+        self.unless_quiet("note: ", NOTE, text);
+    }
+
+    /// Says that something is not as it should be.
+    pub fn warn(&self, text: &str) {
+        self.unless_quiet("warning: ", NOTE, text);
+    }
+
+    /// Says what went wrong, also where the run is quiet.
+    pub fn error(&self, text: &str) {
+        tagged("error: ", BAD, text);
+    }
+
+    fn unless_quiet(&self, tag: &str, style: Style, text: &str) {
+        if !self.is_quiet {
+            tagged(tag, style, text);
+        }
+    }
+}
+
+fn tagged(tag: &str, style: Style, text: &str) {
+    let width = io::stderr().is_terminal().then(terminal_width);
+    let text = wrap_after(tag, text, width);
+    // Where stderr itself fails there is nobody left to tell.
+    let _ = writeln!(anstream::stderr().lock(), "{style}{tag}{style:#}{text}");
+}
+
+fn write(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
+    match stream.write_all(bytes).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to stdout"),
+    }
+}
+
+/// `text`, made printable, as it goes on behind `tag`. On a terminal, which has a width, words are kept whole and
+/// further lines are indented.
+fn wrap_after(tag: &str, text: &str, width: Option<u16>) -> String {
+    let text = printable(text);
+    let Some(width) = width else { return text };
+    let taken = " ".repeat(tag.len());
+    // Names of backends have hyphens, and a path that is broken cannot be copied.
+    let options = Options::new(width.into()).break_words(false);
+    let options = options.word_splitter(WordSplitter::NoHyphenation);
+    let options = options.initial_indent(&taken).subsequent_indent("  ");
+    let lines = textwrap::wrap(&text, options);
+    lines.join("\n").trim_start().to_owned()
+}
+
+fn terminal_width() -> u16 {
+    terminal_size::terminal_size().map_or(80, |(width, _)| width.0)
+}
+
+/// Prints what clap has to say, `--help`, `--version` or what is wrong with the command line, and gives its exit code.
+pub fn print_clap(answer: &clap::Error) -> ExitCode {
+    match answer.print() {
+        Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+            print_fatal(&anyhow::Error::new(error).context("cannot write to stdout"))
+        }
+        _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
+}
+
+/// Says why a run could not even be told about, and gives its exit code.
+pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
+    tagged("error: ", BAD, &format!("{error:#}"));
+    ExitCode::FAILURE
+}
+
+/// `text` with control characters and invisible direction marks escaped: names on disk are not to move the cursor,
+/// colour the screen or reorder a line.
+pub fn printable(text: &str) -> String {
+    let is_mark = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    let is_hidden = |c: char| c.is_control() || is_mark(c);
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) {
+            write!(shown, "{}", c.escape_unicode()).expect("writing to a String cannot fail");
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}

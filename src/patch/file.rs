@@ -1,0 +1,258 @@
+//! PURE: one vendor file as it was read from disk, and the edit that brings it to a goal.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
+
+use super::backend::{Goal, State, Surveyed};
+use super::original::{self, Evidence, Original, Proof, Receipt, fill, with_values};
+use super::settings::Setting;
+use super::sites::{Site, locate};
+use crate::files::MAX_BYTES;
+
+/// One vendor file of a backend.
+#[derive(Debug, Clone)]
+pub struct VendorFile {
+    pub setting: &'static Setting,
+    /// Where it is, links resolved where it could be read.
+    pub path: PathBuf,
+    pub content: Content,
+}
+
+/// What was found where a vendor file should be.
+#[derive(Debug, Clone)]
+pub enum Content {
+    Source(Source),
+    /// The package without its file: an update that is half unpacked.
+    Missing,
+    /// Something that is left as it is, though its bytes may be proven to be the original.
+    Refused {
+        why: String,
+        is_original: bool,
+    },
+}
+
+/// A vendor file that was read and understood.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub bytes: Vec<u8>,
+    /// Where the setting is in it; at least one.
+    pub sites: Vec<Site>,
+    /// Its original, where anything proves it.
+    pub original: Option<Original>,
+    pub receipt: ReceiptFile,
+    /// Whether an edit takes a receipt: neither `RECORD` nor the table gives the original back after it, and there is
+    /// none. One of no use gives way only where the file has its stock values again, else it is no original.
+    pub needs_receipt: bool,
+    /// Whether its package's `RECORD` lists other bytes, also with the stock values filled in.
+    pub differs_from_record: bool,
+}
+
+/// What is where a receipt would be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiptFile {
+    Absent,
+    /// A receipt for this very file.
+    Fits(Receipt),
+    /// Something of no use, and why.
+    Ignored(String),
+}
+
+/// The new content of one file.
+#[derive(Debug)]
+pub struct Edit {
+    pub path: PathBuf,
+    pub before: Vec<u8>,
+    pub after: Vec<u8>,
+    /// What has to be written down first.
+    pub receipt: Option<Receipt>,
+    /// Whether the file is to be as it was before any edit, so that a receipt has done its work.
+    pub restores: bool,
+}
+
+impl Edit {
+    /// Whether the file has to be written at all.
+    pub fn is_change(&self) -> bool {
+        self.after != self.before
+    }
+}
+
+impl Source {
+    /// Understands `bytes`, in which `sites` are the setting. `record` is asked only for files that are no known
+    /// release; where it fails, so does this: an edited file could be taken for one that was never edited.
+    pub fn new(
+        setting: &Setting,
+        bytes: Vec<u8>,
+        mut sites: Vec<Site>,
+        receipt: ReceiptFile,
+        record: impl FnOnce() -> Result<Evidence, String>,
+    ) -> Result<Self, String> {
+        let mut evidence = original::releases(setting);
+        let mut original = original::find(&bytes, &sites, &evidence, None);
+        let mut is_recorded = false;
+        if original.is_none() {
+            let rows = record()?;
+            is_recorded = !rows.is_empty();
+            evidence.extend(rows);
+            let noted = match &receipt {
+                ReceiptFile::Fits(receipt) => Some(receipt),
+                _ => None,
+            };
+            original = original::find(&bytes, &sites, &evidence, noted);
+        }
+        // By the rule alone: after an edit nothing else tells what a release ships with.
+        let stock: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
+        let plain = fill(&bytes, &sites, &stock);
+        let is_vendors = |original: &&Original| original.proof != Proof::Receipt;
+        let vendors = original.as_ref().filter(is_vendors);
+        if let Some(vendors) = vendors {
+            let shipped = locate(setting, &vendors.bytes).unwrap_or_default();
+            for (site, shipped) in sites.iter_mut().zip(shipped) {
+                site.stock = shipped.value;
+            }
+        }
+        let is_recoverable = vendors.is_some_and(|vendors| vendors.bytes == plain)
+            || original::prove(&plain, &evidence).is_some();
+        let is_stock = sites.iter().all(|site| site.value == site.stock);
+        let is_missing = match &receipt {
+            ReceiptFile::Absent => true,
+            ReceiptFile::Ignored(_) => is_stock,
+            ReceiptFile::Fits(_) => false,
+        };
+        Ok(Self {
+            differs_from_record: is_recorded && vendors.is_none(),
+            needs_receipt: is_missing && !is_recoverable,
+            bytes,
+            sites,
+            original,
+            receipt,
+        })
+    }
+
+    /// Whether every site has its stock value.
+    pub fn is_stock(&self) -> bool {
+        self.sites.iter().all(|site| site.value == site.stock)
+    }
+
+    /// Whether the original is what lmpatch found before its first edit, and that was not what such files ship with.
+    pub fn is_as_found(&self) -> bool {
+        let (ReceiptFile::Fits(receipt), Some(original)) = (&self.receipt, &self.original) else {
+            return false;
+        };
+        let is_stock =
+            |(literal, site): (&String, &Site)| literal.replace('_', "").parse() == Ok(site.stock);
+        let is_as_shipped = receipt.literals.iter().zip(&self.sites).all(is_stock);
+        original.proof == Proof::Receipt && !is_as_shipped
+    }
+}
+
+impl VendorFile {
+    /// What was read, where the file was understood.
+    pub fn source(&self) -> Option<&Source> {
+        match &self.content {
+            Content::Source(source) => Some(source),
+            _ => None,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        match &self.content {
+            Content::Missing => State::Incomplete,
+            Content::Refused { .. } => State::Refused,
+            Content::Source(source) => State::of(source.sites.iter()),
+        }
+    }
+
+    /// What the file must hold for the goal, or why it cannot. `stock` is the backend's own stock value, in tokens.
+    pub fn plan(&self, source: &Source, goal: Goal<'_>, stock: u64) -> Result<Edit, String> {
+        let after = match goal {
+            Goal::Size(size) => self.with_size(source, size, size == stock)?,
+            Goal::Earlier(earlier) => self.as_earlier(source, earlier)?,
+            Goal::Original => match &source.original {
+                Some(original) => original.bytes.clone(),
+                // As far as is known it was never edited.
+                None if source.is_stock() => source.bytes.clone(),
+                None => return Err(original_unknown(source, stock)),
+            },
+        };
+        let is_change = after != source.bytes;
+        let takes_receipt = is_change && source.needs_receipt;
+        Ok(Edit {
+            path: self.path.clone(),
+            before: source.bytes.clone(),
+            receipt: takes_receipt.then(|| Receipt::of(&source.bytes, &source.sites)),
+            restores: match &source.original {
+                Some(original) => original.bytes == after,
+                None => !is_change && source.is_stock(),
+            },
+            after,
+        })
+    }
+
+    fn with_size(&self, source: &Source, size: u64, is_stock: bool) -> Result<Vec<u8>, String> {
+        let wanted = |site: &Site| if is_stock { site.stock } else { size };
+        let after = match &source.original {
+            Some(original) if is_stock && !source.is_as_found() => original.bytes.clone(),
+            _ => with_values(&source.bytes, &source.sites, wanted),
+        };
+        if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
+            return Err(format!(
+                "with that number it would have more than the {MAX_BYTES} bytes that are read at most; give a number of \
+                 fewer digits"
+            ));
+        }
+        // Read as Python again before anything is written.
+        let read_back = locate(self.setting, &after).map_err(|refusal| refusal.to_string())?;
+        let values = read_back.iter().map(|site| site.value);
+        let is_as_planned = values.eq(source.sites.iter().map(wanted));
+        let why = "the planned edit did not read back as planned; please report this";
+        is_as_planned.then_some(after).ok_or(why.to_owned())
+    }
+
+    fn as_earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<u8>, String> {
+        let mut files = earlier.iter().flat_map(|backend| &backend.files);
+        let then = files.find(|file| file.path == self.path);
+        if let Some(then) = then.and_then(Self::source) {
+            let literals = original::literals(&then.bytes, &then.sites);
+            if fill(&source.bytes, &source.sites, &literals) == then.bytes {
+                return Ok(then.bytes.clone());
+            }
+        }
+        Err("it was changed by something else since, and is left as it is".to_owned())
+    }
+}
+
+fn original_unknown(source: &Source, stock: u64) -> String {
+    let list = |value: fn(&Site) -> u64| {
+        let values: BTreeSet<_> = source.sites.iter().map(value).collect();
+        let values: Vec<_> = values.iter().map(u64::to_string).collect();
+        values.join(" and ")
+    };
+    let (now, shipped) = (list(|site| site.value), list(|site| site.stock));
+    let receipt = match &source.receipt {
+        ReceiptFile::Ignored(why) => format!("its receipt is ignored ({why})"),
+        _ => "it has no receipt".to_owned(),
+    };
+    format!(
+        "it says {now} where such files ship with {shipped}, it is no known release and {receipt}, so the original is \
+         unknown; `lmpatch {stock}` writes the stock numbers, or reinstall the runtime in LM Studio"
+    )
+}
+
+impl Serialize for VendorFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let source = self.source();
+        let original = source.and_then(|source| source.original.as_ref());
+        let mut fields = serializer.serialize_struct("VendorFile", 5)?;
+        fields.serialize_field("file", &self.setting.record_path())?;
+        fields.serialize_field("path", &self.path.to_string_lossy())?;
+        fields.serialize_field("state", &self.state())?;
+        match original {
+            Some(original) => fields.serialize_field("original", &original.proof)?,
+            None => fields.serialize_field("original", "unknown")?,
+        }
+        fields.serialize_field("sites", source.map_or(&[][..], |source| &source.sites))?;
+        fields.end()
+    }
+}

@@ -1,0 +1,266 @@
+//! The only code that writes vendor files.
+//!
+//! New content goes to a temp file beside its target, with the target's mode and owner, and reaches the disk before
+//! the rename: so the target is at any instant, also after a crash or on a full disk, wholly old or wholly new.
+
+use std::borrow::Cow;
+use std::fs::{self, File, Metadata, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Error, Result, bail};
+use rustix::io::Errno;
+use tempfile::{Builder, NamedTempFile};
+
+use super::bytecode;
+use super::file::Edit;
+use super::survey::receipt_path;
+use crate::files::{self, NotRead, cannot, directory_error};
+use crate::lmstudio::backends;
+
+/// Temp files have this in their names.
+const TEMP_MARK: &str = ".lmpatch-tmp.";
+/// How long another lmpatch is waited for. A run on ten backends takes well under a second.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// One lmpatch at a time: a lock on the directory of backends itself, so that no lock file is left behind. It goes when
+/// it is dropped, or when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _handle: File,
+}
+
+impl Lock {
+    /// Takes the lock on `home`. Fails where another process still has it after ten seconds.
+    pub fn take(home: &Path) -> Result<Self> {
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(lock) = Self::try_take(home)? {
+                return Ok(lock);
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+        let (directory, seconds) = (backends::amphibian(home), LOCK_TIMEOUT.as_secs());
+        bail!(
+            "another process has locked {} for {seconds} seconds; wait for that lmpatch or end it, then run this again \
+             (lsof shows who holds it)",
+            directory.display()
+        );
+    }
+
+    /// Takes the lock on `home`, if nobody has it.
+    pub fn try_take(home: &Path) -> Result<Option<Self>> {
+        let directory = backends::open(home)?;
+        let failed = |error| directory_error("lock", &directory, error);
+        let handle = File::open(&directory).map_err(failed)?;
+        match handle.try_lock() {
+            Ok(()) => Ok(Some(Self { _handle: handle })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+}
+
+/// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
+///
+/// Files that hold the wanted bytes already are not touched.
+pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
+    let changes: Vec<_> = edits.iter().filter(|edit| edit.is_change()).collect();
+    // Listed before the first write: where that fails nothing has been changed.
+    let mut leftovers = Vec::new();
+    for edit in edits {
+        leftovers.extend(temporaries(&edit.path)?);
+        let receipt = receipt_path(&edit.path);
+        if edit.restores && fs::symlink_metadata(&receipt).is_ok_and(|found| !found.is_dir()) {
+            leftovers.push(receipt);
+        }
+    }
+    let mut receipts = Vec::new();
+    if let Err(error) = change(&changes, &mut receipts) {
+        return Err(roll_back(&changes, &receipts, error));
+    }
+    for path in leftovers {
+        let shown = path.display();
+        fs::remove_file(&path).with_context(|| {
+            format!("the files are done, but {shown} could not be removed; remove it by hand")
+        })?;
+    }
+    Ok(())
+}
+
+fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
+    for edit in changes {
+        let path = receipt_path(&edit.path);
+        // A directory in its place was told already, and is no reason not to set a number.
+        if let Some(receipt) = &edit.receipt
+            && !path.is_dir()
+        {
+            receipts.push(path.clone());
+            let receipt = serde_json::to_vec(receipt)?;
+            rename(stage(&path, &edit.path, &receipt)?, &path)?;
+        }
+    }
+    // All content is on the disk before the first file is replaced: a full disk stops here.
+    let mut staged = Vec::new();
+    for edit in changes {
+        let path = edit.path.display();
+        if fs::symlink_metadata(&edit.path).is_ok_and(|found| found.permissions().readonly()) {
+            bail!("{path} is read-only; allow writing with: chmod u+w '{path}'");
+        }
+        staged.push(stage(&edit.path, &edit.path, &edit.after)?);
+    }
+    // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
+    remove_bytecode(changes)?;
+    for (temp, edit) in staged.into_iter().zip(changes) {
+        commit(temp, &edit.path, &edit.before, &edit.after)?;
+    }
+    remove_bytecode(changes)?;
+    for edit in changes {
+        let path = edit.path.display();
+        match files::read(&edit.path) {
+            Ok(now) if now == edit.after => {}
+            Ok(_) => {
+                bail!("{path} does not read back as it was written; was LM Studio updating it?")
+            }
+            Err(why) => bail!("{path} {why}"),
+        }
+    }
+    Ok(())
+}
+
+fn remove_bytecode(changes: &[&Edit]) -> Result<()> {
+    let mut changes = changes.iter();
+    changes.try_for_each(|edit| bytecode::remove(&edit.path))
+}
+
+/// Puts back whatever was replaced, and says in the error what could not be.
+fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error {
+    let mut is_back = true;
+    for edit in changes {
+        if let Err(failure) = put_back(edit) {
+            is_back = false;
+            let path = edit.path.display();
+            error = error.context(format!("{path} could not be put back: {failure:#}"));
+        }
+    }
+    // A file that could not be put back needs its receipt for a later revert.
+    for receipt in receipts.iter().filter(|_| is_back) {
+        // It is about bytes that are in their place again; the next revert removes it if this does not.
+        let _ = fs::remove_file(receipt);
+    }
+    error
+}
+
+fn put_back(edit: &Edit) -> Result<()> {
+    let path = &edit.path;
+    match files::read(path) {
+        Ok(now) if now == edit.after => {
+            let temp = stage(path, path, &edit.before)?;
+            commit(temp, path, &edit.after, &edit.before)?;
+            bytecode::remove(path)
+        }
+        Err(why @ NotRead::Io(_)) => bail!("it {why}"),
+        // What somebody else put there, or took away, is theirs.
+        _ => Ok(()),
+    }
+}
+
+/// The temp files for a vendor file or its receipt that killed runs have left.
+pub fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
+    let (directory, name) = split(target);
+    let prefix = format!(".{name}.lmpatch");
+    let names = files::names(directory);
+    let mut found = Vec::new();
+    for name in names.map_err(|error| directory_error("list", directory, error))? {
+        let is_ours = |name: &str| name.starts_with(&prefix) && name.contains(TEMP_MARK);
+        if name.to_str().is_some_and(is_ours) {
+            found.push(directory.join(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Writes `content` beside `target`, with the mode and owner of `model`; on the disk and not yet in its place.
+fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
+    let metadata = fs::symlink_metadata(model);
+    let metadata = metadata.with_context(|| format!("{} is gone", model.display()))?;
+    let (directory, name) = split(target);
+    let prefix = format!(".{name}{TEMP_MARK}");
+    // Opened here, since the crate's own error no longer tells EPERM from EACCES.
+    let temp = Builder::new().prefix(&prefix).make_in(directory, |path| {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600).open(path)
+    });
+    let mut temp = temp.map_err(|error| refused("write in", directory, error))?;
+    let filled = fill(&mut temp, &metadata, content);
+    filled.with_context(|| format!("cannot write {name} in {}", directory.display()))?;
+    Ok(temp)
+}
+
+/// Puts new content in its place. Fails, changing nothing, where the target no longer holds `before`; where only the
+/// directory could not be synced, the new content is in place and the error says so.
+fn commit(temp: NamedTempFile, target: &Path, before: &[u8], after: &[u8]) -> Result<()> {
+    let is_file = fs::symlink_metadata(target).is_ok_and(|metadata| metadata.is_file());
+    match files::read(target) {
+        Ok(now) if is_file && now == before => rename(temp, target),
+        // Two backends that are links to one directory: the first of them has done it.
+        Ok(now) if is_file && now == after => Ok(()),
+        _ => bail!(
+            "{} was changed by something else while lmpatch ran (an update of LM Studio?); run lmpatch again",
+            target.display()
+        ),
+    }
+}
+
+fn rename(temp: NamedTempFile, target: &Path) -> Result<()> {
+    let renamed = temp.persist(target).map_err(|error| error.error);
+    renamed.map_err(|error| refused("replace", target, error))?;
+    // Without this a crash could bring the old directory entry back.
+    let directory = split(target).0;
+    let synced = File::open(directory).and_then(|handle| sync(&handle));
+    synced.with_context(|| format!("cannot sync {} to disk", directory.display()))
+}
+
+fn fill(temp: &mut NamedTempFile, model: &Metadata, content: &[u8]) -> Result<()> {
+    temp.write_all(content)?;
+    let file = temp.as_file();
+    let fresh = file.metadata()?;
+    let (user, group) = (model.uid(), model.gid());
+    if (fresh.uid(), fresh.gid()) != (user, group) {
+        let kept = fchown(file, Some(user), Some(group));
+        kept.context("its owner cannot be kept; run as that user")?;
+    }
+    // After the owner: changing the owner clears mode bits.
+    file.set_permissions(model.permissions())?;
+    Ok(sync(file)?)
+}
+
+/// Waits until the content is on the disk. Some file systems of macOS refuse the full sync (`F_FULLFSYNC`) that std
+/// asks for and take a plain fsync; where there is no sync at all, there is nothing to wait for.
+fn sync(file: &File) -> io::Result<()> {
+    const UNSUPPORTED: [Errno; 4] = [Errno::NOTTY, Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP];
+    let unless_unsupported = |error: io::Error| match Errno::from_io_error(&error) {
+        Some(errno) if UNSUPPORTED.contains(&errno) => Ok(()),
+        _ => Err(error),
+    };
+    let plain = |error| {
+        unless_unsupported(error)?;
+        let synced = rustix::fs::fsync(file).map_err(io::Error::from);
+        synced.or_else(unless_unsupported)
+    };
+    file.sync_all().or_else(plain)
+}
+
+fn refused(act: &str, path: &Path, error: io::Error) -> Error {
+    let chmod = format!("chmod u+w '{}', if you own it", path.display());
+    cannot(act, path, error, &chmod)
+}
+
+/// The directory and the name of a file.
+fn split(path: &Path) -> (&Path, Cow<'_, str>) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (path.parent().unwrap_or(path), name)
+}

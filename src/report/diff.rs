@@ -1,0 +1,47 @@
+//! The unified diff of a dry run.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use similar::TextDiff;
+
+use crate::output::{BAD, FAINT, GOOD, STRONG, printable};
+use crate::patch::Applied;
+
+/// The diff of all backends; `patch -p1` in the home would apply it.
+pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
+    let home = home.canonicalize().unwrap_or_else(|_| home.to_owned());
+    let mut bytes = Vec::new();
+    let edits = applied.iter().flat_map(|applied| &applied.edits);
+    for change in edits.filter(|edit| edit.is_change()) {
+        let path = change.path.strip_prefix(&home).unwrap_or(&change.path);
+        let path = path.display().to_string();
+        let path = printable(path.trim_start_matches('/'));
+        let diff = TextDiff::from_lines(change.before.as_slice(), change.after.as_slice());
+        let mut unified = diff.unified_diff();
+        unified.header(&format!("a/{path}"), &format!("b/{path}"));
+        let written = unified.to_writer(&mut bytes);
+        written.expect("writing to a Vec cannot fail");
+    }
+    bytes
+}
+
+/// The same diff with colours, for a terminal: what could drive it is escaped.
+pub fn paint(diff: &[u8]) -> String {
+    let mut painted = String::new();
+    for line in String::from_utf8_lossy(diff).split_inclusive('\n') {
+        let content = line.strip_suffix('\n').unwrap_or(line);
+        let end = &line[content.len()..];
+        let content = content.strip_suffix('\r').unwrap_or(content);
+        let style = match content.as_bytes() {
+            [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => STRONG,
+            [b'-', ..] => BAD,
+            [b'+', ..] => GOOD,
+            [b'@', ..] => FAINT,
+            _ => anstyle::Style::new(),
+        };
+        let content = printable(&content.replace('\t', "    "));
+        write!(painted, "{style}{content}{style:#}{end}").expect("writing to a String cannot fail");
+    }
+    painted
+}

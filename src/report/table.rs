@@ -1,0 +1,201 @@
+//! The report for people: tables, and the lines below them.
+
+use std::fmt::Write as _;
+
+use anstyle::Style;
+use comfy_table::{CellAlignment, ContentArrangement, Row, Table, presets};
+
+use super::{Action, BackendReport, Report};
+use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded};
+use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
+use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
+use crate::patch::backend::{State, Surveyed};
+use crate::patch::file::VendorFile;
+use crate::patch::original::Proof;
+
+/// The table of backends with, where asked for, the sites of each below it.
+pub fn backends(report: &Report, output: &Output) -> String {
+    let mut header = vec!["backend", "runtime", "selected", "chunk"];
+    let (more, right) = match report.action {
+        Action::Check => (&["stock", "state"][..], &[3, 4][..]),
+        Action::Set | Action::Revert => (&["result"][..], &[3][..]),
+    };
+    header.extend(more);
+    let table = table(header, right, report.backends.iter().map(cells), output);
+    let mut lines = table.lines();
+    let header = lines.next().unwrap_or_default();
+    let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
+    let mut last = report.backends.iter().map(last_word).peekable();
+    for line in lines {
+        let line = line.trim_end();
+        // A row that is wrapped ends in its last word only in its first line.
+        let painted = last.next_if(|(word, _)| line.ends_with(word));
+        let (word, style) = painted.unwrap_or_default();
+        let start = &line[..line.len() - word.len()];
+        writeln!(text, "{start}{style}{word}{style:#}").expect("writing to a String cannot fail");
+    }
+    if output.is_verbose {
+        text.extend(report.backends.iter().map(details));
+    }
+    text
+}
+
+fn cells(row: &BackendReport) -> Vec<String> {
+    let runtimes = row.backend.runtimes.iter();
+    let runtimes: Vec<_> = runtimes.map(|runtime| printable(&runtime.label)).collect();
+    let selected = if row.backend.selected { "yes" } else { "" };
+    let mut chunk = number(row.chunk);
+    if row.chunk_before != row.chunk {
+        chunk = format!("{} → {chunk}", number(row.chunk_before));
+    }
+    let name = printable(&row.backend.name);
+    let mut cells = vec![name, runtimes.join(", "), selected.to_owned(), chunk];
+    if row.result.is_none() {
+        cells.push(number(row.stock));
+    }
+    cells.push(last_word(row).0.to_owned());
+    cells
+}
+
+/// What became of the backend, or its state where the run only looked.
+fn last_word(row: &BackendReport) -> (&'static str, Style) {
+    let Some(outcome) = row.result else {
+        let style = match row.state {
+            State::Stock => Style::new(),
+            State::Patched => GOOD,
+            State::Mixed | State::Incomplete => NOTE,
+            State::Refused => BAD,
+        };
+        return (row.state.word(), style);
+    };
+    let style = match outcome {
+        Changed => GOOD,
+        Refused | Failed => BAD,
+        Incomplete => NOTE,
+        Unchanged | WouldChange => Style::new(),
+    };
+    (outcome.words(), style)
+}
+
+fn number(value: Option<u64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| value.to_string())
+}
+
+/// What was done, in one line: "3 backends: 2 changed, 1 unchanged".
+pub fn summary(report: &Report) -> String {
+    let mut counts = Vec::new();
+    for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
+        match report.count(outcome) {
+            0 => {}
+            count => counts.push(format!("{count} {}", outcome.words())),
+        }
+    }
+    format!("{}: {}", count(report.backends.len()), counts.join(", "))
+}
+
+impl Report {
+    /// How many backends have that result.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        let results = self.backends.iter().map(|row| row.result);
+        results.filter(|result| *result == Some(outcome)).count()
+    }
+}
+
+/// How many of the backends have the size that was asked about.
+pub fn verdict(size: u64, all: &[Surveyed]) -> String {
+    let lacking: Vec<_> = all.iter().filter(|backend| !backend.has(size)).collect();
+    let mut next = String::new();
+    if lacking.iter().any(|backend| backend.blocked().is_none()) {
+        next = format!("; `lmpatch {size}` sets it");
+    }
+    let found = match (lacking.len(), all.len()) {
+        (0, 1) => format!("it has {size}"),
+        (0, _) => format!("all have {size}"),
+        (_, 1) => format!("it does not have {size}{next}"),
+        (lacking, _) => format!("{lacking} without {size}{next}"),
+    };
+    format!("{}: {found}", count(all.len()))
+}
+
+fn count(backends: usize) -> String {
+    format!("{backends} backend{}", if backends == 1 { "" } else { "s" })
+}
+
+/// Whether the values are in effect, where that is not told as a finding.
+pub fn load_state(report: &Report) -> &'static str {
+    let states = report.backends.iter().map(|row| row.in_effect.as_ref());
+    let states: Vec<_> = states.flatten().collect();
+    if states.is_empty() {
+        ""
+    } else if states.iter().all(|state| **state == NotLoaded) {
+        "No model is loaded.\n"
+    } else if states.iter().all(|s| matches!(s, InEffect | NotLoaded)) {
+        "Every loaded model has these values.\n"
+    } else {
+        ""
+    }
+}
+
+/// A table without lines; the columns with these numbers are set to the right.
+pub fn table<R: Into<Row>>(
+    header: impl Into<Row>,
+    right: &[usize],
+    rows: impl Iterator<Item = R>,
+    output: &Output,
+) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header).add_rows(rows);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    if let Some(width) = output.width() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn details(row: &BackendReport) -> String {
+    let name = printable(&row.backend.name);
+    let path = printable(&row.backend.path.display().to_string());
+    let files: String = row.files.iter().map(file_details).collect();
+    format!("\n{STRONG}{name}{STRONG:#}\n  {path}\n{files}")
+}
+
+fn file_details(file: &VendorFile) -> String {
+    let (path, state) = (file.setting.record_path(), file.state().word());
+    let Some(source) = file.source() else {
+        return format!("  {path}  {state}\n");
+    };
+    let original = match source.original.as_ref().map(|original| original.proof) {
+        Some(Proof::Record) => "known from the package's RECORD",
+        Some(Proof::Release) => "known, a published release",
+        Some(Proof::Receipt) if source.is_as_found() => "as lmpatch first found it",
+        Some(Proof::Receipt) => "known from lmpatch's receipt",
+        None if source.is_stock() => {
+            "this file, as far as is known; a receipt is written before the first edit"
+        }
+        None => "unknown",
+    };
+    let mut differs = "";
+    if source.differs_from_record {
+        differs = "\n    it differs from the file that its package's RECORD lists";
+    }
+    let name = source.sites.first().map_or("", |site| site.name);
+    let mut text = format!("  {path}: {name}  {state}\n");
+    text += &format!("    {FAINT}original: {original}{differs}{FAINT:#}\n");
+    for site in &source.sites {
+        let (line, value, owner) = (site.line, site.value, printable(&site.owner));
+        text += &format!("    line {line:>5}  {value:>6}  {owner}");
+        if value != site.stock {
+            text += &format!("  {FAINT}stock {}{FAINT:#}", site.stock);
+        }
+        text.push('\n');
+    }
+    text
+}

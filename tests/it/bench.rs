@@ -1,0 +1,839 @@
+//! Benchmarks against a fake LM Studio with a made-up clock: exact speeds, every failure a row, everything as it was.
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::home::{Layer, engine_since_2026, runtime, select, usual_layer};
+use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
+use crate::support::standins::{executable, until};
+use crate::support::{Entry, Env, Ran, differences, snapshot};
+use lmpatch::bench::guard::{Guard, Reload};
+use lmpatch::bench::interrupt::Interrupt;
+use lmpatch::bench::marker::interrupted;
+use lmpatch::output::Output;
+use serde_json::Value;
+
+const NAME: &str = "app-mlx-generate-mac14-arm64@34";
+const MODEL: &str = "qwen/tiny";
+const NONE: Value = Value::Null;
+/// Microseconds a token: what comes later is twice as fast, so that a busy machine has nothing cut short.
+const FALLING: &[(u64, u64)] = &[(4096, 40), (2048, 20), (512, 10)];
+
+/// A home with one stock 2048 backend in use, and an LM Studio that runs it.
+struct Stage {
+    env: Env,
+    layer: Layer,
+    fake: FakeLmStudio,
+}
+
+fn stage() -> Stage {
+    let env = Env::new();
+    let home = env.lmstudio();
+    let layer = usual_layer(&home, NAME);
+    runtime(&home, "1.12.0", &[NAME]);
+    select(&home, "1.12.0");
+    let fake = FakeLmStudio::start(&home, &layer.engine());
+    fake.load(MODEL, "mlx", 65_536);
+    fake.state().pace.extend(FALLING.iter().copied());
+    Stage { env, layer, fake }
+}
+
+/// Every entry of the home, and what is loaded.
+type Before = (BTreeMap<OsString, Entry>, Vec<Instance>);
+
+impl Stage {
+    fn odd(self, change: impl FnOnce(&mut Odd)) -> Self {
+        change(&mut self.fake.state().odd);
+        self
+    }
+
+    fn pace(self, pace: &[(u64, u64)]) -> Self {
+        self.fake.state().pace.extend(pace.iter().copied());
+        self
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let url = self.fake.url();
+        self.env
+            .command(["bench", "--url", &url].iter().chain(more))
+    }
+
+    fn run(&self, more: &[&str]) -> Ran {
+        Ran::of(&self.command(more).output().unwrap())
+    }
+
+    fn json(&self, more: &[&str], code: i32) -> Value {
+        let ran = Ran::of(&self.command(more).arg("--json").output().unwrap()).exits(code);
+        serde_json::from_str(&ran.stdout).unwrap()
+    }
+
+    fn start(&self, more: &[&str]) -> Child {
+        let mut command = self.command(more);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// The chunks of the prefills of whole prompts.
+    fn whole(&self) -> Vec<u64> {
+        let state = self.fake.state();
+        let whole = state
+            .prefills
+            .iter()
+            .filter(|prefill| prefill.tokens > 7900);
+        whole.map(|prefill| prefill.chunk).collect()
+    }
+
+    fn before(&self) -> Before {
+        (snapshot(&self.env.lmstudio()), self.fake.loaded())
+    }
+
+    /// Files and loaded models are as they were.
+    #[track_caller]
+    fn is_as(&self, before: &Before) {
+        assert_eq!(
+            differences(&before.0, &snapshot(&self.env.lmstudio())),
+            Vec::<String>::new()
+        );
+        assert_eq!(self.fake.loaded(), before.1);
+    }
+
+    fn chunk(&self) -> Option<u64> {
+        chunk_on_disk(&self.layer.engine())
+    }
+}
+
+fn rows(results: &Value) -> &Vec<Value> {
+    results["results"].as_array().unwrap()
+}
+
+fn column(results: &Value, name: &str) -> Vec<Value> {
+    rows(results).iter().map(|row| row[name].clone()).collect()
+}
+
+#[track_caller]
+fn failed(results: &Value, index: usize, why: &str) {
+    let row = &rows(results)[index];
+    assert!(
+        row["failed"]
+            .as_str()
+            .is_some_and(|failed| failed.contains(why)),
+        "{row:#}"
+    );
+}
+
+fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args([name, &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+#[test]
+fn a_sweep_sets_loads_measures_and_puts_everything_back() {
+    let stage = stage();
+    let before = stage.before();
+    let results = stage.json(&["--model", MODEL, "--sizes", "512,2048,4096"], 0);
+    assert_eq!(column(&results, "size"), [512, 2048, 4096]);
+    assert_eq!(column(&results, "observed_chunk"), [512, 2048, 4096]);
+    assert_eq!(column(&results, "observed_steps"), [16, 4, 2]);
+    assert_eq!(column(&results, "failed"), [NONE, NONE, NONE]);
+    assert_eq!(
+        (&results["api"], &results["stock"]),
+        (&"v1".into(), &2048.into())
+    );
+    // Two chunks of the largest; near 4096 first; each once, since another run could change nothing.
+    assert_eq!(results["prompt_tokens"], 8192);
+    assert_eq!(stage.whole(), [4096, 2048, 512]);
+    assert_eq!(results["verdict"]["keep"], 512, "{results}");
+    // Counted tokens over time to first token.
+    for (row, pace) in rows(&results).iter().zip([10.0, 20.0, 40.0]) {
+        let speed = row["median_tokens_per_second"].as_f64().unwrap();
+        assert!((speed * pace / 1e6 - 1.0).abs() < 1e-9, "{row}");
+        let tokens = row["runs"][0]["prompt_tokens"].as_u64().unwrap();
+        assert!(tokens.abs_diff(8192) < 82, "{tokens}");
+    }
+    // Every prompt has a beginning of its own; one short warm-up for each load.
+    let prefills = stage.fake.state().prefills.clone();
+    let starts: BTreeSet<_> = prefills
+        .iter()
+        .map(|prefill| prefill.prompt[..12].to_owned())
+        .collect();
+    assert_eq!(
+        (starts.len(), prefills.len()),
+        (7, 7),
+        "a probe, three warm-ups, three runs"
+    );
+    stage.is_as(&before);
+}
+
+#[test]
+fn a_size_that_is_behind_is_cut_short_and_the_connection_closed() {
+    let stage = stage().pace(&[(4096, 5), (2048, 5), (512, 40)]);
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 0);
+    let cut = &rows(&results)[0]["cut"];
+    let (tokens, there) = (
+        cut["tokens"].as_f64().unwrap(),
+        cut["tokens_per_second"].as_f64().unwrap(),
+    );
+    assert!(
+        (2048.0..4096.0).contains(&tokens),
+        "from a quarter on: {cut}"
+    );
+    assert!(
+        there < 0.95 * cut["best_tokens_per_second"].as_f64().unwrap(),
+        "{cut}"
+    );
+    assert_eq!(
+        (
+            &results["verdict"]["keep"],
+            rows(&results)[0]["runs"].as_array().unwrap().len()
+        ),
+        (&4096.into(), 0)
+    );
+    until("the server saw the connection end", || {
+        !stage.fake.state().left.is_empty()
+    });
+    assert!(stage.fake.state().left[0].1 < 8192);
+    let ran = stage.run(&["--sizes", "512,4096", "--runs", "1"]).exits(0);
+    ran.says("512 was cut short at")
+        .says("for the best")
+        .shows("(cut)");
+}
+
+#[test]
+fn equal_speeds_are_measured_again_in_turns_and_the_smallest_is_kept() {
+    let stage = stage()
+        .pace(&[(4096, 10), (2048, 10)])
+        .odd(|odd| odd.has_no_progress = false);
+    let results = stage.json(&["--sizes", "2048,4096", "--runs", "2"], 0);
+    let counts: Vec<_> = rows(&results)
+        .iter()
+        .map(|row| row["runs"].as_array().unwrap().len())
+        .collect();
+    assert!(counts.iter().all(|count| *count <= 2), "{counts:?}");
+    if rows(&results)[0]["cut"].is_null() {
+        assert_eq!(results["verdict"]["keep"], 2048, "{results}");
+        let reason = results["verdict"]["reason"].as_str().unwrap();
+        assert!(
+            reason.starts_with("keep stock: 2048 is the smallest size within the noise (2.0 %)"),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
+    let stage = stage();
+    let before = stage.before();
+    let ran = stage
+        .run(&[])
+        .exits(0)
+        .shows("2048 (stock)")
+        .says("8192 prompt tokens, sizes: 1; at most 1 minutes");
+    ran.says("Verdict: one size was measured");
+    assert!(
+        stage.fake.state().lms.is_empty(),
+        "nothing is loaded, so lms is not needed"
+    );
+    stage.is_as(&before);
+    let results = stage.json(&["--model", MODEL, "--runs", "1"], 0);
+    assert_eq!(
+        (column(&results, "observed_chunk"), column(&results, "size")),
+        (vec![2048.into()], vec![2048.into()])
+    );
+    assert_eq!(
+        (&results["verdict"]["keep"], &results["error"]),
+        (&NONE, &NONE)
+    );
+}
+
+#[test]
+fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
+    for (has_v1, api, source, limit) in [
+        (true, "v1", "server", "max_output_tokens"),
+        (false, "openai", "client", "max_tokens"),
+    ] {
+        let stage = stage();
+        stage.fake.state().has_v1 = has_v1;
+        let results = stage.json(&["--model", MODEL, "--runs", "1"], 0);
+        assert_eq!(
+            (&results["api"], &rows(&results)[0]["runs"][0]["source"]),
+            (&api.into(), &source.into())
+        );
+        assert_eq!(column(&results, "observed_chunk"), [2048]);
+        let chats = stage.fake.state().chats.clone();
+        assert!(
+            chats
+                .iter()
+                .all(|body| body[limit] == 1 && body["temperature"] == 0 && body["stream"] == true)
+        );
+        assert!(!has_v1 || chats.iter().all(|body| body["store"] == false));
+    }
+    let stage = stage();
+    stage.fake.state().has_v1 = false;
+    stage.run(&[]).exits(1).says("name one with --model");
+}
+
+#[test]
+fn bare_comments_are_counted_as_steps() {
+    let stage = stage().odd(|odd| odd.has_bare_comments = true);
+    stage.fake.state().has_v1 = false;
+    let results = stage.json(
+        &["--model", MODEL, "--runs", "1", "--prompt-tokens", "10000"],
+        0,
+    );
+    assert_eq!(
+        (
+            column(&results, "observed_chunk"),
+            column(&results, "observed_steps")
+        ),
+        (vec![2048.into()], vec![5.into()])
+    );
+}
+
+#[test]
+fn what_cannot_be_observed_is_no_verdict_about_sizes() {
+    for change in [
+        |odd: &mut Odd| odd.has_no_progress = true,
+        |odd: &mut Odd| odd.is_throttled = true,
+    ] {
+        let stage = stage().odd(change);
+        let before = stage.before();
+        let ran = stage
+            .run(&["--sizes", "512,2048", "--apply-best"])
+            .exits(1)
+            .shows("not observable");
+        ran.says("could not be observed at any size");
+        stage.is_as(&before);
+    }
+}
+
+#[test]
+fn a_size_that_does_not_take_effect_is_told() {
+    let stage = stage().odd(|odd| odd.stuck_at = Some(2048));
+    let before = stage.before();
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 1);
+    failed(&results, 0, "it did not take effect: the engine used 2048");
+    assert_eq!(results["verdict"]["keep"], NONE);
+    stage.is_as(&before);
+}
+
+#[test]
+fn a_size_that_fails_is_a_row_and_the_rest_unharmed() {
+    for (change, why) in [
+        (
+            Box::new(|odd: &mut Odd| odd.out_of_memory_above = Some(2048))
+                as Box<dyn FnOnce(&mut Odd)>,
+            "out of memory",
+        ),
+        (
+            Box::new(|odd: &mut Odd| odd.breaks_off_from = Some(4096)),
+            "broke off before the first token",
+        ),
+        (
+            Box::new(|odd: &mut Odd| odd.silent_from = Some(4096)),
+            "said nothing for 1 seconds",
+        ),
+        (
+            Box::new(|odd: &mut Odd| odd.fits.extend([(4096, 6144)])),
+            "a context of 6144 at this size",
+        ),
+    ] {
+        let stage = stage().odd(change);
+        let before = stage.before();
+        let results = stage.json(
+            &["--sizes", "512,2048,4096", "--runs", "1", "--timeout", "1"],
+            1,
+        );
+        failed(&results, 2, why);
+        assert_eq!(results["verdict"]["keep"], 512, "{results:#}");
+        let reason = results["verdict"]["reason"].as_str().unwrap();
+        assert!(
+            reason.starts_with("of the sizes that could be measured, 512"),
+            "{reason}"
+        );
+        stage.is_as(&before);
+    }
+}
+
+#[test]
+fn errors_are_told_as_what_they_are() {
+    let error = stage().odd(|odd| odd.error = Some("Model unloaded."));
+    error.run(&[]).exits(1).says("Model unloaded.");
+    let other = stage().odd(|odd| odd.other_model = Some("gemma"));
+    other
+        .run(&[])
+        .exits(1)
+        .says("the model that answered is gemma, not qwen/tiny");
+    let no_usage = stage().odd(|odd| odd.has_no_usage = true);
+    no_usage.run(&[]).exits(1).says("no usage");
+    let token = stage();
+    token.fake.state().token = Some("secret".to_owned());
+    token.run(&[]).exits(1).says("set LM_API_TOKEN");
+    token.run(&["--token", "secret"]).exits(2);
+    Ran::of(
+        &token
+            .command(&[])
+            .env("LM_API_TOKEN", "secret")
+            .output()
+            .unwrap(),
+    )
+    .exits(0);
+    token
+        .env
+        .run(["bench", "--url", "http://127.0.0.1:1"])
+        .exits(1)
+        .says("lms server start");
+}
+
+#[test]
+fn cached_and_disturbed_runs_do_not_count() {
+    let stage = stage().odd(|odd| odd.always_hits = true);
+    let results = stage.json(&[], 1);
+    failed(
+        &results,
+        0,
+        "3 runs do not count: its beginning came out of the prompt cache",
+    );
+    assert_eq!(column(&results, "median_tokens_per_second"), [NONE]);
+    let openai = self::stage().odd(|odd| odd.always_hits = true);
+    openai.fake.state().has_v1 = false;
+    failed(&openai.json(&["--model", MODEL], 1), 0, "prompt cache");
+    // A probe and a warm-up, and then another client loads the model too.
+    let jit = self::stage().odd(|odd| odd.second_copy_after = Some(2));
+    let results = jit.json(&["--sizes", "2048", "--runs", "1"], 1);
+    failed(
+        &results,
+        0,
+        "something else loaded the model too, as qwen/tiny:2",
+    );
+}
+
+#[test]
+fn the_model_is_resolved_before_anything_is_touched() {
+    let stage = stage();
+    stage.fake.load("llama/tiny", "gguf", 8192);
+    let before = stage.before();
+    stage
+        .run(&["--model", "no/such", "--sizes", "512"])
+        .exits(1)
+        .says("has no model no/such")
+        .says(MODEL);
+    stage
+        .run(&["--model", "llama/tiny", "--sizes", "512"])
+        .exits(1)
+        .says("no MLX model");
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    stage
+        .run(&["--sizes", "512"])
+        .exits(1)
+        .says("several MLX models are loaded: qwen/tiny, gemma/tiny");
+    stage.fake.state().models[2].loaded.clear();
+    stage
+        .run(&["--model", "gemma/tiny"])
+        .exits(1)
+        .says("lms load 'gemma/tiny' --context-length");
+    stage.is_as(&before);
+    assert!(stage.fake.state().chats.is_empty());
+    // By identifier; identifier, context, parallelism and TTL come back.
+    stage.fake.state().models[0].loaded[0].id = "mine".to_owned();
+    let before = stage.fake.loaded();
+    stage.json(
+        &["--model", "mine", "--sizes", "512,2048", "--runs", "1"],
+        0,
+    );
+    assert_eq!(stage.fake.loaded(), before);
+    // And by key.
+    stage.json(&["--model", MODEL, "--runs", "1"], 0);
+}
+
+#[test]
+fn a_context_that_is_too_small_is_made_larger_for_the_sweep() {
+    let stage = stage();
+    stage.fake.state().models[0].loaded[0].context = 4096;
+    let before = stage.before();
+    let ran = stage.run(&["--sizes", "512,2048", "--runs", "1"]).exits(0);
+    ran.says("has a context of 4096; it is loaded with 8960 while it is measured");
+    stage.is_as(&before);
+    stage
+        .run(&["--runs", "1"])
+        .exits(1)
+        .says("too little for two chunks of 2048")
+        .says("lms load");
+    stage.fake.state().models[0].loaded[0].context = 6000;
+    stage
+        .run(&["--runs", "1"])
+        .exits(0)
+        .says("so prompts have 5232 tokens");
+    stage
+        .run(&["--sizes", "131072"])
+        .exits(1)
+        .says("at most 262144");
+    stage
+        .run(&["--sizes", "8192", "--prompt-tokens", "10000"])
+        .exits(1)
+        .says("at least 16384");
+}
+
+#[test]
+fn what_cannot_work_is_said_once_before_the_first_prompt() {
+    let stage = stage();
+    let nowhere = stage.env.user().join("nowhere");
+    for flag in ["--sizes=512,2048", "--apply-best"] {
+        let ran = stage.run(&["--sizes", "4096", flag, "--home", nowhere.to_str().unwrap()]);
+        assert_eq!(
+            ran.stderr
+                .lines()
+                .filter(|line| line.starts_with("error"))
+                .count(),
+            1,
+            "{ran:?}"
+        );
+        ran.says("nowhere");
+    }
+    fs::remove_file(stage.env.lmstudio().join("bin/lms")).unwrap();
+    let ran = stage
+        .run(&["--sizes", "512,2048"])
+        .exits(1)
+        .says("bin/lms is not there");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    fs::write(stage.layer.engine(), engine_since_2026("2 * 1024")).unwrap();
+    stage
+        .run(&["--sizes", "512,2048"])
+        .exits(1)
+        .says("which is in use, cannot be set");
+    let output = stage.env.user().join("no/such.json");
+    stage
+        .run(&["--output", output.to_str().unwrap()])
+        .exits(1)
+        .says("cannot write");
+    assert!(stage.fake.state().chats.is_empty());
+}
+
+#[test]
+fn the_best_is_set_and_what_was_really_set_is_said() {
+    let stage = stage();
+    let older = "app-mlx-generate-mac14-arm64@33";
+    usual_layer(&stage.env.lmstudio(), older).with_engine(engine_since_2026("2 * 1024"));
+    let ran = stage
+        .run(&["--sizes", "512,2048", "--runs", "1", "--apply-best"])
+        .exits(0);
+    ran.says("@33 is not part of the sweep")
+        .says(&format!("512 is set in {NAME};"));
+    assert_eq!(
+        (stage.chunk(), stage.fake.loaded()[0].chunk),
+        (Some(512), 512)
+    );
+}
+
+#[test]
+fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_runs() {
+    let stage = stage().pace(&[(2048, 400)]);
+    usual_layer(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31")
+        .with_engine(engine_since_2026("1_234"));
+    let before = stage.before();
+    let child = stage.start(&["--sizes", "512,2048", "--runs", "1"]);
+    until("a prompt is being measured", || {
+        stage.fake.state().chats.len() > 2
+    });
+    let other = stage.env.run(["512"]).exits(1);
+    other.says("a benchmark is running (process ");
+    stage
+        .env
+        .run(["--check"])
+        .exits(0)
+        .says_nothing_of("cut off");
+    Ran::of(&child.wait_with_output().unwrap())
+        .exits(0)
+        .says("Every backend is as it was.");
+    stage.is_as(&before);
+}
+
+#[test]
+fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent() {
+    for name in ["-INT", "-TERM", "-HUP"] {
+        let stage = stage().odd(|odd| odd.silent_from = Some(512));
+        let before = stage.before();
+        let child = stage.start(&["--sizes", "512,1024", "--runs", "1"]);
+        until("a size is being measured", || {
+            stage.fake.state().chats.len() == 3
+        });
+        signal(&child, name);
+        let sent = Instant::now();
+        until("the files are back", || stage.chunk() == Some(2048));
+        // A second is promised; what a busy machine adds is not lmpatch's.
+        assert!(sent.elapsed() < Duration::from_secs(5));
+        Ran::of(&child.wait_with_output().unwrap())
+            .exits(1)
+            .says("stopped")
+            .says("Every backend is as it was.");
+        stage.is_as(&before);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_after_the_files() {
+    let stage = stage().odd(|odd| odd.load_hangs = true);
+    let before = snapshot(&stage.env.lmstudio());
+    let child = stage.start(&["--sizes", "512,1024"]);
+    until("a load hangs", || {
+        stage.fake.state().lms.iter().any(|call| call[0] == "load")
+    });
+    signal(&child, "-INT");
+    until("the files are back", || stage.chunk() == Some(2048));
+    signal(&child, "-INT");
+    let ran = Ran::of(&child.wait_with_output().unwrap()).exits(1);
+    ran.says("was not loaded again: stopped; load it in LM Studio");
+    assert_eq!(
+        differences(&before, &snapshot(&stage.env.lmstudio())),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn after_a_kill_the_way_back_is_known() {
+    let stage = stage().odd(|odd| odd.silent_from = Some(512));
+    let before = snapshot(&stage.env.lmstudio());
+    let mut child = stage.start(&["--sizes", "512,1024"]);
+    until("a size is set", || stage.chunk() == Some(1024));
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    // A program that it was just starting may have the lock for a moment longer.
+    until("the lock is free", || {
+        interrupted(&stage.env.lmstudio()).is_some()
+    });
+    assert_eq!(
+        interrupted(&stage.env.lmstudio()).as_deref(),
+        Some("lmpatch --revert")
+    );
+    let ran = stage.env.run(["--check"]).exits(0);
+    ran.says("a benchmark was cut off")
+        .says("`lmpatch --revert` gives the sizes back");
+    stage.env.run(["--revert"]).exits(0);
+    assert_eq!(stage.chunk(), Some(2048));
+    let left = differences(&before, &snapshot(&stage.env.lmstudio()));
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_panic_puts_everything_back() {
+    let stage = stage();
+    let before = stage.before();
+    let home = stage.env.lmstudio();
+    let output = Output {
+        is_quiet: true,
+        is_verbose: false,
+    };
+    let interrupt = Interrupt::default();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let mut guard = Guard::new(&home, &[], Reload::Model, (&output, &interrupt)).unwrap();
+        guard.hold_models(MODEL, 8192).unwrap();
+        guard.prepare(4096).unwrap();
+        assert_eq!(
+            (stage.chunk(), stage.fake.loaded()[0].chunk),
+            (Some(4096), 4096)
+        );
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    stage.is_as(&before);
+    // The release build unwinds too.
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert!(!manifest.contains("panic = \"abort\""));
+}
+
+#[test]
+fn a_budget_ends_it_in_time_with_what_is_known() {
+    // The warm-up at 1024 alone would take twenty seconds.
+    let stage = stage().pace(&[(4096, 40), (2048, 20), (1024, 20_000)]);
+    let before = stage.before();
+    let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
+    let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
+    ran.says("at most 1 minutes").says("the budget was over");
+    assert!(
+        stage
+            .fake
+            .state()
+            .prefills
+            .iter()
+            .all(|prefill| prefill.chunk != 1024)
+    );
+    stage.is_as(&before);
+}
+
+#[test]
+fn exports_are_there_in_every_format() {
+    let stage = stage();
+    let path = |name: &str| stage.env.user().join(name).to_str().unwrap().to_owned();
+    let paths = ["o.json", "o.csv", "o.md", "o.svg"].map(path);
+    let mut more = vec!["--sizes", "512,2048", "--runs", "1"];
+    more.extend(paths.iter().flat_map(|path| ["--output", path]));
+    let ran = stage
+        .run(&more)
+        .exits(0)
+        .shows("████")
+        .shows("2048 (stock)");
+    assert_eq!(ran.stdout.lines().count(), 3);
+    let text = |index: usize| fs::read_to_string(&paths[index]).unwrap();
+    let results: Value = serde_json::from_str(&text(0)).unwrap();
+    assert_eq!((&results["schema"], rows(&results).len()), (&2.into(), 2));
+    let csv = text(1);
+    assert_eq!(
+        (
+            csv.lines().count(),
+            csv.lines().next().unwrap().split(',').count()
+        ),
+        (3, 15)
+    );
+    assert!(
+        csv.lines().nth(1).unwrap().starts_with("512,99999.9"),
+        "{csv}"
+    );
+    assert!(
+        text(2).contains("| 2048 (stock) |") && text(2).contains("- Verdict: 512 is the fastest")
+    );
+    let svg = text(3);
+    assert!(
+        svg.contains("prefers-color-scheme:dark")
+            && svg.matches("<rect class=\"keep\"").count() == 1
+    );
+    stage
+        .run(&["--output", &path("o.txt")])
+        .exits(2)
+        .says(".json, .csv, .md or .svg");
+}
+
+#[test]
+fn a_prompt_file_is_used_over_and_over() {
+    let stage = stage();
+    let file = stage.env.user().join("prompt.txt");
+    fs::write(&file, "Grüße, ").unwrap();
+    stage
+        .run(&["--prompt-file", file.to_str().unwrap(), "--runs", "1"])
+        .exits(0);
+    let prompt = stage.fake.state().prefills.last().unwrap().prompt.clone();
+    assert!(prompt.ends_with("Grüße") || prompt.contains("Grüße, Grüße"));
+    stage
+        .run(&["--prompt-file", "/no/such"])
+        .exits(1)
+        .says("/no/such is not there");
+}
+
+#[test]
+fn a_command_reloads_where_it_is_asked_for() {
+    let stage = stage();
+    let results = stage.json(
+        &["--sizes", "512,2048", "--reload", "echo no luck >&2; false"],
+        1,
+    );
+    failed(&results, 0, "no luck");
+    failed(&results, 1, "no luck");
+    assert_eq!(stage.chunk(), Some(2048));
+}
+
+/// A Python that is none: it says what the real script says, and dies at 4096.
+const MADE_UP_PYTHON: &str = r#"read -r job
+say() { printf '%s\n' "$1"; }
+say '{"kind":"ready","mlx_lm":"0.0"}'
+while read -r request; do
+  size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
+  tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
+  [ $size = 4096 ] && [ $tokens = 10000 ] && { echo "libc++abi: Insufficient Memory" >&2; kill -ABRT $$; }
+  if [ $size = 1024 ] && [ $tokens = 10000 ]; then say '{"kind":"failed","why":"ValueError: no"}'; continue; fi
+  done=$size
+  while [ $done -le $tokens ]; do
+    say '{"kind":"progress","tokens":'$done',"seconds":'$((done * size))'}'
+    read -r goes; [ "$goes" = '"stop"' ] && break
+    done=$((done + size))
+  done
+  if [ "$goes" = '"stop"' ]; then say '{"kind":"cut"}'; continue; fi
+  say '{"kind":"done","tokens":'$tokens',"seconds":'$((tokens * size))',"peak":'${size}000'}'
+done
+"#;
+
+#[test]
+fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
+    let env = Env::with_fixture();
+    let python = env.user().join("python");
+    executable(&python, MADE_UP_PYTHON);
+    let arguments = [
+        "bench",
+        "--direct",
+        "--model",
+        ".",
+        "--python",
+        python.to_str().unwrap(),
+        "--prompt-tokens",
+        "10000",
+    ];
+    let before = snapshot(&env.lmstudio());
+    let mut command =
+        env.command(
+            arguments
+                .iter()
+                .chain(&["--sizes", "512,4096,1024,2048,3000", "--json"]),
+        );
+    let ran = Ran::of(&command.output().unwrap()).exits(1);
+    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(column(&results, "size"), [512, 1024, 2048, 3000, 4096]);
+    failed(&results, 4, "SIGABRT");
+    failed(&results, 4, "Insufficient Memory");
+    failed(&results, 1, "ValueError: no");
+    assert_eq!(rows(&results)[0]["observed_chunk"], 512);
+    assert_eq!(rows(&results)[0]["peak_memory_bytes"], 512_000);
+    assert_eq!(
+        (&results["api"], &results["verdict"]["keep"]),
+        (&"direct".into(), &512.into())
+    );
+    assert_eq!(snapshot(&env.lmstudio()), before);
+    let python = Ran::of(
+        &env.command([
+            "bench",
+            "--direct",
+            "--model",
+            ".",
+            "--python",
+            "/bin/false",
+            "--sizes",
+            "512",
+        ])
+        .output()
+        .unwrap(),
+    );
+    python.exits(1).says("exit status: 1");
+    env.run(
+        arguments
+            .iter()
+            .chain(&["--sizes", "2048,512", "--apply-best"]),
+    )
+    .exits(0)
+    .says("512 is set in");
+    env.run(["--check", "512"]).exits(0);
+}
+
+#[test]
+fn the_command_line_is_refused_where_it_makes_no_sense() {
+    let env = Env::new();
+    for arguments in [
+        &["bench", "--direct", "--sizes", "512"][..],
+        &["bench", "--model", "m", "--direct"],
+        &["bench", "--apply-best"],
+        &["bench", "--sizes", "1"],
+        &["bench", "--runs", "0"],
+        &["bench", "--budget", "0"],
+        &["bench", "--url", "https://x"],
+        &["4096", "bench"],
+    ] {
+        env.run(arguments).exits(2);
+    }
+}

@@ -1,0 +1,178 @@
+//! The command line: what is accepted, what is refused, and with which exit code.
+use crate::support::home::usual_layer;
+use crate::support::{Env, differences, snapshot};
+
+#[test]
+fn help_names_the_exit_codes_and_the_flags() {
+    let ran = Env::new().run(["--help"]).exits(0);
+    for text in [
+        "0  done",
+        "1  something failed",
+        "2  the command line",
+        "3  --check SIZE",
+        "--home <DIR>",
+        "--dry-run",
+    ] {
+        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+    }
+    Env::new()
+        .run(["--version"])
+        .exits(0)
+        .shows(env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn a_wrong_command_line_exits_2_and_changes_nothing() {
+    let env = Env::with_fixture();
+    let before = snapshot(&env.lmstudio());
+    for wrong in [
+        vec!["63"],
+        vec!["131073"],
+        vec!["0"],
+        vec!["4_096"],
+        vec!["0x1000"],
+        vec!["4096.0"],
+        vec!["-4096"],
+        vec!["4m"],
+        vec![""],
+        vec!["4096", "8192"],
+        vec!["--revert", "4096"],
+        vec!["--revert", "--check"],
+        vec!["--check", "--dry-run"],
+        vec!["--backend", "[", "4096"],
+        vec!["--color", "sometimes"],
+        vec!["-q", "-v"],
+        vec!["--unknown"],
+    ] {
+        let ran = env.run(&wrong).exits(2);
+        assert!(ran.stderr.contains("error:"), "{wrong:?}: {}", ran.stderr);
+    }
+    assert_eq!(
+        differences(&before, &snapshot(&env.lmstudio())),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_word_that_is_no_command_is_called_so() {
+    let env = Env::with_fixture();
+    env.run(["doctr"])
+        .exits(2)
+        .says("neither a size such as 4096 or 4k, nor a command");
+    env.run(["check"]).exits(2).says("did you mean --check?");
+    let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
+    env.run(elsewhere)
+        .exits(2)
+        .says("give plain digits such as 4096")
+        .says_nothing_of("did you mean");
+}
+
+#[test]
+fn a_check_of_a_size_says_what_it_found() {
+    let env = Env::with_fixture();
+    env.run(["--check", "2048"])
+        .exits(3)
+        .says("3 backends: 2 without 2048; `lmpatch 2048` sets it");
+    env.run(["4096", "-q"]).exits(0);
+    env.run(["--check", "4096"])
+        .exits(0)
+        .says("3 backends: all have 4096");
+    let ran = env.run(["--check", "8192", "-q"]).exits(3);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+}
+
+#[test]
+fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
+    let env = Env::with_fixture();
+    let (before, after) = (
+        env.run(["--json", "agent", "status"]).exits(1),
+        env.run(["agent", "status", "--json"]).exits(1),
+    );
+    assert!(
+        before.stdout.starts_with('{') && before.stdout == after.stdout,
+        "{}",
+        before.stdout
+    );
+    let home = snapshot(&env.lmstudio());
+    for (wrong, named) in [
+        (["4096", "man"], "[SIZE]"),
+        (["--check", "man"], "--check"),
+        (["--revert", "man"], "--revert"),
+        (["--dry-run", "man"], "--dry-run"),
+        (["--backend=*", "man"], "--backend"),
+        (["--reload", "man"], "--reload"),
+    ] {
+        let ran = env.run(wrong).exits(2);
+        assert!(
+            ran.stderr.contains(named) && ran.stderr.contains("the subcommand"),
+            "{wrong:?}: {}",
+            ran.stderr
+        );
+    }
+    assert_eq!(
+        differences(&home, &snapshot(&env.lmstudio())),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn the_default_is_4096_and_k_is_1024() {
+    for (args, size) in [
+        (vec![], 4096),
+        (vec!["4096"], 4096),
+        (vec!["8k"], 8192),
+        (vec!["128K"], 131_072),
+        (vec!["64"], 64),
+    ] {
+        let env = Env::with_fixture();
+        env.run(&args).exits(0);
+        env.run(["--check".to_owned(), size.to_string()]).exits(0);
+    }
+}
+
+#[test]
+fn quiet_prints_errors_only() {
+    let env = Env::with_fixture();
+    let ran = env.run(["-q", "4096"]).exits(0);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    let ran = env.run(["-q", "--check", "8192"]).exits(3);
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    let ran = env
+        .run(["-q", "--home", "nowhere", "4096"])
+        .exits(1)
+        .says("nowhere");
+    assert_eq!(ran.stdout, "");
+    let half = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@40");
+    std::fs::remove_file(half.generate()).unwrap();
+    for args in [
+        &["-q", "--check"][..],
+        &["-q", "3000"],
+        &["-q", "--revert"],
+        &["-q", "8192", "--dry-run"],
+    ] {
+        let ran = env.run(args).exits(0);
+        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    }
+    std::fs::write(half.generate(), "x = 1\n").unwrap();
+    let ran = env.run(["-q", "4096"]).exits(1);
+    let lines: Vec<_> = ran.stderr.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("error: app-mlx-generate-mac14-arm64@40: "),
+        "{ran:#?}"
+    );
+}
+
+#[test]
+fn colour_is_for_terminals_unless_it_is_asked_for() {
+    let env = Env::with_fixture();
+    let has_escapes = |args: &[&str]| {
+        let ran = env.run(args);
+        ran.stdout.contains('\u{1b}') || ran.stderr.contains('\u{1b}')
+    };
+    assert!(!has_escapes(&["--check"]));
+    assert!(!has_escapes(&["4096", "--dry-run"]));
+    assert!(!has_escapes(&["--check", "--color", "never"]));
+    assert!(has_escapes(&["--check", "--color", "always"]));
+    assert!(has_escapes(&["4096", "--dry-run", "--color", "always"]));
+    assert!(!has_escapes(&["--check", "--json"]));
+}

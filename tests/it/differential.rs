@@ -1,0 +1,294 @@
+//! The sites against CPython's own parser: over mlx-lm's wheels as they are, and over a Python installation whose
+//! variables are renamed to those of the settings.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use lmpatch::patch::settings::{FormPlace, SETTINGS};
+use lmpatch::patch::sites::locate;
+use serde::Deserialize;
+
+/// Prints one JSON object per source: what it is of, where it is stored, and every binding of the settings' names.
+const JUDGE: &str = r#"
+import ast, io, json, os, random, sys, sysconfig, tokenize, zipfile
+
+NAMES = ["PROMPT_PROCESSING_CHUNK_SIZE", "prefill_step_size", "chunk_size"]
+target, wheels, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def integer(node):
+    is_integer = isinstance(node, ast.Constant) and type(node.value) is int and node.value < 2**64
+    return node.value if is_integer else None
+
+class Bindings(ast.NodeVisitor):
+    """Kind, name, line and column of the value (or 0), value (or None), the classes and functions around."""
+
+    def __init__(self):
+        self.scopes, self.found = [], []
+
+    def add(self, kind, name, value=None):
+        if isinstance(name, str):
+            place = (value.lineno, value.col_offset) if value is not None else (0, 0)
+            self.found.append([kind, name, *place, integer(value), [list(scope) for scope in self.scopes]])
+
+    def scope(self, node, is_class):
+        self.add("other", node.name)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        self.scopes.append((is_class, node.name))
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) and field != "decorator_list" else [value]:
+                if isinstance(child, ast.AST):
+                    self.visit(child)
+        self.scopes.pop()
+
+    def visit_FunctionDef(self, node): self.scope(node, False)
+    def visit_AsyncFunctionDef(self, node): self.scope(node, False)
+    def visit_ClassDef(self, node): self.scope(node, True)
+
+    def visit_Lambda(self, node):
+        for name, value in self.parameters(node.args):
+            self.add("lambda", name, value)
+        self.generic_visit(node)
+
+    def parameters(self, args):
+        positional = args.posonlyargs + args.args
+        defaults = [None] * (len(positional) - len(args.defaults)) + args.defaults
+        pairs = [*zip(positional, defaults), *zip(args.kwonlyargs, args.kw_defaults)]
+        return [(arg.arg, value) for arg, value in pairs] + [
+            (arg.arg, None) for arg in (args.vararg, args.kwarg) if arg]
+
+    def visit_arguments(self, node):
+        if not self.is_lambda:
+            for name, value in self.parameters(node):
+                self.add("parameter", name, value)
+        self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                self.add("assigned" if len(node.targets) == 1 else "chained", target.id, node.value)
+            else:
+                self.visit(target)
+        self.visit(node.value)
+
+    def visit_AnnAssign(self, node):
+        if isinstance(node.target, ast.Name):
+            kind = "annotated" if node.simple else "bracketed"
+            self.add(kind if node.value else "bare", node.target.id, node.value)
+        else:
+            self.visit(node.target)
+        for child in (node.annotation, node.value):
+            if child:
+                self.visit(child)
+
+    def visit_NamedExpr(self, node):
+        self.add("walrus", node.target.id, node.value)
+        self.visit(node.value)
+
+    def visit_Name(self, node):
+        if not isinstance(node.ctx, ast.Load):
+            self.add("other", node.id)
+
+    def generic_visit(self, node):
+        for field in ("asname", "rest", "name"):
+            self.add("other", getattr(node, field, None))
+        if isinstance(node, ast.alias) and not node.asname:
+            self.add("other", node.name.split(".")[0])
+        for name in node.names if isinstance(node, (ast.Global, ast.Nonlocal)) else []:
+            self.add("other", name)
+        was, self.is_lambda = getattr(self, "is_lambda", False), isinstance(node, ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            is_arguments = isinstance(child, ast.arguments)
+            if is_arguments and self.is_lambda:
+                super().generic_visit(child)
+            else:
+                self.visit(child)
+        self.is_lambda = was
+
+def bindings(source):
+    visitor = Bindings()
+    visitor.is_lambda = False
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+def tell(kind, setting, source, found):
+    tell.count += 1
+    path = os.path.join(target, f"{tell.count}.py")
+    with open(path, "wb") as file:
+        file.write(source)
+    found = [binding for binding in found if binding[1] in NAMES]
+    print(json.dumps({"kind": kind, "setting": setting, "path": path, "bindings": found}))
+tell.count = 0
+
+def renamed(source, old, new):
+    """The source with every NAME token `old` written as `new`."""
+    lines = source.splitlines(keepends=True)
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(source).readline))):
+        if token.type == tokenize.NAME and token.string == old:
+            row, column = token.start
+            line = lines[row - 1]
+            lines[row - 1] = line[:column] + new + line[column + len(old):]
+    return "".join(lines)
+
+def sources():
+    for name in sorted({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}):
+        for directory, _, files in os.walk(name):
+            yield from (os.path.join(directory, file) for file in sorted(files) if file.endswith(".py"))
+
+def choices(found):
+    """Names with integers that fit a setting, and some that are bound in odd ways."""
+    fitting, odd = {}, {}
+    for kind, name, _, _, value, scopes in found:
+        if not name.isascii() or name in ("self", "cls"):
+            continue
+        classes = [scope[1] for scope in scopes if scope[0]]
+        if value is None or kind not in ("parameter", "annotated", "assigned"):
+            odd.setdefault(name, (0 if kind != "parameter" else 1, None))
+        elif kind == "parameter" and classes:
+            fitting.setdefault(("method", name), (0, classes[-1]))
+        if value is not None and kind in ("parameter", "annotated"):
+            fitting[("any", name)] = (1, None)
+        if value is not None and kind == "assigned" and not scopes:
+            fitting[("constant", name)] = (0, None)
+    for (shape, name), (setting, owner) in random.sample(sorted(fitting.items()), min(4, len(fitting))):
+        new = {"method": NAMES[2], "any": NAMES[1], "constant": NAMES[0]}[shape]
+        yield setting, name, new, owner
+    for name, (setting, _) in random.sample(sorted(odd.items()), min(1, len(odd))):
+        yield setting, name, NAMES[setting], None
+
+random.seed(10)
+if os.path.isdir(wheels):
+    for wheel in sorted(name for name in os.listdir(wheels) if name.endswith(".whl")):
+        with zipfile.ZipFile(os.path.join(wheels, wheel)) as archive:
+            for name in archive.namelist():
+                if name.endswith(".py"):
+                    source = archive.read(name)
+                    tell("wheel", 1, source, bindings(source))
+paths = list(dict.fromkeys(map(os.path.realpath, sources())))
+random.shuffle(paths)
+for path in paths:
+    if tell.count >= wanted:
+        break
+    try:
+        if os.path.getsize(path) > 60_000:
+            continue
+        with open(path, encoding="utf-8", newline="") as file:
+            source = file.read()
+        for setting, old, new, owner in choices(bindings(source)):
+            text = renamed(source, old, new)
+            if owner:
+                text = renamed(text, owner, "CacheWrapper")
+            tell("renamed", setting, text.encode(), bindings(text))
+    except Exception:
+        continue
+"#;
+
+#[derive(Deserialize)]
+struct Source {
+    kind: String,
+    setting: usize,
+    path: String,
+    bindings: Vec<Binding>,
+}
+
+/// Kind, name, line and column of the value, the value if it is an integer, the scopes around (is it a class, its name).
+type Binding = (
+    String,
+    String,
+    usize,
+    usize,
+    Option<u64>,
+    Vec<(bool, String)>,
+);
+
+#[test]
+fn the_sites_are_those_that_cpython_sees() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("judge.py");
+    fs::write(&script, JUDGE).unwrap();
+    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/wheels");
+    let mut python = Command::new("python3");
+    python.args(["-I", "-W", "ignore"]).arg(&script);
+    python.args([directory.path(), &wheels]).arg("3158");
+    let Ok(output) = python.output() else {
+        return eprintln!("skipped: python3 does not start");
+    };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{complaint}");
+    let mut tally = BTreeMap::<String, usize>::new();
+    let mut wrong = Vec::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let source: Source = serde_json::from_str(line).unwrap();
+        let mut count = |what: &str, times| {
+            *tally.entry(format!("{} {what}", source.kind)).or_default() += times;
+        };
+        count("files", 1);
+        let text = fs::read(&source.path).unwrap();
+        let Ok(sites) = locate(&SETTINGS[source.setting], &text) else {
+            count("refused", 1);
+            continue;
+        };
+        count("sites", sites.len());
+        let found: Vec<_> = sites
+            .iter()
+            .map(|site| (position(&text, site.range.start), site.value))
+            .collect();
+        let (mut fitting, overriding) = judged(&source, sites[0].name);
+        fitting.sort_unstable();
+        if found != fitting || !overriding.is_empty() {
+            let kept = std::env::temp_dir().join(Path::new(&source.path).file_name().unwrap());
+            fs::copy(&source.path, &kept).unwrap();
+            wrong.push(format!(
+                "{kept:?}: {found:?}, not {fitting:?}; {overriding:?}"
+            ));
+        }
+    }
+    eprintln!("{tally:#?}");
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    assert!(tally["renamed files"] >= 2500 && tally["renamed sites"] >= 400);
+}
+
+/// The integers that are the setting according to CPython, and the other integers that would decide in their place.
+fn judged<'s>(source: &'s Source, name: &str) -> (Vec<((usize, usize), u64)>, Vec<&'s Binding>) {
+    let is_constant = SETTINGS[source.setting].forms[0].place == FormPlace::ModuleConstant
+        && name.starts_with('P');
+    let (mut fitting, mut overriding) = (Vec::new(), Vec::new());
+    for binding in source.bindings.iter().filter(|binding| binding.1 == name) {
+        let (kind, _, line, column, value, scopes) = binding;
+        let class = scopes.iter().rfind(|(is_class, _)| *is_class);
+        let is_inside = class.is_some_and(|(_, class)| class == "CacheWrapper");
+        let fits = match (name, kind.as_str()) {
+            ("chunk_size", kind) => kind == "parameter" && is_inside,
+            ("prefill_step_size", kind) => matches!(kind, "parameter" | "annotated"),
+            (_, kind) => matches!(kind, "assigned" | "annotated") && scopes.is_empty(),
+        };
+        match value {
+            Some(value) if fits => fitting.push(((*line, *column), *value)),
+            Some(_) if name != "chunk_size" || is_inside => overriding.push(binding),
+            None if is_constant && kind != "bare" && !(kind == "parameter" && *line == 0) => {
+                overriding.push(binding);
+            }
+            _ => {}
+        }
+    }
+    (fitting, overriding)
+}
+
+/// Line from 1 and column from 0 of a byte, as CPython counts them.
+fn position(source: &[u8], offset: usize) -> (usize, usize) {
+    let before = source[..offset]
+        .strip_prefix(b"\xEF\xBB\xBF")
+        .unwrap_or(&source[..offset]);
+    let text = String::from_utf8_lossy(before)
+        .replace("\r\n", "\n")
+        .replace('\r', "\n");
+    let start = text.rfind('\n').map_or(0, |end| end + 1);
+    (1 + text.matches('\n').count(), text.len() - start)
+}

@@ -1,0 +1,294 @@
+//! The real mlx-lm on MLX's CPU build, with a tiny model of random weights that is made on the spot.
+//!
+//! `.ci/run` installs `mlx[cpu]` and `mlx-lm` into `target/mlx-venv`; `LMPATCH_MLX` names the Python of another
+//! environment. Without it the tests say that they were skipped. The CPU build is not faster at larger chunks, so what
+//! is asserted is the number of prefill steps, never a speed.
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::home::{Layer, SITE_PACKAGES, engine_since_2026, runtime, select};
+use crate::support::{Env, Ran, aloud, copy_tree, differences, snapshot};
+use serde_json::Value;
+
+const NAME: &str = "app-mlx-generate-mac14-arm64@34";
+
+/// A llama of two small layers, with a tokenizer that makes one token of every byte.
+const MAKE_MODEL: &str = r#"
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama import Model, ModelArgs
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+target = Path(sys.argv[1])
+target.mkdir()
+vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+vocabulary["<|end|>"] = len(vocabulary)
+tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
+tokenizer.add_special_tokens(["<|end|>"])
+tokenizer.save(str(target / "tokenizer.json"))
+template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+(target / "tokenizer_config.json").write_text(json.dumps({
+    "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": template,
+}))
+config = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2,
+    "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    "vocab_size": len(vocabulary), "max_position_embeddings": 65536, "rope_theta": 10000.0,
+    "tie_word_embeddings": True, "eos_token_id": vocabulary["<|end|>"],
+}
+(target / "config.json").write_text(json.dumps(config))
+mx.random.seed(1)
+weights = dict(tree_flatten(Model(ModelArgs.from_dict(config)).parameters()))
+mx.save_safetensors(str(target / "model.safetensors"), weights, metadata={"format": "mlx"})
+"#;
+
+/// Starts the real server with the number that the layer's `generate.py` has: the server gives its own to
+/// `generate_step` otherwise, whatever that file says. It is asked for until it answers.
+const SERVE: &str = r#"
+import inspect, sys
+from mlx_lm.generate import generate_step
+size = inspect.signature(generate_step).parameters["prefill_step_size"].default
+sys.argv = ["server", "--model", sys.argv[1], "--port", sys.argv[2], "--prefill-step-size", str(size)]
+from mlx_lm.server import main
+main()
+"#;
+
+/// A chunk of 64 tokens takes half a second longer, so that it is behind also on a busy machine.
+const SLOW_AT_64: &str = r"
+import time
+import mlx_lm.models.llama as llama
+call = llama.Model.__call__
+def slow(self, inputs, *rest, **named):
+    if inputs.shape[1] == 64:
+        time.sleep(0.5)
+    return call(self, inputs, *rest, **named)
+llama.Model.__call__ = slow
+";
+
+struct Real {
+    env: Env,
+    layer: Layer,
+    python: PathBuf,
+    model: PathBuf,
+}
+
+/// `None`, said aloud, where there is nothing to test on.
+fn real(test: &str) -> Option<Real> {
+    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/mlx-venv/bin/python");
+    let python = std::env::var_os("LMPATCH_MLX").map_or(usual, PathBuf::from);
+    let env = Env::new();
+    let find = "import mlx_lm, sys; sys.stdout.write(list(mlx_lm.__path__)[0])";
+    let found = env
+        .isolate(&mut Command::new(&python))
+        .args(["-c", find])
+        .output();
+    let Some(found) = found.ok().filter(|found| found.status.success()) else {
+        aloud(&format!(
+            "skipped: {test}: no mlx-lm in {}; see .ci/run",
+            python.display()
+        ));
+        return None;
+    };
+    let package = PathBuf::from(String::from_utf8(found.stdout).unwrap());
+    let layer = Layer::new(&env.lmstudio(), NAME).with_engine(engine_since_2026("2048"));
+    copy_tree(&package, &layer.path("mlx_lm"));
+    runtime(&env.lmstudio(), "1.12.0", &[NAME]);
+    select(&env.lmstudio(), "1.12.0");
+    // The layer's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
+    let own = layer.root.join("bin/python3.11");
+    script(&own, &format!("exec '{}' \"$@\"", python.display()));
+    let model = env.user().join("tiny");
+    let made = env
+        .isolate(&mut Command::new(&python))
+        .args(["-c", MAKE_MODEL])
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Some(Real {
+        env,
+        layer,
+        python,
+        model,
+    })
+}
+
+fn script(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Runs a benchmark and gives its results; the network is out of bounds for the libraries under it.
+fn bench(real: &Real, arguments: &[&str]) -> Value {
+    let model = real.model.to_str().unwrap();
+    let common = [
+        "bench",
+        "--model",
+        model,
+        "--prompt-tokens",
+        "10000",
+        "--runs",
+        "1",
+        "--json",
+    ];
+    let mut command = real.env.command(common.iter().chain(arguments));
+    let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+/// The CPU build is faster at smaller chunks, so each size has a benchmark of its own, in which nothing is cut short.
+#[track_caller]
+fn real_steps(real: &Real, arguments: &[&str]) -> Vec<Value> {
+    let steps = |(size, steps): (u64, u64)| {
+        let results = bench(real, &[arguments, &["--sizes", &size.to_string()]].concat());
+        let row = &results["results"][0];
+        assert_eq!(row["failed"], Value::Null, "{results:#}");
+        assert_eq!(
+            (&row["observed_chunk"], &row["observed_steps"]),
+            (&size.into(), &steps.into()),
+            "{results:#}"
+        );
+        assert!(
+            row["runs"][0]["prompt_tokens"]
+                .as_u64()
+                .unwrap()
+                .abs_diff(10_000)
+                <= 100,
+            "{results:#}"
+        );
+        results
+    };
+    [(512, 20), (2048, 5), (4096, 3)].map(steps).into()
+}
+
+#[track_caller]
+fn real_cut(real: &Real, arguments: &[&str]) {
+    let results = bench(real, &[arguments, &["--sizes", "64,512"]].concat());
+    let cut = &results["results"][0]["cut"];
+    let tokens = cut["tokens"]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{results:#}"));
+    assert!((2500.0..9000.0).contains(&tokens), "{cut}");
+    assert_eq!(results["verdict"]["keep"], 512, "{results:#}");
+    aloud(&format!(
+        "real mlx-lm, {}: 64 was cut short at {tokens:.0} tokens of 10,000",
+        results["api"]
+    ));
+}
+
+#[test]
+fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
+    let Some(real) = real("bench --direct on the real mlx-lm") else {
+        return;
+    };
+    let before = snapshot(&real.layer.root);
+    for results in real_steps(&real, &["--direct"]) {
+        let run = &results["results"][0]["runs"][0];
+        assert_eq!(
+            (&run["prompt_tokens"], &run["source"]),
+            (&10_000.into(), &"server".into())
+        );
+        assert!(
+            run["peak_memory_bytes"].as_u64().unwrap() > 100_000,
+            "{run}"
+        );
+    }
+    let (slow, code) = (
+        real.env.user().join("slow"),
+        real.env.user().join("slow.py"),
+    );
+    fs::write(&code, SLOW_AT_64).unwrap();
+    let (python, code) = (real.python.display(), code.display());
+    script(
+        &slow,
+        &format!("exec '{python}' -c \"$(cat '{code}')\n$2\""),
+    );
+    real_cut(&real, &["--direct", "--python", slow.to_str().unwrap()]);
+    assert_eq!(
+        differences(&before, &snapshot(&real.layer.root)),
+        Vec::<String>::new()
+    );
+    aloud("real mlx-lm, direct: 20, 5 and 3 steps at 512, 2048 and 4096");
+}
+
+#[test]
+fn setting_generate_py_changes_the_steps_of_the_real_server() {
+    let Some(real) = real("bench against the real mlx_lm.server") else {
+        return;
+    };
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let server = Server {
+        pid: real.env.user().join("server.pid"),
+    };
+    let serve = format!("{SLOW_AT_64}{SERVE}");
+    fs::write(real.env.user().join("serve.py"), serve).unwrap();
+    let restart = real.env.user().join("restart");
+    let text = format!(
+        "[ -f '{pid}' ] && kill \"$(cat '{pid}')\" && while kill -0 \"$(cat '{pid}')\" 2>/dev/null; do sleep 0.1; done\n\
+         HF_HUB_OFFLINE=1 PYTHONPATH='{packages}' nohup '{python}' '{user}/serve.py' '{model}' {port} >'{user}/server.log' 2>&1 &\n\
+         echo $! >'{pid}'",
+        pid = server.pid.display(),
+        packages = real.layer.root.join(SITE_PACKAGES).display(),
+        python = real.python.display(),
+        user = real.env.user().display(),
+        model = real.model.display(),
+    );
+    script(&restart, &text);
+    let started = real.env.isolate(&mut Command::new(&restart)).status();
+    assert!(started.unwrap().success());
+    wait_for(port);
+    let before = fs::read(real.layer.generate()).unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let arguments = ["--url", &url, "--reload", restart.to_str().unwrap()];
+    for results in real_steps(&real, &arguments) {
+        let source = &results["results"][0]["runs"][0]["source"];
+        assert_eq!(
+            (&results["api"], source),
+            (&"openai".into(), &"client".into())
+        );
+    }
+    real_cut(&real, &arguments);
+    assert_eq!(fs::read(real.layer.generate()).unwrap(), before);
+    // The last reload was waited for.
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    aloud("real mlx_lm.server: 20, 5 and 3 steps at 512, 2048 and 4096, set in generate.py");
+}
+
+/// Ends the server that the last restart left.
+struct Server {
+    pid: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(pid) = fs::read_to_string(&self.pid) {
+            let _ = Command::new("kill").arg(pid.trim()).status();
+        }
+    }
+}
+
+fn wait_for(port: u16) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the real server never answered"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,244 @@
+//! Runs lmpatch as a user does: its own home, its own temp directory, a cleared environment.
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub mod child;
+pub mod home;
+pub mod laws;
+
+pub mod lms;
+pub mod nasty;
+pub mod server;
+pub mod standins;
+pub mod strace;
+
+/// The binary under test.
+pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
+
+/// A user's home directory of its own, gone when it is dropped.
+pub struct Env {
+    root: TempDir,
+}
+
+impl Env {
+    /// An empty user home.
+    pub fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("user")).unwrap();
+        fs::create_dir(root.path().join("tmp")).unwrap();
+        Self { root }
+    }
+
+    /// A user home whose `.lmstudio` is a copy of `fixtures/lmstudio`.
+    pub fn with_fixture() -> Self {
+        let env = Self::new();
+        copy_tree(&fixture(), &env.lmstudio());
+        env
+    }
+
+    /// The user's home directory.
+    pub fn user(&self) -> PathBuf {
+        self.root.path().join("user")
+    }
+
+    /// The usual home of LM Studio.
+    pub fn lmstudio(&self) -> PathBuf {
+        self.user().join(".lmstudio")
+    }
+
+    /// The directory of layers in it.
+    pub fn amphibian(&self) -> PathBuf {
+        amphibian(&self.lmstudio())
+    }
+
+    /// A command that runs lmpatch with `args`, not yet started.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(LMPATCH);
+        self.isolate(&mut command).args(args);
+        command
+    }
+
+    /// Gives any command this environment and nothing else.
+    pub fn isolate<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
+            .env_clear()
+            .env("HOME", self.user())
+            .env("TMPDIR", self.root.path().join("tmp"))
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .current_dir(self.user())
+            .stdin(Stdio::null())
+    }
+
+    /// Runs lmpatch with `args`.
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
+        Ran::of(&self.command(args).output().unwrap())
+    }
+
+    /// Runs lmpatch with `args` and `--json`, and parses what it prints.
+    pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
+        let mut command = self.command(args);
+        command.arg("--json");
+        let ran = Ran::of(&command.output().unwrap());
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+    }
+}
+
+/// What a run printed, and its exit code.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails the test unless the exit code is `code`, and never accepts a panic.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert!(!self.stderr.contains("panicked"), "{self:#?}");
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// Fails the test unless stderr has `text`, line breaks aside.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(
+            self.stderr.contains(text),
+            "stderr has no {text:?}: {self:#?}"
+        );
+        self
+    }
+
+    /// Fails the test unless stdout has `text`.
+    #[track_caller]
+    pub fn shows(self, text: &str) -> Self {
+        assert!(
+            self.stdout.contains(text),
+            "stdout has no {text:?}: {self:#?}"
+        );
+        self
+    }
+
+    /// Fails the test if stderr has `text`.
+    #[track_caller]
+    pub fn says_nothing_of(self, text: &str) -> Self {
+        assert!(
+            !self.stderr.contains(text),
+            "stderr has {text:?}: {self:#?}"
+        );
+        self
+    }
+}
+
+/// Says something that the test runner does not keep to itself: what was skipped, or how much was tested.
+pub fn aloud(text: &str) {
+    std::io::stderr()
+        .write_all(format!("{text}\n").as_bytes())
+        .unwrap();
+}
+
+/// The miniature LM Studio home of the repository.
+pub fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lmstudio")
+}
+
+/// The directory of layers in an LM Studio home.
+pub fn amphibian(lmstudio: &Path) -> PathBuf {
+    lmstudio.join("extensions/backends/vendor/_amphibian")
+}
+
+/// Copies a directory with everything in it.
+pub fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// One entry of a tree: everything that must stay as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    File {
+        bytes: Vec<u8>,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
+    Link(PathBuf),
+    Directory {
+        mode: u32,
+    },
+    Special,
+}
+
+/// Every entry below `root` by its relative path, for comparing before and after.
+pub fn snapshot(root: &Path) -> BTreeMap<OsString, Entry> {
+    let mut entries = BTreeMap::new();
+    collect(root, root, &mut entries);
+    entries
+}
+
+fn collect(root: &Path, directory: &Path, entries: &mut BTreeMap<OsString, Entry>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let relative = path.strip_prefix(root).unwrap().as_os_str().to_owned();
+        let found = if metadata.is_symlink() {
+            Entry::Link(fs::read_link(&path).unwrap())
+        } else if metadata.is_dir() {
+            collect(root, &path, entries);
+            Entry::Directory {
+                mode: metadata.mode(),
+            }
+        } else if metadata.is_file() && metadata.len() < 1 << 26 {
+            let bytes = fs::read(&path).unwrap_or_default();
+            Entry::File {
+                bytes,
+                mode: metadata.mode(),
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+            }
+        } else {
+            Entry::Special
+        };
+        entries.insert(relative, found);
+    }
+}
+
+/// The paths whose entries differ between two snapshots.
+pub fn differences(
+    before: &BTreeMap<OsString, Entry>,
+    after: &BTreeMap<OsString, Entry>,
+) -> Vec<String> {
+    let all = before
+        .keys()
+        .chain(after.keys())
+        .filter(|path| before.get(*path) != after.get(*path));
+    let distinct: std::collections::BTreeSet<_> = all
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    distinct.into_iter().collect()
+}

@@ -1,0 +1,189 @@
+//! Stand-ins for programs that only a Mac has: shell scripts, first on PATH, that record their calls.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use super::{Env, Ran};
+
+/// The stand-ins of one test.
+pub struct StandIns<'e> {
+    env: &'e Env,
+    directory: PathBuf,
+}
+
+impl<'e> StandIns<'e> {
+    /// None yet.
+    pub fn new(env: &'e Env) -> Self {
+        let directory = env.user().with_file_name("stand-ins");
+        fs::create_dir_all(&directory).unwrap();
+        Self { env, directory }
+    }
+
+    /// A file that scripts may use.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Puts a script called `name` first on PATH. It records each call, then does what `body` says.
+    pub fn script(&self, name: &str, body: &str) {
+        let calls = self.file("calls").display().to_string();
+        executable(
+            &self.file(name),
+            &format!("echo \"{name} $*\" >> '{calls}'\n{body}"),
+        );
+    }
+
+    /// Every call so far, oldest first: the program and its arguments.
+    pub fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.file("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// The calls of one program.
+    pub fn calls_of(&self, name: &str) -> Vec<String> {
+        self.calls()
+            .into_iter()
+            .filter(|call| call.split(' ').next() == Some(name))
+            .collect()
+    }
+
+    /// Gives `command` the test's environment with the stand-ins first on PATH.
+    pub fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::iter::once(self.directory.clone()).chain(std::env::split_paths(&path));
+        self.env
+            .isolate(command)
+            .env("PATH", std::env::join_paths(all).unwrap())
+    }
+
+    /// A command that runs lmpatch with the stand-ins, not yet started.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(super::LMPATCH);
+        self.prepare(&mut command).args(args);
+        command
+    }
+
+    /// Runs lmpatch with the stand-ins.
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
+        Ran::of(&self.command(args).output().unwrap())
+    }
+
+    /// Runs lmpatch with the stand-ins and `--json`, and parses what it prints.
+    pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> serde_json::Value {
+        let mut command = self.command(args);
+        command.arg("--json");
+        let ran = Ran::of(&command.output().unwrap());
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+    }
+}
+
+/// Writes a shell script.
+pub fn executable(path: &Path, body: &str) {
+    executable_text(path, &format!("#!/bin/sh\n{body}\n"));
+}
+
+/// Writes a script of any kind.
+pub fn executable_text(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    // Written beside and renamed: a running script of that name keeps its own text.
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, path).unwrap();
+}
+
+/// So many seconds before now.
+pub fn ago(seconds: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_secs(seconds)
+}
+
+/// Sets when a file was last written.
+pub fn written(path: &Path, at: SystemTime) {
+    fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_modified(at)
+        .unwrap();
+}
+
+/// Waits until `is_so`, and fails after twenty seconds.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not within twenty seconds: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A `launchctl` with a launchd of its own: a bootout that takes its time (exit 36 and three more looks), a bootstrap
+/// that fails where the job is still there, and whatever else it is told to.
+pub struct Launchd<'s, 'e>(&'s StandIns<'e>);
+
+impl<'s, 'e> Launchd<'s, 'e> {
+    /// One that has no job.
+    pub fn new(standins: &'s StandIns<'e>) -> Self {
+        let directory = standins.file("").display().to_string();
+        standins.script(
+            "launchctl",
+            &format!(
+                r#"cd '{directory}' || exit 70
+fails() {{ [ -e "$1-exit" ] && {{ echo "$1 failed: $(cat "$1-exit"): as told" >&2; exit "$(cat "$1-exit")"; }}; }}
+case $1 in
+print)
+    [ -e going ] && {{
+        looks=$(cat going)
+        [ "$looks" -gt 0 ] || rm going loaded
+        [ "$looks" -gt 0 ] && echo $((looks - 1)) > going
+    }}
+    [ -e loaded ] || {{ echo "Could not find service" >&2; exit 113; }};;
+bootstrap)
+    fails bootstrap
+    [ -e loaded ] && {{ echo "Bootstrap failed: 5: Input/output error" >&2; exit 5; }}
+    cp "$3" loaded;;
+bootout)
+    [ -e loaded ] || {{ echo "Boot-out failed: 3: No such process" >&2; exit 3; }}
+    fails bootout
+    [ -e going ] || echo 3 > going
+    echo "Boot-out failed: 36: Operation now in progress" >&2
+    exit 36;;
+*) exit 64;;
+esac"#
+            ),
+        );
+        Self(standins)
+    }
+
+    /// The job that it has.
+    pub fn job(&self) -> Option<Vec<u8>> {
+        fs::read(self.0.file("loaded")).ok()
+    }
+
+    /// Makes it forget the job, as when the background item is switched off.
+    pub fn forget(&self) {
+        fs::remove_file(self.0.file("loaded")).unwrap();
+    }
+
+    /// From now on `verb` fails with this exit code.
+    pub fn fails(&self, verb: &str, code: i32) {
+        fs::write(self.0.file(&format!("{verb}-exit")), code.to_string()).unwrap();
+    }
+
+    /// From now on `verb` works.
+    pub fn works(&self, verb: &str) {
+        fs::remove_file(self.0.file(&format!("{verb}-exit"))).unwrap();
+    }
+
+    /// From now on a bootout takes for ever.
+    pub fn never_lets_go(&self) {
+        fs::write(self.0.file("going"), "1000000").unwrap();
+    }
+}
