@@ -7,10 +7,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use memchr::{memchr, memchr_iter, memmem};
+use memchr::{memchr, memmem};
 use regex::bytes::Regex;
 use serde::Serialize;
 
+use super::lines::{blank, indent, items, line_ends, mark, regex};
 use super::settings::{Form, FormPlace, Setting};
 
 /// One number literal that is the setting.
@@ -54,7 +55,7 @@ impl fmt::Display for Refusal {
 /// Fails on source that cannot be read with certainty, on any other binding of the name that counts, and on fewer or
 /// more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let (text, lines) = blank(source)?;
+    let (text, lines) = blank(source).map_err(|(at, why)| refusal(source, at, why.to_owned()))?;
     let mut present = Vec::new();
     for form in setting.forms {
         let (scopes, sites, refusal) = (Vec::new(), Vec::new(), None);
@@ -101,59 +102,6 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
 fn refusal(source: &[u8], at: usize, what: String) -> Refusal {
     let line = Some(1 + line_ends(&source[..at]));
     Refusal { line, what }
-}
-
-/// How many lines end in `text`; a lone `\r` ends one, too.
-fn line_ends(text: &[u8]) -> usize {
-    let count = |byte| memchr_iter(byte, text).count();
-    count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
-}
-
-/// The source with strings, comments and continued line ends blanked, and where its logical lines are.
-fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), Refusal> {
-    let refuse = |at, what: &str| Err(refusal(source, at, what.to_owned()));
-    if let Some(at) = memchr(0, source) {
-        return refuse(at, "a NUL byte, so this is not Python source");
-    }
-    let mut at = 3 * usize::from(source.starts_with(b"\xEF\xBB\xBF"));
-    let (mut text, mut lines, mut start) = (source.to_vec(), Vec::new(), at);
-    let mut open: Vec<(u8, usize)> = Vec::new();
-    while let Some(&byte) = source.get(at) {
-        let mut end = at + 1;
-        match byte {
-            b'"' | b'\'' | b'#' | b'\\' => {
-                end += HIDDEN
-                    .find(&source[at..])
-                    .map_or(0, |hidden| hidden.len() - 1);
-                // `""` is also how a triple string starts that does not end.
-                let is_string = byte == b'"' || byte == b'\'';
-                if is_string && (end == at + 1 || end == at + 2 && source.get(end) == Some(&byte)) {
-                    return refuse(at, "a string that does not end");
-                }
-                text[at..end].fill(if is_string { b'"' } else { b' ' });
-            }
-            b'(' => open.push((b')', at)),
-            b'[' => open.push((b']', at)),
-            b'{' => open.push((b'}', at)),
-            b')' | b']' | b'}' if open.pop().is_none_or(|(closing, _)| closing != byte) => {
-                return refuse(at, "unbalanced brackets");
-            }
-            b'\n' | b'\r' if open.is_empty() => {
-                lines.push(start..at);
-                start = end;
-            }
-            _ => {}
-        }
-        if open.len() > 200 {
-            return refuse(at, "nesting deeper than Python allows");
-        }
-        at = end;
-    }
-    lines.push(start..at);
-    match open.pop() {
-        Some((_, at)) => refuse(at, "unbalanced brackets"),
-        None => Ok((text, lines)),
-    }
 }
 
 /// Collects what gives the form's name a value.
@@ -262,28 +210,8 @@ impl Reader<'_> {
 const OVERRIDES: &str = "is set here in a way that would override the edit:";
 const SHARES: &str = "shares its value with another name:";
 
-/// In the patterns `W` stands for a byte of a word, and NUL bytes for the name.
-fn regex(pattern: &str) -> Regex {
-    let pattern = pattern.replace('W', r"[\w\x80-\xFF]");
-    Regex::new(&format!("(?s-u){pattern}")).expect("every pattern is used by the tests")
-}
-
-/// A string, a comment, or what a backslash takes with it.
-static HIDDEN: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
-        r#"^(?:"{3}(?:[^\\]|\\.)*?"{3}|'{3}(?:[^\\]|\\.)*?'{3}|#[^\r\n]*|\\(?:\r\n|.)?"#,
-        r#"|"(?:[^"\\\r\n]|\\\r\n|\\.)*"|'(?:[^'\\\r\n]|\\\r\n|\\.)*')"#
-    ))
-});
 static HEADER: LazyLock<Regex> =
     LazyLock::new(|| regex(r"^\s*(?:async\s+)?(?:(class)|def)\s+(W+)"));
-/// What may have statements behind its colon.
-static COMPOUND: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
-        r"^\s*(?:async\s+)?(?:(def)|if|elif|else|for|while|with|try|except|finally|class)",
-        r#"(?:[^\w\x80-\xFF]|$)|^\s*case(?:\s*["{-]|\s+W)"#
-    ))
-});
 /// `name: annotation = value` as a whole item.
 static DEFINITION: LazyLock<Regex> =
     LazyLock::new(|| regex(r"(?:^|;)\s*(\x00+)\s*(?::([^=;]*))?=\s*([^;\s]*(?:\s+[^;\s]+)*)"));
@@ -304,73 +232,3 @@ static ODD_ITEM: LazyLock<Regex> = LazyLock::new(|| {
 });
 /// `A = B = 4096`.
 static SHARED: LazyLock<Regex> = LazyLock::new(|| regex(r"=\s*\x00+\s*=|\x00\s*=[^;=]*="));
-
-/// The line with NUL bytes for the name, where it is no attribute, and with `?` for comparisons.
-fn mark(line: &[u8], name: &str) -> Vec<u8> {
-    let mut marked = line.to_vec();
-    for end in memchr_iter(b'=', line).filter(|end| *end > 0) {
-        if b"=!<>".contains(&line[end - 1]) {
-            marked[end - 1..=end].fill(b'?');
-        }
-    }
-    for start in memmem::find_iter(line, name) {
-        let (before, after) = (&line[..start], &line[start + name.len()..]);
-        let is_whole = !before.last().is_some_and(is_word) && !after.first().is_some_and(is_word);
-        if is_whole && before.trim_ascii_end().last() != Some(&b'.') {
-            marked[start..start + name.len()].fill(0);
-        }
-    }
-    marked
-}
-
-fn is_word(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || *byte == b'_' || !byte.is_ascii()
-}
-
-/// The line with `;` between its parameters and statements, and what is in calls, subscripts and other parameters
-/// hidden; and where its statements start.
-fn items(code: &[u8]) -> (Vec<u8>, usize) {
-    let compound = COMPOUND.captures(code);
-    let mut is_def = compound.as_ref().is_some_and(|head| head.get(1).is_some());
-    let (mut items, mut open, mut before, mut body) = (code.to_vec(), Vec::new(), b' ', 0);
-    for (at, &byte) in code.iter().enumerate() {
-        if b")]}".contains(&byte) && open.pop() == Some(b';') {
-            items[at] = b';';
-        }
-        match open.last() {
-            Some(b'?') => items[at] = b'?',
-            Some(b';') if byte == b',' => items[at] = b';',
-            None if byte == b':' && body == 0 && compound.is_some() => {
-                items[at] = b';';
-                body = at + 1;
-            }
-            _ => {}
-        }
-        if b"([{".contains(&byte) {
-            let is_trailer = is_word(&before) || b"\0)]}\"".contains(&before);
-            let is_own = is_def && open.is_empty() && byte == b'(';
-            open.push(match open.last() {
-                None if is_own => b';',
-                None | Some(b'(') if !is_trailer => b'(',
-                _ => b'?',
-            });
-            if is_own {
-                (items[at], is_def) = (b';', false);
-            }
-        }
-        if !byte.is_ascii_whitespace() {
-            before = byte;
-        }
-    }
-    (items, body)
-}
-
-/// The column of the first character as Python counts it: a tab goes to the next multiple of eight, a form feed to 0.
-fn indent(line: &[u8]) -> usize {
-    let blanks = line.iter().take_while(|byte| b" \t\x0c".contains(byte));
-    blanks.fold(0, |column, byte| match byte {
-        b'\t' => (column / 8 + 1) * 8,
-        b'\x0c' => 0,
-        _ => column + 1,
-    })
-}

@@ -25,6 +25,7 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         on_state(&mut found, row, backend, is_any_patched);
         on_load_state(&mut found, row);
         on_leftovers(&mut found, row);
+        on_receipts(&mut found, row);
         on_size(&mut found, row, backend, row.chunk);
     }
     on_installed(&mut found, survey);
@@ -100,7 +101,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
     }
 }
 
-/// Receipts of no use, bytecode that Python would take for current, temp files of killed runs.
+/// Bytecode that Python would take for current, temp files of killed runs.
 fn on_leftovers(found: &mut Findings, row: &BackendReport) {
     for file in &row.files {
         for cached in bytecode::stale(&file.path) {
@@ -114,6 +115,11 @@ fn on_leftovers(found: &mut Findings, row: &BackendReport) {
             let what = format!("{} is left of a run that was killed", temp.display());
             found.add(Note, row, what, format!("`lmpatch {run}` removes it"));
         }
+    }
+}
+
+fn on_receipts(found: &mut Findings, row: &BackendReport) {
+    for file in &row.files {
         if let Some(ReceiptFile::Ignored(why)) = file.source().map(|source| &source.receipt) {
             let what = format!("the receipt is ignored: {why}");
             found.add(Note, row, what, "move it away");
@@ -139,6 +145,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     for (row, applied) in report.backends.iter().zip(applied) {
         on_outcome(&mut found, row);
         on_original(&mut found, row, applied);
+        on_receipts(&mut found, row);
         on_load_state(&mut found, row);
         if report.size.is_some() && row.why.is_none() {
             on_size(&mut found, row, &applied.after, report.size);
