@@ -64,7 +64,15 @@ pub fn blank(source: &[u8]) -> Result<Blanked, (usize, &'static str)> {
 
 /// Whether anything may begin or end at this byte.
 fn is_special(byte: &u8) -> bool {
-    b"\"'#\\()[]{}\n\r".contains(byte)
+    const SPECIAL: [bool; 256] = {
+        let (bytes, mut table, mut at) = (b"\"'#\\()[]{}\n\r", [false; 256], 0);
+        while at < bytes.len() {
+            table[bytes[at] as usize] = true;
+            at += 1;
+        }
+        table
+    };
+    SPECIAL[usize::from(*byte)]
 }
 
 /// How many lines end in `text`; a lone `\r` ends one, too.

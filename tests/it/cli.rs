@@ -176,3 +176,40 @@ fn colour_is_for_terminals_unless_it_is_asked_for() {
     assert!(has_escapes(&["4096", "--dry-run", "--color", "always"]));
     assert!(!has_escapes(&["--check", "--json"]));
 }
+
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory as _;
+    lmpatch::cli::Cli::command().debug_assert();
+}
+
+#[test]
+fn sizes_are_plain_digits_or_k() {
+    let parse = |text: &str| {
+        let words = ["lmpatch", "--", text].map(Into::into);
+        lmpatch::cli::Cli::read(words).ok().and_then(|cli| cli.size)
+    };
+    for (text, size) in [
+        ("64", 64),
+        ("4096", 4096),
+        ("4k", 4096),
+        ("8K", 8192),
+        ("128k", 131_072),
+        ("0512", 512),
+    ] {
+        assert_eq!(parse(text), Some(size), "{text}");
+    }
+    let wrong = "|k|63|131073|129k|0|-1|+4096|4_096|0x1000|4096.0|4e3| 4096|4096 |४०९६|18446744073709551616|\
+                 18014398509481984k|4m|4kk";
+    for text in wrong.split('|') {
+        assert_eq!(parse(text), None, "{text:?}");
+    }
+}
+
+#[test]
+fn names_cannot_drive_the_terminal() {
+    use lmpatch::output::printable;
+    assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\u{a}");
+    assert_eq!(printable("x\u{202e}y\u{85}"), "x\\u{202e}y\\u{85}");
+    assert_eq!(printable("Größe 你好"), "Größe 你好");
+}

@@ -615,3 +615,31 @@ fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
     let left = differences(&before, &snapshot(&env.lmstudio()));
     assert_eq!(left.len(), 1, "only the link is gone: {left:?}");
 }
+
+#[test]
+fn only_the_files_own_bytecode_belongs_to_it() {
+    let env = Env::new();
+    let layer = usual_layer(&env.lmstudio(), NAME);
+    let own = [
+        "generate.cpython-311.pyc",
+        "generate.cpython-311.opt-1.pyc",
+        "generate.pypy39.opt-2.pyc",
+    ];
+    let others = [
+        "generate_step.cpython-311.pyc",
+        "regenerate.cpython-311.pyc",
+        "generate.py",
+        "generate.pyc",
+        "generate.cpython-311.pyc.bak",
+        "generate.cpython-311.other.pyc",
+        "generate..pyc",
+    ];
+    let mut layer = layer;
+    for name in own.iter().chain(&others) {
+        layer = layer.write(&format!("mlx_lm/__pycache__/{name}"), "stale");
+    }
+    env.run(["4096"]).exits(0);
+    let is_there = |name: &&str| layer.path("mlx_lm/__pycache__").join(name).exists();
+    assert!(!own.iter().any(&is_there), "{own:?}");
+    assert!(others.iter().all(is_there), "{others:?}");
+}
