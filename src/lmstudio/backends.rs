@@ -10,15 +10,14 @@ use serde::Serialize;
 use super::runtimes::{self, App, Runtime};
 use crate::files::{self, app_bundle, directory_error, is_absence, is_dir};
 
-/// The Python packages that make a directory an MLX backend.
-const ENGINE_PACKAGES: [&str; 2] = ["mlx_engine", "mlx_lm"];
 /// How the names of MLX backends start, as far as any has been seen.
-pub const NAME_PREFIX: &str = "app-mlx-generate";
+const NAME_PREFIX: &str = "app-mlx-generate";
+const IS_IT_CONNECTED: &str = "is the disk that it is on connected?";
 
 /// One directory that holds an MLX engine, or is to hold one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Backend {
-    /// The directory's name, `app-mlx-generate-mac14-arm64@34`.
+    /// `app-mlx-generate-mac14-arm64@34`.
     pub name: String,
     #[serde(serialize_with = "crate::files::lossy")]
     pub path: PathBuf,
@@ -27,17 +26,14 @@ pub struct Backend {
     pub site_packages: Result<Vec<PathBuf>, String>,
     /// The runtimes whose manifests name it, newest first.
     pub runtimes: Vec<Runtime>,
-    /// Whether a runtime that uses it is selected.
     pub selected: bool,
 }
 
 impl Backend {
     /// The apps whose selected runtime uses it.
     pub fn selected_by(&self) -> Vec<App> {
-        let apps = self.runtimes.iter().flat_map(|r| &r.selected_by);
-        let mut apps: Vec<_> = apps.copied().collect();
-        apps.sort_unstable();
-        apps.dedup();
+        let mut apps = App::ALL.to_vec();
+        apps.retain(|app| self.runtimes.iter().any(|r| r.selected_by.contains(app)));
         apps
     }
 
@@ -60,10 +56,9 @@ pub struct MissingBackend {
     pub selected: bool,
 }
 
-/// What one home holds.
+/// What one home holds, sorted by name and number.
 #[derive(Debug, Clone)]
 pub struct Installed {
-    /// Sorted by name and number.
     pub backends: Vec<Backend>,
     pub missing: Vec<MissingBackend>,
     /// Why it is not known which runtime is selected, a sentence for each app of which that is so.
@@ -90,12 +85,10 @@ pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {
         Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        Err(error) => Err(directory_error("list", &directory, error)),
-        Ok(_) => match leads_into_app(&directory) {
-            Some(why) => bail!(why),
-            None => Ok(directory),
-        },
+        Err(error) => return Err(directory_error("list", &directory, error)),
+        Ok(_) => {}
     }
+    leads_into_app(&directory).map_or(Ok(directory), |why| bail!(why))
 }
 
 fn why_absent(home: &Path, directory: &Path) -> String {
@@ -103,20 +96,16 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     for path in below.take_while(|path| path.starts_with(home)) {
         if let (Ok(target), false) = (fs::read_link(path), path.exists()) {
             let (path, target) = (path.display(), target.display());
-            return format!(
-                "{path} is a link to {target}, which is not there; is the disk that it is on connected?"
-            );
+            return format!("{path} is a link to {target}, which is not there; {IS_IT_CONNECTED}");
         }
     }
     let (is_there, home, directory) = (home.exists(), home.display(), directory.display());
     if is_there {
-        format!(
-            "no MLX backend found: {directory} is not there; install an MLX runtime in LM Studio, or give its home with --home DIR"
-        )
+        let next = "install an MLX runtime in LM Studio, or give its home with --home DIR";
+        format!("no MLX backend found: {directory} is not there; {next}")
     } else {
-        format!(
-            "LM Studio's home {home} is not there; is the disk that it is on connected? Else install LM Studio, or give --home DIR"
-        )
+        let next = "Else install LM Studio, or give --home DIR";
+        format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
     }
 }
 
@@ -127,13 +116,12 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let directory = open(home)?;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
     let names = files::names(&directory);
-    let names = names.map_err(|error| directory_error("list", &directory, error))?;
+    let mut names = names.map_err(|error| directory_error("list", &directory, error))?;
+    names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut left_out) = (Vec::new(), Vec::new());
-    for name in names {
-        let Some(mut backend) = backend(&directory.join(name)) else {
-            continue;
-        };
+    let found = names.iter().map(|name| backend(&directory.join(name)));
+    for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
         backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
@@ -143,10 +131,20 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
             left_out.push(backend.name);
         }
     }
-    backends.sort_by_key(|backend| version_key(&backend.name));
-    left_out.sort_by_key(|name| version_key(name));
-    let mut missing = missing(&directory, &runtimes);
-    missing.retain(|missing| is_wanted(&missing.name));
+    let mut missing = Vec::new();
+    for runtime in &runtimes {
+        for name in runtime.packages.iter().filter(|name| is_wanted(name)) {
+            let found = fs::symlink_metadata(directory.join(name));
+            if found.is_err_and(|error| is_absence(&error)) {
+                missing.push(MissingBackend {
+                    name: name.clone(),
+                    runtime: runtime.label.clone(),
+                    specifier: format!("{}@{}", runtime.name, runtime.version),
+                    selected: runtime.selected,
+                });
+            }
+        }
+    }
     Ok(Installed {
         backends,
         missing,
@@ -161,40 +159,24 @@ fn version_key(name: &str) -> (String, u64) {
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))
 }
 
-fn missing(directory: &Path, runtimes: &[Runtime]) -> Vec<MissingBackend> {
-    let mut missing = Vec::new();
-    for runtime in runtimes {
-        for name in &runtime.packages {
-            let found = fs::symlink_metadata(directory.join(name));
-            if found.is_err_and(|error| is_absence(&error)) {
-                missing.push(MissingBackend {
-                    name: name.clone(),
-                    runtime: runtime.label.clone(),
-                    specifier: format!("{}@{}", runtime.name, runtime.version),
-                    selected: runtime.selected,
-                });
-            }
-        }
-    }
-    missing
-}
-
 /// The backend at `path`, unless it is surely none. Links are followed: people move backends to other disks.
-pub fn backend(path: &Path) -> Option<Backend> {
+fn backend(path: &Path) -> Option<Backend> {
     let name = path.file_name()?.to_string_lossy().into_owned();
     let is_named_so = name.starts_with(NAME_PREFIX);
-    let site_packages = match fs::metadata(path) {
+    let metadata = fs::metadata(path);
+    let (shown, is_link) = (path.display(), path.is_symlink());
+    let site_packages = match metadata {
         Ok(metadata) if !metadata.is_dir() => return None,
         Ok(_) => engine_directories(path).map_err(|error| format!("{error:#}")),
         // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
-        Err(error) if !is_named_so || !path.is_symlink() && is_absence(&error) => return None,
-        Err(error) if path.is_symlink() => Err(format!(
-            "{} is a link that leads nowhere ({error}); is the disk that it is on connected?",
-            path.display()
-        )),
-        Err(error) => Err(format!("{} cannot be read ({error})", path.display())),
+        Err(error) if !is_named_so || !is_link && is_absence(&error) => return None,
+        Err(error) if is_link => {
+            let link = format!("{shown} is a link that leads nowhere ({error})");
+            Err(format!("{link}; {IS_IT_CONNECTED}"))
+        }
+        Err(error) => Err(format!("{shown} cannot be read ({error})")),
     };
-    if !is_named_so && matches!(&site_packages, Ok(found) if found.is_empty()) {
+    if !is_named_so && site_packages.as_ref().is_ok_and(Vec::is_empty) {
         return None;
     }
     Some(Backend {
@@ -209,13 +191,10 @@ pub fn backend(path: &Path) -> Option<Backend> {
 /// Why nothing at `path` is edited, where it leads into an app bundle.
 fn leads_into_app(path: &Path) -> Option<String> {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let bundle = app_bundle(&resolved)?;
-    Some(format!(
-        "{} leads into {}, where an edit would break the app's signature; remove the link and install the runtime in \
-         LM Studio",
-        path.display(),
-        bundle.display()
-    ))
+    let (path, bundle) = (path.display(), app_bundle(&resolved)?.display());
+    let why = "where an edit would break the app's signature";
+    let next = "remove the link and install the runtime in LM Studio";
+    Some(format!("{path} leads into {bundle}, {why}; {next}"))
 }
 
 /// Fails where something cannot be seen: that is no reason to take the directory for another kind of one.
@@ -228,16 +207,12 @@ fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     names.retain(|name| name.to_string_lossy().starts_with("python3."));
     names.sort();
     let mut found = Vec::new();
-    for site_packages in names
-        .iter()
-        .map(|name| lib.join(name).join("site-packages"))
-    {
-        for package in ENGINE_PACKAGES {
-            let is_there = is_dir(&site_packages.join(package));
-            if is_there.map_err(|error| directory_error("list", &site_packages, error))? {
-                found.push(site_packages);
-                break;
-            }
+    for name in names {
+        let site_packages = lib.join(name).join("site-packages");
+        let closed = |error| directory_error("list", &site_packages, error);
+        let has = |package| is_dir(&site_packages.join(package)).map_err(closed);
+        if has("mlx_engine")? || has("mlx_lm")? {
+            found.push(site_packages);
         }
     }
     Ok(found)

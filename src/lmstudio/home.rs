@@ -1,12 +1,13 @@
 //! Where LM Studio keeps its things.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::backends;
-use crate::files::{self, NotRead};
+use crate::files::{self, NotRead, is_absence};
 
 /// LM Studio's home directory, as it was named.
 #[derive(Debug, Clone)]
@@ -69,18 +70,15 @@ fn find_as_lmstudio_does() -> Result<(PathBuf, FoundBy)> {
     }
     let cache = user.join(".cache/lm-studio");
     // Where it cannot be told, it counts as there: another home is not patched in its place.
-    match cache.try_exists() {
-        Ok(true) => Ok((cache, FoundBy::Cache)),
-        Err(error) if !files::is_absence(&error) => Ok((cache, FoundBy::Cache)),
-        _ => Ok((user.join(".lmstudio"), FoundBy::Usual)),
+    match fs::metadata(&cache) {
+        Err(error) if is_absence(&error) => Ok((user.join(".lmstudio"), FoundBy::Usual)),
+        _ => Ok((cache, FoundBy::Cache)),
     }
 }
 
 fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
-    let unusable = |why: &str| {
-        let pointer = pointer.display();
-        format!("{pointer}, by which LM Studio finds its home, {why}; give --home DIR")
-    };
+    let shown = format!("{}, by which LM Studio finds its home,", pointer.display());
+    let unusable = |why: &str| format!("{shown} {why}; give --home DIR");
     let content = match files::read(pointer) {
         Err(NotRead::Missing | NotRead::NotAFile("a link that leads nowhere")) => return Ok(None),
         Err(why) => bail!(unusable(&why.to_string())),

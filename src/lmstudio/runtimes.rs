@@ -22,6 +22,8 @@ pub enum App {
 }
 
 impl App {
+    pub const ALL: [Self; 2] = [Self::LmStudio, Self::Bionic];
+
     /// Its name, as macOS knows it.
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +42,7 @@ impl App {
 }
 
 /// One runtime, as its `backend-manifest.json` describes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Runtime {
     /// `mlx-llm-mac-arm64-apple-metal-advsimd`.
     pub name: String,
@@ -52,7 +54,6 @@ pub struct Runtime {
     /// The directories of `_amphibian` that it is made of.
     #[serde(skip)]
     pub packages: Vec<String>,
-    /// Whether any app has it selected.
     pub selected: bool,
     pub selected_by: Vec<App>,
 }
@@ -66,29 +67,26 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
         let manifest = files::read(&entry.path().join("backend-manifest.json"));
         runtimes.extend(manifest.ok().and_then(|bytes| parse_manifest(&bytes)));
     }
-    runtimes.sort_by_cached_key(|runtime| {
+    let version = |runtime: &Runtime| -> Vec<u64> {
         let parts = runtime.version.split('.');
-        Reverse(
-            parts
-                .map(|part| part.parse().unwrap_or(0))
-                .collect::<Vec<u64>>(),
-        )
-    });
+        parts.map(|part| part.parse().unwrap_or(0)).collect()
+    };
+    runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
     label(&mut runtimes);
-    let apps = [App::LmStudio, App::Bionic].into_iter();
-    let unknown = apps.filter_map(|app| select(&mut runtimes, home, app).err());
-    let unknown = unknown.collect();
+    let mut unknown = Vec::new();
+    for app in App::ALL {
+        unknown.extend(select(&mut runtimes, home, app).err());
+    }
     (runtimes, unknown)
 }
 
 /// Since when at the latest each app has had its choice of a runtime, in seconds since 1970; none where it is not known.
 pub fn selected_since(home: &Path) -> Vec<(App, u64)> {
     let mut known = Vec::new();
-    for app in [App::LmStudio, App::Bionic] {
-        let path = home.join(app.preferences());
-        let rows = parse_preferences(&files::read(&path).unwrap_or_default());
-        if rows.len() == 1 {
-            known.extend(files::modified(&path).map(|since| (app, since)));
+    for app in App::ALL {
+        let preferences = home.join(app.preferences());
+        if choices(&preferences).is_some_and(|chosen| chosen.len() == 1) {
+            known.extend(files::modified(&preferences).map(|since| (app, since)));
         }
     }
     known
@@ -104,7 +102,7 @@ fn label(runtimes: &mut [Runtime]) {
         for part in runtime.name.split('-') {
             let has_part = |other: &Runtime| other.name.split('-').any(|p| p == part);
             if !others.iter().all(has_part) {
-                runtime.label += &format!(" {part}");
+                runtime.label.extend([" ", part]);
             }
         }
     }
@@ -112,14 +110,13 @@ fn label(runtimes: &mut [Runtime]) {
 
 /// Marks the runtime that `app` has selected for MLX models. Fails with the reason where that is not known.
 fn select(runtimes: &mut [Runtime], home: &Path, app: App) -> Result<(), String> {
-    let preferences = files::read(&home.join(app.preferences()));
-    // Without its file an app is not installed, as most people have no Bionic.
-    if preferences.is_err() && app == App::Bionic {
-        return Ok(());
-    }
-    let rows = parse_preferences(&preferences.unwrap_or_default());
-    let [(name, version)] = &rows[..] else {
-        let named = match rows.len() {
+    let chosen = match choices(&home.join(app.preferences())) {
+        // Without its file an app is not installed, as most people have no Bionic.
+        None if app == App::Bionic => return Ok(()),
+        chosen => chosen.unwrap_or_default(),
+    };
+    let [(name, version)] = &chosen[..] else {
+        let named = match chosen.len() {
             0 => "none".to_owned(),
             several => format!("{several} for MLX models"),
         };
@@ -135,40 +132,42 @@ fn select(runtimes: &mut [Runtime], home: &Path, app: App) -> Result<(), String>
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.
-pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
+fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     let manifest: Value = serde_json::from_slice(manifest).ok()?;
-    let text = |key: &str| manifest.get(key).and_then(Value::as_str).map(str::to_owned);
-    let (name, version) = (text("name")?, text("version")?);
+    let (name, version) = (manifest["name"].as_str()?, manifest["version"].as_str()?);
     // llama.cpp and other engines have manifests too.
-    let engine = text("engine").unwrap_or_else(|| name.clone());
-    if !engine.starts_with("mlx") {
+    if !manifest["engine"]
+        .as_str()
+        .unwrap_or(name)
+        .starts_with("mlx")
+    {
         return None;
     }
-    let packages = manifest.get("vendor_lib_package_names");
-    let packages = packages.and_then(Value::as_array);
-    let package = |package: &Value| {
-        let name = package.as_str()?.strip_prefix("_amphibian/")?;
-        let stays = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
-        stays.then(|| name.to_owned())
-    };
+    let mut packages = Vec::new();
+    let listed = manifest["vendor_lib_package_names"].as_array();
+    for package in listed.into_iter().flatten().filter_map(Value::as_str) {
+        let name = package.strip_prefix("_amphibian/").unwrap_or_default();
+        if !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']) {
+            packages.push(name.to_owned());
+        }
+    }
     Some(Runtime {
-        name,
-        version,
-        label: String::new(),
-        packages: packages.into_iter().flatten().filter_map(package).collect(),
-        selected: false,
-        selected_by: Vec::new(),
+        name: name.to_owned(),
+        version: version.to_owned(),
+        packages,
+        ..Runtime::default()
     })
 }
 
-/// Name and version of the runtimes that are selected for safetensors, the format of MLX models.
-pub fn parse_preferences(preferences: &[u8]) -> Vec<(String, String)> {
-    let preferences: Option<Value> = serde_json::from_slice(preferences).ok();
-    let rows = preferences.as_ref().and_then(Value::as_array);
-    let row = |row: &Value| {
-        let text = |key: &str| row.get(key).and_then(Value::as_str).map(str::to_owned);
-        (text("model_format")? == "safetensors").then_some(())?;
-        Some((text("name")?, text("version")?))
+/// Name and version of the runtimes that an app's preferences select for safetensors, the format of MLX models; none
+/// without that file.
+fn choices(preferences: &Path) -> Option<Vec<(String, String)>> {
+    let preferences = files::read(preferences).ok()?;
+    let rows: Vec<Value> = serde_json::from_slice(&preferences).unwrap_or_default();
+    let choice = |row: &Value| {
+        let (name, version) = (row["name"].as_str()?, row["version"].as_str()?);
+        let is_mlx = row["model_format"] == "safetensors";
+        is_mlx.then(|| (name.to_owned(), version.to_owned()))
     };
-    rows.into_iter().flatten().filter_map(row).collect()
+    Some(rows.iter().filter_map(choice).collect())
 }
