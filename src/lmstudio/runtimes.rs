@@ -75,7 +75,17 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     label(&mut runtimes);
     let mut unknown = Vec::new();
     for app in App::ALL {
-        unknown.extend(select(&mut runtimes, home, app).err());
+        match choice(home, app) {
+            Ok(None) => {}
+            Ok(Some(row)) => {
+                let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
+                if let Some(selected) = runtimes.iter_mut().find(is_it) {
+                    selected.selected = true;
+                    selected.selected_by.push(app);
+                }
+            }
+            Err(why) => unknown.push(why),
+        }
     }
     (runtimes, unknown)
 }
@@ -84,9 +94,9 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
 pub fn selected_since(home: &Path) -> Vec<(App, u64)> {
     let mut known = Vec::new();
     for app in App::ALL {
-        let preferences = home.join(app.preferences());
-        if choices(&preferences).is_some_and(|chosen| chosen.len() == 1) {
-            known.extend(files::modified(&preferences).map(|since| (app, since)));
+        if let Ok(Some(_)) = choice(home, app) {
+            let since = files::modified(&home.join(app.preferences()));
+            known.extend(since.map(|since| (app, since)));
         }
     }
     known
@@ -108,39 +118,13 @@ fn label(runtimes: &mut [Runtime]) {
     }
 }
 
-/// Marks the runtime that `app` has selected for MLX models. Fails with the reason where that is not known.
-fn select(runtimes: &mut [Runtime], home: &Path, app: App) -> Result<(), String> {
-    let chosen = match choices(&home.join(app.preferences())) {
-        // Without its file an app is not installed, as most people have no Bionic.
-        None if app == App::Bionic => return Ok(()),
-        chosen => chosen.unwrap_or_default(),
-    };
-    let [(name, version)] = &chosen[..] else {
-        let named = match chosen.len() {
-            0 => "none".to_owned(),
-            several => format!("{several} for MLX models"),
-        };
-        let unknown = format!("which runtime {} uses is not known", app.name());
-        return Err(format!("{unknown}: its preferences name {named}"));
-    };
-    let is_it = |runtime: &&mut Runtime| runtime.name == *name && runtime.version == *version;
-    if let Some(selected) = runtimes.iter_mut().find(is_it) {
-        selected.selected = true;
-        selected.selected_by.push(app);
-    }
-    Ok(())
-}
-
 /// The MLX runtime that a `backend-manifest.json` describes.
 fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     let manifest: Value = serde_json::from_slice(manifest).ok()?;
     let (name, version) = (manifest["name"].as_str()?, manifest["version"].as_str()?);
     // llama.cpp and other engines have manifests too.
-    if !manifest["engine"]
-        .as_str()
-        .unwrap_or(name)
-        .starts_with("mlx")
-    {
+    let engine = manifest["engine"].as_str().unwrap_or(name);
+    if !engine.starts_with("mlx") {
         return None;
     }
     let mut packages = Vec::new();
@@ -159,15 +143,23 @@ fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     })
 }
 
-/// Name and version of the runtimes that an app's preferences select for safetensors, the format of MLX models; none
-/// without that file.
-fn choices(preferences: &Path) -> Option<Vec<(String, String)>> {
-    let preferences = files::read(preferences).ok()?;
-    let rows: Vec<Value> = serde_json::from_slice(&preferences).unwrap_or_default();
-    let choice = |row: &Value| {
-        let (name, version) = (row["name"].as_str()?, row["version"].as_str()?);
-        let is_mlx = row["model_format"] == "safetensors";
-        is_mlx.then(|| (name.to_owned(), version.to_owned()))
+/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; none where the app
+/// is not installed. Fails with the reason where that is not known.
+fn choice(home: &Path, app: App) -> Result<Option<Value>, String> {
+    let preferences = files::read(&home.join(app.preferences()));
+    // Without its file an app is not installed, as most people have no Bionic.
+    if preferences.is_err() && app == App::Bionic {
+        return Ok(None);
+    }
+    let rows = serde_json::from_slice(&preferences.unwrap_or_default());
+    let mut rows: Vec<Value> = rows.unwrap_or_default();
+    rows.retain(|row| row["model_format"] == "safetensors");
+    rows.retain(|row| row["name"].is_string() && row["version"].is_string());
+    let named = match rows.len() {
+        0 => "none".to_owned(),
+        1 => return Ok(rows.pop()),
+        several => format!("{several} for MLX models"),
     };
-    Some(rows.iter().filter_map(choice).collect())
+    let unknown = format!("which runtime {} uses is not known", app.name());
+    Err(format!("{unknown}: its preferences name {named}"))
 }
