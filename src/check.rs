@@ -27,7 +27,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Home, report: &mut Report) -> Resu
     if let Some(command) = marker::interrupted(&home.path) {
         let next = format!("`{command}` gives the sizes back");
         let what = "a benchmark was cut off before it had put the sizes back";
-        report.findings.add(Level::Warning, None, what, next);
+        report.findings.add(Level::Warning, None, what, &next);
     }
     report.missing_backends = std::mem::take(&mut survey.missing);
     let shown = cli.show(output, || {

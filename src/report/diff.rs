@@ -1,6 +1,5 @@
 //! The unified diff of a dry run.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use similar::TextDiff;
@@ -29,19 +28,16 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
 /// The same diff with colours, for a terminal: what could drive it is escaped.
 pub fn paint(diff: &[u8]) -> String {
     let mut painted = String::new();
-    for line in String::from_utf8_lossy(diff).split_inclusive('\n') {
-        let content = line.strip_suffix('\n').unwrap_or(line);
-        let end = &line[content.len()..];
-        let content = content.strip_suffix('\r').unwrap_or(content);
-        let style = match content.as_bytes() {
+    for line in String::from_utf8_lossy(diff).lines() {
+        let style = match line.as_bytes() {
             [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => STRONG,
             [b'-', ..] => BAD,
             [b'+', ..] => GOOD,
             [b'@', ..] => FAINT,
             _ => anstyle::Style::new(),
         };
-        let content = printable(&content.replace('\t', "    "));
-        write!(painted, "{style}{content}{style:#}{end}").expect("writing to a String cannot fail");
+        let line = printable(&line.replace('\t', "    "));
+        painted += &format!("{style}{line}{style:#}\n");
     }
     painted
 }

@@ -29,24 +29,20 @@ pub struct Findings(Vec<Finding>);
 
 impl Findings {
     /// Adds what was found and what to do about it. What several backends share is told once, about none of them.
-    pub fn add<'r>(
-        &mut self,
-        level: Level,
-        row: impl Into<Option<&'r BackendReport>>,
-        what: impl Into<String>,
-        next: impl Into<String>,
-    ) {
-        let finding = Finding {
-            level,
-            backend: row.into().map(|row| row.backend.name.clone()),
-            what: what.into(),
-            next: next.into(),
-        };
-        let is_same = |old: &Finding| old.what == finding.what && old.next == finding.next;
-        match self.0.iter().position(is_same) {
-            Some(index) => self.0[index].backend = None,
-            None => self.0.push(finding),
+    pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
+        let is_same = |old: &&mut Finding| old.what == what && old.next == next;
+        if let Some(old) = self.0.iter_mut().find(is_same) {
+            old.backend = None;
+            return;
         }
+        let backend = row.map(|row| row.backend.name.clone());
+        let (what, next) = (what.to_owned(), next.to_owned());
+        self.0.push(Finding {
+            level,
+            backend,
+            what,
+            next,
+        });
     }
 
     /// Says them all on stderr, the worst first.
@@ -55,7 +51,7 @@ impl Findings {
         for finding in &self.0 {
             let mut text = format!("{}; {}", finding.what, finding.next);
             if let Some(backend) = &finding.backend {
-                text.insert_str(0, &format!("{backend}: "));
+                text = format!("{backend}: {text}");
             }
             match finding.level {
                 Level::Error => output.error(&text),

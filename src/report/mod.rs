@@ -19,14 +19,13 @@ use findings::Findings;
 /// The version of the JSON report's shape; it grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 2;
 
-/// Everything that a run found and did.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     pub schema: u32,
     pub version: &'static str,
     pub action: Action,
     pub dry_run: bool,
-    /// The size that was asked for, in tokens.
+    /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
     pub home_found_by: Option<FoundBy>,
@@ -78,7 +77,6 @@ pub struct ReloadReport {
 }
 
 impl BackendReport {
-    /// A backend that was only looked at.
     pub fn surveyed(surveyed: &Surveyed) -> Self {
         let (chunk, stock) = surveyed.chunk_and_stock().unzip();
         Self {
@@ -95,7 +93,6 @@ impl BackendReport {
         }
     }
 
-    /// A backend that was to be changed.
     pub fn applied(applied: &Applied) -> Self {
         Self {
             chunk_before: applied.before.chunk_and_stock().unzip().0,

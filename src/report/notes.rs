@@ -6,7 +6,7 @@ use super::{BackendReport, Report};
 use crate::agent;
 use crate::lmstudio::workers::LoadState;
 use crate::patch::backend::{Goal, State, Surveyed};
-use crate::patch::file::{ReceiptFile, Source};
+use crate::patch::file::{ReceiptFile, Source, VendorFile};
 use crate::patch::settings::DEFAULT_SIZE;
 use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
 
@@ -14,68 +14,98 @@ use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
 const CHECKPOINT_GRID: u64 = 256;
 /// Above this size reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
 const MEMORY_CAUTION: u64 = 8192;
-const UNFINISHED: &str = "let LM Studio finish its update, or reinstall the runtime in it";
 
 /// What a check finds.
 pub fn on_check(report: &mut Report, survey: &Survey) {
-    let mut found = Findings::default();
-    let rows = &report.backends;
+    let (rows, found) = (&report.backends, &mut report.findings);
     let is_any_patched = rows.iter().any(|row| row.state == State::Patched);
     for (row, backend) in rows.iter().zip(&survey.backends) {
-        on_state(&mut found, row, backend, is_any_patched);
-        on_load_state(&mut found, row);
-        on_leftovers(&mut found, row);
-        on_receipts(&mut found, row);
-        on_size(&mut found, row, backend, row.chunk);
+        on_blocked(found, row);
+        on_values(found, row, backend, is_any_patched);
+        on_load_state(found, row);
+        on_leftovers(found, row);
+        on_receipts(found, row);
+        on_size(found, row, backend, row.chunk);
     }
-    on_installed(&mut found, survey);
+    on_missing(found, survey);
     for why in &survey.selection_unknown {
         let next = "choose one in LM Studio under Runtime, or with `lms runtime select`";
         found.add(Note, None, why, next);
     }
-    on_agent(&mut found, report);
-    report.findings = found;
-}
-
-/// An agent that does not work, or sets another size than a selected backend has.
-fn on_agent(found: &mut Findings, report: &Report) {
     let Ok(agent) = agent::status() else { return };
     if let Some(trouble) = agent.trouble {
-        found.add(Warning, None, trouble, agent::FIX);
-        return;
-    }
-    let selected = report.backends.iter().filter(|row| row.backend.selected);
-    for chunk in selected.filter_map(|row| row.chunk) {
-        if let Some(size) = agent.size.filter(|size| *size != chunk) {
+        found.add(Warning, None, &trouble, agent::FIX);
+    } else if let Some(size) = agent.size {
+        let selected = rows.iter().filter(|row| row.backend.selected);
+        for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {
             let what = format!("the agent sets {size}, and the selected backend has {chunk}");
             let next = format!("`lmpatch agent install {chunk}` keeps {chunk}");
-            found.add(Note, None, what, next);
+            found.add(Note, None, &what, &next);
         }
     }
 }
 
-fn on_state(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_any_patched: bool) {
-    let why = row.why.clone().unwrap_or_default();
+/// What a run that sets or reverts has to tell beside its table.
+pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
+    let (rows, found) = (&report.backends, &mut report.findings);
+    for (row, applied) in rows.iter().zip(applied) {
+        on_blocked(found, row);
+        on_original(found, row, applied);
+        on_receipts(found, row);
+        on_load_state(found, row);
+        if row.why.is_none() {
+            on_size(found, row, &applied.after, report.size);
+        }
+    }
+    for name in &survey.left_out {
+        let what = format!("{name} is selected in LM Studio, and --backend leaves it out");
+        let next = "run lmpatch without --backend to set it too";
+        found.add(Warning, None, &what, next);
+    }
+    on_missing(found, survey);
+    let agent = agent::status().ok().and_then(|agent| agent.size);
+    let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
+    if let Some(size) = agent.filter(|_| !report.dry_run && rows.iter().any(is_undone)) {
+        let what = format!("the agent will set {size} again");
+        found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
+    }
+}
+
+/// Why a backend is not edited, or was not changed.
+fn on_blocked(found: &mut Findings, row: &BackendReport) {
+    let Some(why) = &row.why else { return };
+    let (is_selected, mut what) = (row.backend.selected, why.clone());
+    if is_selected && row.result.is_some() {
+        let apps = row.backend.users();
+        what = format!("{apps} uses it, and it was not changed: {why}");
+    }
+    let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
+    let (level, next) = match (row.result, row.state) {
+        (Some(Outcome::Failed), _) => (Error, "run lmpatch again when that is fixed"),
+        (Some(Outcome::Refused), _) | (None, State::Refused) => (Error, "it is left as it is"),
+        _ if !is_selected => (Note, unfinished),
+        (None, _) => (Warning, unfinished),
+        (Some(_), _) => (Error, unfinished),
+    };
+    found.add(level, Some(row), &what, next);
+}
+
+/// Values that differ among its places, or from those of the other backends.
+fn on_values(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_any_patched: bool) {
     let set = row.chunk.filter(|chunk| Some(*chunk) != row.stock);
     let size = set.unwrap_or(DEFAULT_SIZE);
-    match row.state {
-        State::Refused => found.add(Error, row, why, "it is left as it is"),
-        State::Incomplete if row.backend.selected => found.add(Warning, row, why, UNFINISHED),
-        State::Incomplete => found.add(Note, row, why, UNFINISHED),
-        State::Mixed => {
-            let what = "its places have different values, so it was set only in part";
-            let mut next = format!("`lmpatch {size}` sets them all");
-            if backend.edits(Goal::Original).is_ok() {
-                next += ", `lmpatch --revert` none";
-            }
-            found.add(Warning, row, what, next);
+    if row.state == State::Mixed {
+        let what = "its places have different values, so it was set only in part";
+        let mut next = format!("`lmpatch {size}` sets them all");
+        if backend.edits(Goal::Original).is_ok() {
+            next += ", `lmpatch --revert` none";
         }
-        State::Stock if row.backend.selected && is_any_patched => {
-            let apps = row.backend.users();
-            let what = format!("{apps} uses it, and it is at stock while others are set");
-            found.add(Warning, row, what, format!("`lmpatch {size}` sets it"));
-        }
-        State::Stock | State::Patched => {}
+        found.add(Warning, Some(row), what, &next);
+    } else if row.state == State::Stock && row.backend.selected && is_any_patched {
+        let apps = row.backend.users();
+        let what = format!("{apps} uses it, and it is at stock while others are set");
+        let next = format!("`lmpatch {size}` sets it");
+        found.add(Warning, Some(row), &what, &next);
     }
 }
 
@@ -84,7 +114,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
     match &row.in_effect {
         Some(LoadState::Unknown(why)) => {
             let what = format!("it is unknown whether loaded models have its values: {why}");
-            found.add(Note, row, what, "load them again to be sure");
+            found.add(Note, Some(row), &what, "load them again to be sure");
         }
         Some(LoadState::ReloadNeeded(pids)) => {
             let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
@@ -95,7 +125,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
             if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
                 next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
             }
-            found.add(Warning, row, what, next);
+            found.add(Warning, Some(row), &what, &next);
         }
         _ => {}
     }
@@ -103,83 +133,29 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
 
 /// Bytecode that Python would take for current, temp files of killed runs.
 fn on_leftovers(found: &mut Findings, row: &BackendReport) {
+    let run = row.chunk.map_or("--revert".to_owned(), |n| n.to_string());
     for file in &row.files {
         for cached in bytecode::stale(&file.path) {
             let cached = cached.display();
             let what = format!("{cached} is older than its source, and Python would still take it");
-            found.add(Warning, row, what, format!("remove it: rm '{cached}'"));
+            let next = format!("remove it: rm '{cached}'");
+            found.add(Warning, Some(row), &what, &next);
         }
         for temp in temporaries(&file.path).unwrap_or_default() {
-            let chunk = row.chunk.map(|chunk| chunk.to_string());
-            let run = chunk.unwrap_or("--revert".to_owned());
             let what = format!("{} is left of a run that was killed", temp.display());
-            found.add(Note, row, what, format!("`lmpatch {run}` removes it"));
+            let next = format!("`lmpatch {run}` removes it");
+            found.add(Note, Some(row), &what, &next);
         }
     }
 }
 
 fn on_receipts(found: &mut Findings, row: &BackendReport) {
-    for file in &row.files {
-        if let Some(ReceiptFile::Ignored(why)) = file.source().map(|source| &source.receipt) {
+    for source in row.files.iter().filter_map(VendorFile::source) {
+        if let ReceiptFile::Ignored(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
-            found.add(Note, row, what, "move it away");
+            found.add(Note, Some(row), &what, "move it away");
         }
     }
-}
-
-/// What runtimes are made of and is not there.
-fn on_installed(found: &mut Findings, survey: &Survey) {
-    for missing in &survey.missing {
-        let level = if missing.selected { Warning } else { Note };
-        let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
-        let what =
-            format!("{runtime} needs {name}, which is not on disk: an update that is not finished");
-        let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
-        found.add(level, None, what, next);
-    }
-}
-
-/// What a run that sets or reverts has to tell beside its table.
-pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
-    let mut found = Findings::default();
-    for (row, applied) in report.backends.iter().zip(applied) {
-        on_outcome(&mut found, row);
-        on_original(&mut found, row, applied);
-        on_receipts(&mut found, row);
-        on_load_state(&mut found, row);
-        if report.size.is_some() && row.why.is_none() {
-            on_size(&mut found, row, &applied.after, report.size);
-        }
-    }
-    for name in &survey.left_out {
-        let what = format!("{name} is selected in LM Studio, and --backend leaves it out");
-        let next = "run lmpatch without --backend to set it too";
-        found.add(Warning, None, what, next);
-    }
-    on_installed(&mut found, survey);
-    let agent = agent::status().ok().and_then(|agent| agent.size);
-    let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
-    if let Some(size) = agent.filter(|_| !report.dry_run && report.backends.iter().any(is_undone)) {
-        let what = format!("the agent will set {size} again");
-        found.add(Note, None, what, "`lmpatch agent uninstall` ends that");
-    }
-    report.findings = found;
-}
-
-fn on_outcome(found: &mut Findings, row: &BackendReport) {
-    let Some(why) = &row.why else { return };
-    let (level, next) = match row.result {
-        Some(Outcome::Refused) => (Error, "it is left as it is"),
-        Some(Outcome::Incomplete) if row.backend.selected => (Error, UNFINISHED),
-        Some(Outcome::Incomplete) => (Note, UNFINISHED),
-        _ => (Error, "run lmpatch again when that is fixed"),
-    };
-    let mut what = why.clone();
-    if row.backend.selected {
-        let apps = row.backend.users();
-        what = format!("{apps} uses it, and it was not changed: {why}");
-    }
-    found.add(level, row, what, next);
 }
 
 /// Originals that are what lmpatch found, and not what such files ship with.
@@ -187,11 +163,10 @@ fn on_original(found: &mut Findings, row: &BackendReport, applied: &Applied) {
     let files = applied.before.files.iter().chain(&applied.after.files);
     for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
         let path = file.setting.record_path();
-        let what = format!(
-            "{path}: --revert gives it back as lmpatch first found it, not as such files ship"
-        );
+        let how = "as lmpatch first found it, not as such files ship";
+        let what = format!("{path}: --revert gives it back {how}");
         let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
-        found.add(Note, row, what, next);
+        found.add(Note, Some(row), &what, next);
     }
 }
 
@@ -207,23 +182,35 @@ fn on_size(found: &mut Findings, row: &BackendReport, backend: &Surveyed, size: 
         let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
-        found.add(Note, None, what, format!("`lmpatch {below}` keeps it"));
+        found.add(Note, None, &what, &format!("`lmpatch {below}` keeps it"));
     }
     if size > MEMORY_CAUTION {
         let why = "people have run out of memory there without gaining speed";
         let what = format!("{size} is above 8192: {why}");
         let next = "go lower if a model fails to load or answer: `lmpatch 4096`";
-        found.add(Note, None, what, next);
+        found.add(Note, None, &what, next);
     }
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = "`lmpatch --revert` restores the vendor's files";
-        found.add(Note, row, what, next);
+        found.add(Note, Some(row), &what, next);
     } else if backend.fits_context {
-        let what = "it fits less context into memory at a larger chunk: in one worked case 58,880 tokens at 2048, 34,304 at \
-                    4096";
+        let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
+        let what = format!("it fits less context into memory at a larger chunk: {case}");
         let next = "if you need the longer context: `lmpatch --revert`";
-        found.add(Note, row, what, next);
+        found.add(Note, Some(row), &what, next);
+    }
+}
+
+/// What runtimes are made of and is not there.
+fn on_missing(found: &mut Findings, survey: &Survey) {
+    for missing in &survey.missing {
+        let level = if missing.selected { Warning } else { Note };
+        let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
+        let why = "which is not on disk: an update that is not finished";
+        let what = format!("{runtime} needs {name}, {why}");
+        let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
+        found.add(level, None, &what, &next);
     }
 }

@@ -1,38 +1,51 @@
 //! The report for people: tables, and the lines below them.
 
-use std::fmt::Write as _;
-
 use anstyle::Style;
-use comfy_table::{CellAlignment, ContentArrangement, Row, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Action, BackendReport, Report};
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
-use crate::patch::backend::{State, Surveyed};
+use crate::patch::backend::Surveyed;
 use crate::patch::file::VendorFile;
 use crate::patch::original::Proof;
 
 /// The table of backends with, where asked for, the sites of each below it.
 pub fn backends(report: &Report, output: &Output) -> String {
     let mut header = vec!["backend", "runtime", "selected", "chunk"];
-    let (more, right) = match report.action {
-        Action::Check => (&["stock", "state"][..], &[3, 4][..]),
-        Action::Set | Action::Revert => (&["result"][..], &[3][..]),
-    };
-    header.extend(more);
-    let table = table(header, right, report.backends.iter().map(cells), output);
-    let mut lines = table.lines();
-    let header = lines.next().unwrap_or_default();
-    let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
-    let mut last = report.backends.iter().map(last_word).peekable();
-    for line in lines {
+    header.extend(match report.action {
+        Action::Check => &["stock", "state"][..],
+        Action::Set | Action::Revert => &["result"],
+    });
+    let numbers = 3..header.len() - 1;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    table.add_rows(report.backends.iter().map(cells));
+    if let Some(width) = output.width() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut words = report.backends.iter().map(last_word).peekable();
+    let mut text = String::new();
+    for (index, line) in table.lines().enumerate() {
         let line = line.trim_end();
         // A row that is wrapped ends in its last word only in its first line.
-        let painted = last.next_if(|(word, _)| line.ends_with(word));
-        let (word, style) = painted.unwrap_or_default();
+        let (word, style) = if index == 0 {
+            (line, STRONG)
+        } else {
+            let painted = words.next_if(|(word, _)| line.ends_with(word));
+            painted.unwrap_or_default()
+        };
         let start = &line[..line.len() - word.len()];
-        writeln!(text, "{start}{style}{word}{style:#}").expect("writing to a String cannot fail");
+        text += &format!("{start}{style}{word}{style:#}\n");
     }
     if output.is_verbose {
         text.extend(report.backends.iter().map(details));
@@ -59,22 +72,14 @@ fn cells(row: &BackendReport) -> Vec<String> {
 
 /// What became of the backend, or its state where the run only looked.
 fn last_word(row: &BackendReport) -> (&'static str, Style) {
-    let Some(outcome) = row.result else {
-        let style = match row.state {
-            State::Stock => Style::new(),
-            State::Patched => GOOD,
-            State::Mixed | State::Incomplete => NOTE,
-            State::Refused => BAD,
-        };
-        return (row.state.word(), style);
+    let word = row.result.map_or(row.state.word(), Outcome::words);
+    let style = match word {
+        "changed" | "patched" => GOOD,
+        "incomplete" | "mixed" => NOTE,
+        "failed" | "refused" => BAD,
+        _ => Style::new(),
     };
-    let style = match outcome {
-        Changed => GOOD,
-        Refused | Failed => BAD,
-        Incomplete => NOTE,
-        Unchanged | WouldChange => Style::new(),
-    };
-    (outcome.words(), style)
+    (word, style)
 }
 
 fn number(value: Option<u64>) -> String {
@@ -125,39 +130,13 @@ fn count(backends: usize) -> String {
 pub fn load_state(report: &Report) -> &'static str {
     let states = report.backends.iter().map(|row| row.in_effect.as_ref());
     let states: Vec<_> = states.flatten().collect();
-    if states.is_empty() {
+    if states.is_empty() || states.iter().any(|s| !matches!(s, InEffect | NotLoaded)) {
         ""
-    } else if states.iter().all(|state| **state == NotLoaded) {
-        "No model is loaded.\n"
-    } else if states.iter().all(|s| matches!(s, InEffect | NotLoaded)) {
+    } else if states.contains(&&InEffect) {
         "Every loaded model has these values.\n"
     } else {
-        ""
+        "No model is loaded.\n"
     }
-}
-
-/// A table without lines; the columns with these numbers are set to the right.
-pub fn table<R: Into<Row>>(
-    header: impl Into<Row>,
-    right: &[usize],
-    rows: impl Iterator<Item = R>,
-    output: &Output,
-) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(header).add_rows(rows);
-    table.set_content_arrangement(ContentArrangement::Disabled);
-    if let Some(width) = output.width() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(width);
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if right.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
 }
 
 fn details(row: &BackendReport) -> String {
@@ -172,14 +151,13 @@ fn file_details(file: &VendorFile) -> String {
     let Some(source) = file.source() else {
         return format!("  {path}  {state}\n");
     };
+    let unproven = "this file, as far as is known; a receipt is written before the first edit";
     let original = match source.original.as_ref().map(|original| original.proof) {
         Some(Proof::Record) => "known from the package's RECORD",
         Some(Proof::Release) => "known, a published release",
         Some(Proof::Receipt) if source.is_as_found() => "as lmpatch first found it",
         Some(Proof::Receipt) => "known from lmpatch's receipt",
-        None if source.is_stock() => {
-            "this file, as far as is known; a receipt is written before the first edit"
-        }
+        None if source.is_stock() => unproven,
         None => "unknown",
     };
     let mut differs = "";
