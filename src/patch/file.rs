@@ -203,7 +203,7 @@ impl VendorFile {
             ));
         }
         // Read as Python again before anything is written.
-        let read_back = locate(self.setting, &after).map_err(|refusal| refusal.to_string())?;
+        let read_back = locate(self.setting, &after)?;
         let values = read_back.iter().map(|site| site.value);
         let is_as_planned = values.eq(source.sites.iter().map(wanted));
         let why = "the planned edit did not read back as planned; please report this";

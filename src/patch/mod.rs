@@ -3,7 +3,6 @@
 pub mod backend;
 pub mod bytecode;
 pub mod file;
-mod lines;
 pub mod original;
 pub mod settings;
 pub mod sites;

@@ -3,21 +3,20 @@
 //! Strings and comments are blanked, so that regular expressions see code only. In each logical line that mentions a
 //! setting they look for the spellings that vendors use; whatever else gives that name a value is refused.
 
-use std::fmt;
+use std::mem;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter, memchr2, memmem, memrchr};
 use regex::bytes::Regex;
 use serde::Serialize;
 
-use super::lines::{blank, indent, items, line_ends, mark, regex};
-use super::settings::{Form, FormPlace, Setting};
+use super::settings::FormPlace::{AnyDefinition, MethodParameter, ModuleConstant};
+use super::settings::{Form, Setting};
 
 /// One number literal that is the setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Site {
-    /// The name that is given the value.
     pub name: &'static str,
     /// The function, method or class it belongs to; `<module>` for a constant.
     pub owner: String,
@@ -32,203 +31,289 @@ pub struct Site {
     pub stock: u64,
 }
 
-/// Why a file was not understood: what was found, and in which line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The line, from 1, where one can be named.
-    pub line: Option<usize>,
-    /// What was found.
-    pub what: String,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "line {line}: ")?;
-        }
-        f.write_str(&self.what)
-    }
-}
+/// Sites, and why other bindings are not understood.
+type Bindings = Vec<Result<Site, String>>;
 
 /// The sites of `setting` in `source`, in the order in which they stand there.
 ///
 /// Fails on source that cannot be read with certainty, on any other binding of the name that counts, and on fewer or
-/// more sites than the form must have.
-pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, Refusal> {
-    let (text, lines) = blank(source).map_err(|(at, why)| refusal(source, at, why.to_owned()))?;
-    let mut present = Vec::new();
-    for form in setting.forms {
-        let (scopes, sites, refusal) = (Vec::new(), Vec::new(), None);
-        let mut reader = Reader {
-            form,
-            source,
-            scopes,
-            sites,
-            refusal,
-        };
-        reader.read(&text, &lines);
-        let is_optional = matches!(form.place, FormPlace::MethodParameter(_));
-        if !reader.sites.is_empty() || reader.refusal.is_some() && !is_optional {
-            present.push(reader);
-        }
-    }
-    let whole = |what| Err(Refusal { line: None, what });
-    let Some(reader) = present.pop() else {
+/// more sites than the form must have. The error says what was found, and in which line if one can be named.
+pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
+    let (text, lines) = blank(source)?;
+    let bindings = |form| (form, bindings(form, source, &text, &lines));
+    let mut present: Vec<_> = setting.forms.iter().map(bindings).collect();
+    present.retain(|(form, found)| {
+        let is_optional = matches!(form.place, MethodParameter(_));
+        found.iter().any(Result::is_ok) || !found.is_empty() && !is_optional
+    });
+    let Some((form, found)) = present.pop() else {
         let names: Vec<_> = setting.forms.iter().map(Form::to_string).collect();
-        return whole(format!(
-            "no {} with an integer value found",
-            names.join(" and no ")
-        ));
+        let names = names.join(" and no ");
+        return Err(format!("no {names} with an integer value found"));
     };
-    let (form, mut sites) = (reader.form, reader.sites);
+    if let Some((other, _)) = present.pop() {
+        let both = format!("has both {other} and {form}");
+        return Err(both + ", so neither alone decides");
+    }
+    let mut sites = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let (mut line, mut counted) = (1, 0);
     for site in &mut sites {
+        line += line_ends(&source[counted..site.range.start]);
+        (site.line, counted) = (line, site.range.start);
         site.stock = (setting.stock)(source, &site.owner);
     }
-    if let Some(other) = present.pop() {
-        let both = format!("has both {} and {form}", other.form);
-        return whole(both + ", so neither alone decides");
+    if sites.len() > 1 && form.place != AnyDefinition {
+        let lines: Vec<_> = sites.iter().take(5).map(|s| s.line.to_string()).collect();
+        let (times, lines) = (sites.len(), lines.join(", "));
+        return Err(format!("{form} is set {times} times, in lines {lines}"));
     }
-    if let Some(refusal) = reader.refusal {
-        return Err(refusal);
-    }
-    if form.admits(sites.len()) {
-        return Ok(sites);
-    }
-    let lines: Vec<_> = sites.iter().take(5).map(|s| s.line.to_string()).collect();
-    let (times, lines) = (sites.len(), lines.join(", "));
-    whole(format!("{form} is set {times} times, in lines {lines}"))
+    Ok(sites)
 }
 
-fn refusal(source: &[u8], at: usize, what: String) -> Refusal {
-    let line = Some(1 + line_ends(&source[..at]));
-    Refusal { line, what }
+/// How many lines end in `text`; a lone `\r` ends one, too.
+fn line_ends(text: &[u8]) -> usize {
+    let count = |byte| memchr_iter(byte, text).count();
+    count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
 }
 
-/// Collects what gives the form's name a value.
-struct Reader<'a> {
-    form: &'a Form,
-    source: &'a [u8],
-    /// Every `def` and `class` that is open: its indentation, whether it is a class, its dotted path.
-    scopes: Vec<(usize, bool, String)>,
-    sites: Vec<Site>,
-    /// Of the first binding that is not understood.
-    refusal: Option<Refusal>,
+fn refusal(source: &[u8], at: usize, what: &str) -> String {
+    format!("line {}: {what}", 1 + line_ends(&source[..at]))
 }
 
-impl Reader<'_> {
-    fn read(&mut self, text: &[u8], lines: &[Range<usize>]) {
-        let finder = memmem::Finder::new(self.form.name);
-        for line in lines {
-            let code = &text[line.clone()];
-            let Some(first) = code.trim_ascii_start().first() else {
-                continue;
-            };
-            let indent = indent(&self.source[line.clone()]);
-            while self.scopes.pop_if(|(outer, ..)| *outer >= indent).is_some() {}
-            if b"acd".contains(first)
-                && let Some(header) = HEADER.captures(code)
-            {
-                let outer = self.scopes.last().map_or("", |(.., path)| path);
-                let path = format!("{outer}.{}", String::from_utf8_lossy(&header[2]));
-                self.scopes.push((indent, header.get(1).is_some(), path));
-            }
-            if finder.find(code).is_some() && self.is_inside() {
-                self.read_line(&mark(code, self.form.name), line.start);
-            }
-        }
+/// The source with strings, comments and continued line ends blanked, and where its logical lines are.
+fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
+    let refuse = |at, what| Err(refusal(source, at, what));
+    if let Some(at) = memchr(0, source) {
+        return refuse(at, "a NUL byte, so this is not Python source");
     }
-
-    /// Whether the form means what is in the innermost class.
-    fn is_inside(&self) -> bool {
-        let FormPlace::MethodParameter(wanted) = self.form.place else {
-            return true;
+    let (mut text, mut lines, mut open) = (source.to_vec(), Vec::new(), Vec::new());
+    let mut start = 3 * usize::from(source.starts_with(b"\xEF\xBB\xBF"));
+    let mut end = start;
+    while let Some(skipped) = source[end..].iter().position(is_special) {
+        let at = end + skipped;
+        let Some(length) = token_length(&source[at..]) else {
+            return refuse(at, "a string that does not end");
         };
-        let class = self.scopes.iter().rfind(|(_, is_class, _)| *is_class);
-        class.is_some_and(|(.., path)| path.rsplit('.').next() == Some(wanted))
-    }
-
-    /// Takes a logical line, in which the name is written in NUL bytes.
-    fn read_line(&mut self, code: &[u8], start: usize) {
-        let (items, body) = items(code);
-        let end = start + code.len();
-        if let Some(odd) = ODD.find(code).or_else(|| ODD_ITEM.find(&items)) {
-            let at = start + odd.start() + memchr(0, odd.as_bytes()).unwrap_or(0);
-            let is_shared = SHARED.is_match(&items);
-            let why = if is_shared { SHARES } else { OVERRIDES };
-            self.refuse(at, why, if is_shared { start } else { at }..end);
-        }
-        for (count, definition) in DEFINITION.captures_iter(&items).enumerate() {
-            let range = |group| definition.get(group).map_or(0..0, |part| part.range());
-            let (name, value) = (range(1), range(3));
-            let (at, is_parameter) = (start + name.start, name.start < body);
-            let is_definition = is_parameter || definition.get(2).is_some();
-            let is_constant = self.form.place == FormPlace::ModuleConstant;
-            let fits = match self.form.place {
-                FormPlace::ModuleConstant => !is_parameter && self.scopes.is_empty(),
-                FormPlace::MethodParameter(_) => is_parameter,
-                FormPlace::AnyDefinition => is_definition,
-            };
-            let value = start + value.start..start + value.end;
-            let text = String::from_utf8_lossy(&self.source[value.clone()]);
-            match text.replace('_', "").parse() {
-                _ if text == "None" && is_definition && !is_constant => {}
-                _ if text.is_empty() => self.refuse(at, "has no value behind its `=`:", at..end),
-                _ if !fits || count > 0 => self.refuse(at, OVERRIDES, at..end),
-                Ok(number) if text.starts_with(char::is_numeric) => self.add(value, number),
-                _ => self.refuse(at, "is not a plain number but", value),
-            }
+        end = at + length;
+        match source[at] {
+            b'"' | b'\'' => text[at..end].fill(b'"'),
+            b'#' | b'\\' => text[at..end].fill(b' '),
+            b'\r' | b'\n' if open.is_empty() => lines.push(mem::replace(&mut start, end)..at),
+            b'\r' | b'\n' => {}
+            b'(' | b'[' | b'{' if open.len() < 200 => open.push(at),
+            b'(' | b'[' | b'{' => return refuse(at, "nesting deeper than Python allows"),
+            closing => match (open.pop().map(|at| source[at]), closing) {
+                (Some(b'('), b')') | (Some(b'['), b']') | (Some(b'{'), b'}') => {}
+                _ => return refuse(at, "unbalanced brackets"),
+            },
         }
     }
+    lines.push(start..source.len());
+    match open.pop() {
+        Some(at) => refuse(at, "unbalanced brackets"),
+        None => Ok((text, lines)),
+    }
+}
 
-    fn add(&mut self, range: Range<usize>, value: u64) {
-        let last = self.sites.last();
-        let (line, counted) = last.map_or((1, 0), |site| (site.line, site.range.start));
-        let innermost = self.scopes.last();
-        let owner = innermost.map_or("<module>", |(.., path)| &path[1..]);
-        self.sites.push(Site {
-            name: self.form.name,
-            owner: owner.to_owned(),
-            line: line + line_ends(&self.source[counted..range.start]),
-            range,
-            value,
-            stock: 0,
+fn is_special(byte: &u8) -> bool {
+    matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
+}
+
+/// The length of the string, comment, continuation, bracket or line end at the start; none for a string without end.
+fn token_length(text: &[u8]) -> Option<usize> {
+    let quote = text[0];
+    match quote {
+        b'"' | b'\'' => {}
+        b'#' => return memchr2(b'\n', b'\r', text).or(Some(text.len())),
+        b'\\' if text.starts_with(b"\\\r\n") => return Some(3),
+        b'\\' => return Some(text.len().min(2)),
+        _ => return Some(1),
+    }
+    let is_long = text.starts_with(&[quote; 3]);
+    let mut at = if is_long { 3 } else { 1 };
+    loop {
+        at += match *text.get(at..)? {
+            [byte, ..] if byte == quote && !is_long => return Some(at + 1),
+            [a, b, c, ..] if [a, b, c] == [quote; 3] => return Some(at + 3),
+            [b'\n' | b'\r', ..] if !is_long => return None,
+            [b'\\', b'\r', b'\n', ..] => 3,
+            [b'\\', ..] => 2,
+            _ => 1,
+        };
+    }
+}
+
+/// What gives the form's name a value.
+fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> Bindings {
+    let name = memmem::Finder::new(form.name);
+    // Every `def` and `class` that is open: its indentation and its dotted path.
+    let (mut scopes, mut found) = (Vec::<(usize, String)>::new(), Vec::new());
+    for line in lines {
+        let code = &text[line.clone()];
+        // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
+        let blanks = code.len() - code.trim_ascii_start().len();
+        let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
+        if blanks == code.len() {
+            continue;
+        }
+        while scopes.pop_if(|(outer, _)| *outer >= indent).is_some() {}
+        if b"acd".contains(&code[blanks])
+            && let Some(header) = HEADER.captures(code)
+        {
+            let outer = scopes.last().map_or("", |(_, path)| path);
+            let path = format!("{outer}.{}", String::from_utf8_lossy(&header[2]));
+            scopes.push((indent, path));
+        }
+        let owner = scopes.last().map_or("<module>", |(_, path)| &path[1..]);
+        let is_in = |class| owner.split('.').any(|name| name == class);
+        let is_elsewhere = matches!(form.place, MethodParameter(class) if !is_in(class));
+        if name.find(code).is_some() && !is_elsewhere {
+            found.extend(read_line(form, source, code, line.start, owner));
+        }
+    }
+    found
+}
+
+/// Reads a logical line, `code`, which begins at `start`.
+fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str) -> Bindings {
+    let end = start + code.len();
+    let code = mark(code, form.name);
+    let items = items(&code);
+    let refuse = |at, why, quoted: Range<usize>| {
+        let what = format!("{} {why} {}", form.name, quote(&source[quoted]));
+        Err(refusal(source, at, &what))
+    };
+    let mut found = Vec::new();
+    if let Some(odd) = ODD.find(&code).or_else(|| ODD_ITEM.find(&items)) {
+        let at = start + odd.start() + memchr(0, odd.as_bytes()).unwrap_or(0);
+        found.push(if SHARED.is_match(&items) {
+            refuse(at, "shares its value with another name:", start..end)
+        } else {
+            refuse(at, OVERRIDES, at..end)
         });
     }
-
-    /// Keeps the first refusal. It quotes the source up to the end of the line, and no more than a line can be.
-    fn refuse(&mut self, at: usize, why: &str, quoted: Range<usize>) {
-        let text = String::from_utf8_lossy(self.source[quoted].trim_ascii());
-        let line = text.split(['\r', '\n']).next().unwrap_or_default();
-        let shown: String = line.chars().take(120).collect();
-        let rest = if shown.len() < text.len() { "…" } else { "" };
-        let what = format!("{} {why} `{shown}{rest}`", self.form.name);
-        let (source, first) = (self.source, self.refusal.take());
-        self.refusal = first.or_else(|| Some(refusal(source, at, what)));
+    for definition in DEFINITION.captures_iter(&items) {
+        let is_parameter = definition.get(1).is_some();
+        let is_definition = is_parameter || definition.get(3).is_some();
+        let fits = match form.place {
+            ModuleConstant => !is_parameter && owner == "<module>",
+            MethodParameter(_) => is_parameter,
+            AnyDefinition => is_definition,
+        };
+        let place = |group| definition.get(group).map_or(0, |part| start + part.start());
+        let (at, range) = (place(2), place(4)..place(4) + definition[4].len());
+        let text = String::from_utf8_lossy(&source[range.clone()]);
+        found.push(match text.replace('_', "").parse() {
+            _ if text == "None" && is_definition && form.place != ModuleConstant => continue,
+            _ if text.is_empty() => refuse(at, "has no value behind its `=`:", at..end),
+            _ if !fits => refuse(at, OVERRIDES, at..end),
+            Ok(value) if text.starts_with(char::is_numeric) => Ok(Site {
+                name: form.name,
+                owner: owner.to_owned(),
+                line: 0,
+                range,
+                value,
+                stock: 0,
+            }),
+            _ => refuse(at, "is not a plain number but", range),
+        });
     }
+    found
 }
 
 const OVERRIDES: &str = "is set here in a way that would override the edit:";
-const SHARES: &str = "shares its value with another name:";
 
-static HEADER: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"^\s*(?:async\s+)?(?:(class)|def)\s+(W+)"));
-/// `name: annotation = value` as a whole item.
-static DEFINITION: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"(?:^|;)\s*(\x00+)\s*(?::([^=;]*))?=\s*([^;\s]*(?:\s+[^;\s]+)*)"));
-/// Other ways of binding the name, wherever they stand.
-static ODD: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
+/// The source up to the end of the line, and no more than a line can be.
+fn quote(source: &[u8]) -> String {
+    let text = String::from_utf8_lossy(source.trim_ascii());
+    let line = text.split(['\r', '\n']).next().unwrap_or_default();
+    let shown: String = line.chars().take(120).collect();
+    let rest = if shown.len() < text.len() { "…" } else { "" };
+    format!("`{shown}{rest}`")
+}
+
+/// The line with NUL bytes for the name, where it is no attribute, and with `?` for comparisons.
+// One pattern then fits every name, and nothing else can match: source with NUL bytes of its own is refused.
+fn mark(line: &[u8], name: &str) -> Vec<u8> {
+    let mut marked = line.to_vec();
+    for end in memchr_iter(b'=', line).filter(|end| *end > 0) {
+        if b"=!<>".contains(&line[end - 1]) {
+            marked[end - 1..=end].fill(b'?');
+        }
+    }
+    for start in memmem::find_iter(line, name) {
+        let (before, end) = (&line[..start], start + name.len());
+        let is_attribute = before.trim_ascii_end().last() == Some(&b'.');
+        let mut neighbours = before.last().into_iter().chain(line.get(end));
+        if !is_attribute && !neighbours.any(|byte| is_word(*byte)) {
+            marked[start..end].fill(0);
+        }
+    }
+    marked
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
+}
+
+/// The line with `\x01` around its own parameters, and `?` for what is in calls, subscripts and other parameters.
+fn items(code: &[u8]) -> Vec<u8> {
+    let (mut items, mut open, mut before) = (code.to_vec(), Vec::new(), b' ');
+    let header = HEADER.captures(code);
+    let mut is_def = header.is_some_and(|header| header.get(1).is_some());
+    for (at, &byte) in code.iter().enumerate() {
+        if b")]}".contains(&byte) && open.pop() == Some(1) {
+            items[at] = 1;
+        }
+        match open.last() {
+            Some(b'?') => items[at] = b'?',
+            Some(1) if byte == b',' => items[at] = 1,
+            _ => {}
+        }
+        if b"([{".contains(&byte) {
+            let is_trailer = is_word(before) || b"\0)]}\"".contains(&before);
+            let kind = match open.last() {
+                None if is_def && byte == b'(' => 1,
+                None | Some(b'(') if !is_trailer => b'(',
+                _ => b'?',
+            };
+            if kind == 1 {
+                (items[at], is_def) = (kind, false);
+            }
+            open.push(kind);
+        }
+        if !byte.is_ascii_whitespace() {
+            before = byte;
+        }
+    }
+    items
+}
+
+/// Declares patterns in which `W` stands for a byte of a word, and NUL bytes for the name.
+macro_rules! patterns {
+    ($($(#[$doc:meta])* $name:ident = $pattern:expr;)+) => {
+        $($(#[$doc])* static $name: LazyLock<Regex> = LazyLock::new(|| {
+            let pattern = $pattern.replace('W', r"[\w\x80-\xFF]");
+            Regex::new(&format!("(?s-u){pattern}")).expect("every pattern is used by the tests")
+        });)+
+    };
+}
+
+patterns! {
+    HEADER = r"^\s*(?:async\s+)?(?:(def)|class)\s+((?:W|\x00)+)";
+    /// `name: annotation = value` as a whole parameter, or at the start of the line.
+    DEFINITION = r"(?:^|(\x01))\s*(\x00+)\s*(?::([^=;\x01]*))?=\s*([^;\x01\s]*(?:\s+[^;\x01\s]+)*)";
+    /// Other ways of binding the name, wherever they stand.
+    ODD = concat!(
         r"\x00\s*(?:[-+*/%@&|^:]+=|[<>]\?)|\blambda\b.*\x00\s*=|\b(?:def|class)\s+\x00",
         r"|\b(?:global|nonlocal|del|import)\b[^;]*\x00|\bas\b[^:;]*\x00",
         r"|\bfor[\s*(\[]+(?:[\w.]+[\s)\]]*,[\s*(\[]*)*\x00|^\s*case\s+[^=\s].*\x00.*:"
-    ))
-});
-/// Targets that are no item of their own, and lambdas whose commas and colons are not those of the items.
-static ODD_ITEM: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
-        r"\x00\s*[,)\]=][^;]*=|[^;\s\x00]\s*\x00+\s*(?::[^;]*)?=",
-        r"|\blambda\b.*\x00\s*[:=]|\x00\s*(?::[^=,;]*)?(?:=\s*)?\blambda\b"
-    ))
-});
-/// `A = B = 4096`.
-static SHARED: LazyLock<Regex> = LazyLock::new(|| regex(r"=\s*\x00+\s*=|\x00\s*=[^;=]*="));
+    );
+    /// The same for statements behind another, targets of several, and lambdas, whose commas are not those of parameters.
+    ODD_ITEM = concat!(
+        r"\x00\s*[,)\]=][^;\x01]*=|[^\s\x00\x01]\s*\x00+\s*=|[:;]\s*\x00+\s*:[^;\x01]*=",
+        r"|\blambda\b.*\x00\s*[:=]|\x00\s*(?::[^=,;\x01]*)?(?:=\s*)?\blambda\b"
+    );
+    /// `A = B = 4096`.
+    SHARED = r"=\s*\x00+\s*=|\x00\s*=[^;=\x01]*=";
+}

@@ -110,11 +110,10 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Content,
             let receipt = read_receipt(path, &bytes, &sites);
             Source::new(setting, bytes, sites, receipt, record).map(Content::Source)
         }
-        Err(refusal) => {
+        Err(why) => {
             let mut evidence = original::releases(setting);
             evidence.extend(record().unwrap_or_default());
             let is_original = original::prove(&bytes, &evidence).is_some();
-            let why = refusal.to_string();
             Ok(Content::Refused { why, is_original })
         }
     }

@@ -451,13 +451,8 @@ const CONSTANTS: &[&str] = &[
     "@N=@L\n",
     "@N: @T = @L\n",
     "@N\t:\t@T\t=\t@L\t# @N = 4\n",
-    "a = 1; @N = @L; b = 2\n",
-    "if a: @N = @L\n",
-    "if a: pass\nelse: @N = @L\n",
+    "@N = @L; b = 2\n",
     "@N \\\n    = \\\n    @L\n",
-    "try: @N: @T = @L\nfinally: pass\n",
-    "match a:\n    case 1: @N = @L\n",
-    "match a:\n    case -1 | b.c as d: e = 1; @N = @L\n",
 ];
 
 const PARAMETERS: &[&str] = &[
@@ -478,9 +473,6 @@ const PARAMETERS: &[&str] = &[
 const FIELDS: &[&str] = &[
     "@N: @T = @L\n",
     "class C:\n    a: int = 1\n    @N: @T = @L  # @N: int = 2\n",
-    "class C: @N: @T = @L\n",
-    "class C(B, metaclass=M): a = 1; @N: @T = @L\n",
-    "if a: @N: @T = @L\n",
 ];
 
 /// What gives no value, or none that decides.

@@ -99,11 +99,6 @@ fn parameters_are_found_wherever_definitions_are() {
             ("<module>", 6, 9),
         ],
     );
-    has(
-        GENERATE,
-        "if x: prefill_step_size: int = 1\nelse: prefill_step_size: int = 2",
-        &[("<module>", 1, 1), ("<module>", 2, 2)],
-    );
 }
 
 #[test]
@@ -148,7 +143,7 @@ fn the_constant_is_found_in_every_form() {
         ("PROMPT_PROCESSING_CHUNK_SIZE = 512\n", 1, 512),
         ("PROMPT_PROCESSING_CHUNK_SIZE=512", 1, 512),
         (
-            "x = 1; PROMPT_PROCESSING_CHUNK_SIZE = 2_048  # tokens\n",
+            "PROMPT_PROCESSING_CHUNK_SIZE = 2_048; x = 1  # tokens\n",
             1,
             2048,
         ),
@@ -352,6 +347,13 @@ fn every_other_way_of_binding_the_name_is_refused() {
         "while lambda: prefill_step_size: int = 1",
         "match: prefill_step_size = 1",
         "case [1]: prefill_step_size: int = 1",
+        "if x: prefill_step_size: int = 1",
+        "class C: prefill_step_size: int = 1",
+        "x = 1; prefill_step_size: int = 1",
+        "if x: pass\nelse: prefill_step_size = 1",
+        "try: prefill_step_size: Callable[[int], int] = 1\nfinally: pass",
+        "match a:\n    case -1 | b.c as d: e = 1; prefill_step_size = 1",
+        "class C(B, metaclass=M): a = 1; prefill_step_size: int = 1",
         "if\u{e9}: prefill_step_size = 1",
         "type prefill_step_size = int",
         "import prefill_step_size",
