@@ -78,12 +78,13 @@ fn fix(error: &io::Error, chmod: &str) -> Option<String> {
 ///
 /// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let metadata = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
-            return Err(NotRead::NotAFile("a link that leads nowhere"));
-        }
-        metadata => metadata?,
-    };
+    let mut metadata = fs::symlink_metadata(path)?;
+    if metadata.is_symlink() {
+        metadata = fs::metadata(path).map_err(|error| match error.into() {
+            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
+            why => why,
+        })?;
+    }
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::file::{Content, Edit, VendorFile};
-use super::sites::Site;
+use super::settings::Site;
 use crate::lmstudio::backends::Backend;
 
 /// What a run is to bring about: a chunk of so many tokens; the original bytes; or those of an earlier survey.

@@ -41,6 +41,9 @@ pub fn stale(source: &Path) -> Vec<PathBuf> {
 
 fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
     let (of_source, of_cached) = (fs::metadata(source).ok()?, fs::metadata(cached).ok()?);
+    if of_cached.modified().ok()? >= of_source.modified().ok()? {
+        return Some(false);
+    }
     let header = files::read(cached).ok()?;
     let word = |index: usize| {
         let bytes = header.get(index * 4..index * 4 + 4)?.try_into().ok()?;
@@ -49,11 +52,10 @@ fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
     // PEP 552: flags (1 is a hash that is never checked); then a hash, or the source's modification second and size,
     // both cut to 32 bits.
     let low = |number: u64| Some(number & u64::from(u32::MAX));
-    let is_taken = match word(1)? {
+    Some(match word(1)? {
         0 => word(2) == low(of_source.mtime().cast_unsigned()) && word(3) == low(of_source.len()),
         flags => flags == 1,
-    };
-    Some(is_taken && of_cached.modified().ok()? < of_source.modified().ok()?)
+    })
 }
 
 fn list(source: &Path) -> Result<Vec<PathBuf>> {
@@ -73,12 +75,12 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
     }
     let stem = stem.to_string_lossy();
     let mut own = Vec::new();
-    for name in files::names(&cache).map_err(failed)? {
-        let path = cache.join(&name);
+    for entry in fs::read_dir(&cache).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         // Python never takes a directory for bytecode, so it is not stale.
-        let is_file = path.is_symlink() || !path.is_dir();
-        if belongs_to(&name.to_string_lossy(), &stem) && is_file {
-            own.push(path);
+        let is_file = entry.file_type().is_ok_and(|found| !found.is_dir());
+        if belongs_to(&entry.file_name().to_string_lossy(), &stem) && is_file {
+            own.push(entry.path());
         }
     }
     Ok(own)

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
 use super::backend::{Goal, State, Surveyed};
-use super::original::{self, Evidence, Original, Proof, Receipt, fill, with_values};
-use super::settings::Setting;
-use super::sites::{Site, locate};
+use super::original::{Evidence, Original, Proof, Receipt};
+use super::original::{fill, literals, prove, releases, with_values};
+use super::settings::{Setting, Site};
+use super::sites::locate;
 use crate::files::MAX_BYTES;
 
 /// One vendor file of a backend.
@@ -23,7 +25,7 @@ pub struct VendorFile {
 /// What was found where a vendor file should be.
 #[derive(Debug, Clone)]
 pub enum Content {
-    Source(Source),
+    Source(Arc<Source>),
     /// The package without its file: an update that is half unpacked.
     Missing,
     /// Something that is left as it is, though its bytes may be proven to be the original.
@@ -88,41 +90,51 @@ impl Source {
         receipt: ReceiptFile,
         record: impl FnOnce() -> Result<Evidence, String>,
     ) -> Result<Self, String> {
-        let mut evidence = original::releases(setting);
-        let mut original = original::find(&bytes, &sites, &evidence, None);
-        let mut is_recorded = false;
+        let by_rule = with_values(&bytes, &sites, |site| site.stock);
+        let noted = match &receipt {
+            ReceiptFile::Fits(receipt) => Some(receipt.literals.clone()),
+            _ => None,
+        };
+        let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted];
+        let find = |evidence: &Evidence| {
+            candidates.iter().flatten().find_map(|literals| {
+                let proof = prove(&bytes, &sites, literals, evidence)?;
+                let literals = literals.clone();
+                Some(Original { proof, literals })
+            })
+        };
+        let mut evidence = releases(setting);
+        let (mut original, mut is_recorded) = (find(&evidence), false);
         if original.is_none() {
             let rows = record()?;
             is_recorded = !rows.is_empty();
             evidence.extend(rows);
-            let noted = match &receipt {
-                ReceiptFile::Fits(receipt) => Some(receipt),
-                _ => None,
-            };
-            original = original::find(&bytes, &sites, &evidence, noted);
+            original = find(&evidence);
         }
-        // By the rule alone: after an edit nothing else tells what a release ships with.
-        let stock: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
-        let plain = fill(&bytes, &sites, &stock);
-        let is_vendors = |original: &&Original| original.proof != Proof::Receipt;
-        let vendors = original.as_ref().filter(is_vendors);
-        if let Some(vendors) = vendors {
-            let shipped = locate(setting, &vendors.bytes).unwrap_or_default();
-            for (site, shipped) in sites.iter_mut().zip(shipped) {
-                site.stock = shipped.value;
-            }
+        // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
+        let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
+        let is_recoverable = original.as_ref().is_some_and(|o| o.literals == shipped)
+            || prove(&bytes, &sites, &shipped, &evidence).is_some();
+        let differs_from_record = is_recorded && original.is_none();
+        for (site, literal) in sites
+            .iter_mut()
+            .zip(original.iter().flat_map(|o| &o.literals))
+        {
+            site.stock = value(literal).unwrap_or(site.stock);
         }
-        let is_recoverable = vendors.is_some_and(|vendors| vendors.bytes == plain)
-            || original::prove(&plain, &evidence).is_some();
         let is_stock = sites.iter().all(|site| site.value == site.stock);
-        let is_missing = match &receipt {
+        let lacks_receipt = match &receipt {
             ReceiptFile::Absent => true,
             ReceiptFile::Ignored(_) => is_stock,
-            ReceiptFile::Fits(_) => false,
+            ReceiptFile::Fits(receipt) => {
+                let (proof, literals) = (Proof::Receipt, receipt.literals.clone());
+                original = original.or(Some(Original { proof, literals }));
+                false
+            }
         };
         Ok(Self {
-            differs_from_record: is_recorded && vendors.is_none(),
-            needs_receipt: is_missing && !is_recoverable,
+            needs_receipt: lacks_receipt && !is_recoverable,
+            differs_from_record,
             bytes,
             sites,
             original,
@@ -137,14 +149,16 @@ impl Source {
 
     /// Whether the original is what lmpatch found before its first edit, and that was not what such files ship with.
     pub fn is_as_found(&self) -> bool {
-        let (ReceiptFile::Fits(receipt), Some(original)) = (&self.receipt, &self.original) else {
-            return false;
-        };
-        let is_stock =
-            |(literal, site): (&String, &Site)| literal.replace('_', "").parse() == Ok(site.stock);
-        let is_as_shipped = receipt.literals.iter().zip(&self.sites).all(is_stock);
-        original.proof == Proof::Receipt && !is_as_shipped
+        self.original.as_ref().is_some_and(|original| {
+            let mut pairs = original.literals.iter().zip(&self.sites);
+            let is_odd = pairs.any(|(literal, site)| value(literal) != Some(site.stock));
+            original.proof == Proof::Receipt && is_odd
+        })
     }
+}
+
+fn value(literal: &str) -> Option<u64> {
+    literal.replace('_', "").parse().ok()
 }
 
 impl VendorFile {
@@ -166,57 +180,58 @@ impl VendorFile {
 
     /// What the file must hold for the goal, or why it cannot. `stock` is the backend's own stock value, in tokens.
     pub fn plan(&self, source: &Source, goal: Goal<'_>, stock: u64) -> Result<Edit, String> {
-        let after = match goal {
-            Goal::Size(size) => self.with_size(source, size, size == stock)?,
-            Goal::Earlier(earlier) => self.as_earlier(source, earlier)?,
-            Goal::Original => match &source.original {
-                Some(original) => original.bytes.clone(),
-                // As far as is known it was never edited.
-                None if source.is_stock() => source.bytes.clone(),
-                None => return Err(original_unknown(source, stock)),
-            },
+        let (bytes, sites) = (&source.bytes, &source.sites);
+        let now = literals(bytes, sites);
+        let original = match &source.original {
+            Some(original) => Some(&original.literals),
+            // As far as is known it was never edited.
+            None => source.is_stock().then_some(&now),
         };
-        let is_change = after != source.bytes;
-        let takes_receipt = is_change && source.needs_receipt;
+        let wanted = match (goal, original) {
+            (Goal::Original, None) => return Err(original_unknown(source, stock)),
+            (Goal::Original, Some(original)) => original.clone(),
+            (Goal::Earlier(earlier), _) => self.earlier(source, earlier)?,
+            (Goal::Size(size), Some(original)) if size == stock && !source.is_as_found() => {
+                original.clone()
+            }
+            (Goal::Size(size), _) if size == stock => with_values(bytes, sites, |s| s.stock),
+            (Goal::Size(size), _) => with_values(bytes, sites, |_| size),
+        };
+        let after = fill(bytes, sites, &wanted);
+        let is_change = wanted != now;
+        if is_change && matches!(goal, Goal::Size(_)) {
+            self.read_back(&after, &wanted)?;
+        }
         Ok(Edit {
             path: self.path.clone(),
-            before: source.bytes.clone(),
-            receipt: takes_receipt.then(|| Receipt::of(&source.bytes, &source.sites)),
-            restores: match &source.original {
-                Some(original) => original.bytes == after,
-                None => !is_change && source.is_stock(),
-            },
+            before: bytes.clone(),
+            receipt: (is_change && source.needs_receipt).then(|| Receipt::of(bytes, sites)),
+            restores: original == Some(&wanted),
             after,
         })
     }
 
-    fn with_size(&self, source: &Source, size: u64, is_stock: bool) -> Result<Vec<u8>, String> {
-        let wanted = |site: &Site| if is_stock { site.stock } else { size };
-        let after = match &source.original {
-            Some(original) if is_stock && !source.is_as_found() => original.bytes.clone(),
-            _ => with_values(&source.bytes, &source.sites, wanted),
-        };
+    /// Reads a planned edit as Python again, before anything is written.
+    fn read_back(&self, after: &[u8], wanted: &[String]) -> Result<(), String> {
         if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
             return Err(format!(
                 "with that number it would have more than the {MAX_BYTES} bytes that are read at most; give a number of \
                  fewer digits"
             ));
         }
-        // Read as Python again before anything is written.
-        let read_back = locate(self.setting, &after)?;
-        let values = read_back.iter().map(|site| site.value);
-        let is_as_planned = values.eq(source.sites.iter().map(wanted));
+        let read_back = literals(after, &locate(self.setting, after)?);
         let why = "the planned edit did not read back as planned; please report this";
-        is_as_planned.then_some(after).ok_or(why.to_owned())
+        (read_back == wanted).then_some(()).ok_or(why.to_owned())
     }
 
-    fn as_earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<u8>, String> {
+    /// The literals that an earlier survey found here, where nothing else has changed since.
+    fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
         let mut files = earlier.iter().flat_map(|backend| &backend.files);
         let then = files.find(|file| file.path == self.path);
         if let Some(then) = then.and_then(Self::source) {
-            let literals = original::literals(&then.bytes, &then.sites);
+            let literals = literals(&then.bytes, &then.sites);
             if fill(&source.bytes, &source.sites, &literals) == then.bytes {
-                return Ok(then.bytes.clone());
+                return Ok(literals);
             }
         }
         Err("it was changed by something else since, and is left as it is".to_owned())

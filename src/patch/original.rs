@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::settings::Setting;
-use super::sites::Site;
+use super::settings::Site;
 
 /// What proves that bytes are the original: the package's `dist-info/RECORD`, the table of known releases, or what
 /// lmpatch wrote down before its first edit.
@@ -53,73 +53,60 @@ impl Receipt {
         }
     }
 
-    /// The file that it was written for, where `source` is that file with other numbers.
-    pub fn restore(&self, source: &[u8], sites: &[Site]) -> Option<Vec<u8>> {
-        let restored = fill(source, sites, &self.literals);
-        let is_like = self.literals.len() == sites.len();
-        (is_like && Fingerprint::of(&restored) == self.fingerprint).then_some(restored)
+    /// Whether `source` is the file that it was written for, perhaps with other numbers.
+    pub fn fits(&self, source: &[u8], sites: &[Site]) -> bool {
+        let evidence = vec![(Proof::Receipt, self.fingerprint.clone())];
+        let is_proven = prove(source, sites, &self.literals, &evidence).is_some();
+        is_proven && self.literals.len() == sites.len()
     }
 }
 
-/// The original of a file.
+/// The original of a file: what its sites say there, and what proves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Original {
     pub proof: Proof,
-    pub bytes: Vec<u8>,
+    pub literals: Vec<String>,
 }
 
 /// Fingerprints of originals, strongest proof first.
 pub type Evidence = Vec<(Proof, Fingerprint)>;
 
-/// The original of the file that now reads `source`: the first of these that is proven: `source` as it is, with the
-/// values that the vendor ships by rule, with what the receipt says.
-pub fn find(
+/// What says that `source` with these literals is the original, if anything does.
+pub fn prove(
     source: &[u8],
     sites: &[Site],
+    literals: &[String],
     evidence: &Evidence,
-    receipt: Option<&Receipt>,
-) -> Option<Original> {
-    let as_shipped = with_values(source, sites, |site| site.stock);
-    let as_noted = receipt.and_then(|receipt| receipt.restore(source, sites));
-    let candidates = [Some(source.to_vec()), Some(as_shipped), as_noted.clone()];
-    for bytes in candidates.into_iter().flatten() {
-        if let Some(proof) = prove(&bytes, evidence) {
-            return Some(Original { proof, bytes });
-        }
-    }
-    let proof = Proof::Receipt;
-    as_noted.map(|bytes| Original { proof, bytes })
-}
-
-/// What says that `bytes` are the original, if anything does.
-pub fn prove(bytes: &[u8], evidence: &Evidence) -> Option<Proof> {
-    // Most candidates have a size that nothing has; hashing is what takes time.
-    let has_size = evidence.iter().any(|row| row.1.size == bytes.len());
-    let print = has_size.then(|| Fingerprint::of(bytes))?;
+) -> Option<Proof> {
+    // Most candidates have a size that nothing has; copying and hashing is what takes time.
+    let before: usize = sites.iter().map(|site| site.range.len()).sum();
+    let after: usize = literals.iter().map(String::len).sum();
+    let size = source.len() - before + after;
+    let has_size = evidence.iter().any(|row| row.1.size == size);
+    let print = has_size.then(|| Fingerprint::of(&fill(source, sites, literals)))?;
     let row = evidence.iter().find(|row| row.1 == print)?;
     Some(row.0)
 }
 
 /// The literals of the sites, as they are written.
 pub fn literals(source: &[u8], sites: &[Site]) -> Vec<String> {
-    let literal = |site: &Site| String::from_utf8_lossy(&source[site.range.clone()]).into_owned();
-    sites.iter().map(literal).collect()
+    with_values(source, sites, |site| site.value)
 }
 
-/// `source` with `value` at each site; one that has it already stays as it is written.
-pub fn with_values(source: &[u8], sites: &[Site], value: impl Fn(&Site) -> u64) -> Vec<u8> {
-    let mut literals = literals(source, sites);
-    for (literal, site) in literals.iter_mut().zip(sites) {
-        if site.value != value(site) {
-            *literal = value(site).to_string();
+/// The literals for `value` at each site; one that has it already stays as it is written.
+pub fn with_values(source: &[u8], sites: &[Site], value: impl Fn(&Site) -> u64) -> Vec<String> {
+    let literal = |site: &Site| match value(site) {
+        wanted if wanted == site.value => {
+            String::from_utf8_lossy(&source[site.range.clone()]).into_owned()
         }
-    }
-    fill(source, sites, &literals)
+        wanted => wanted.to_string(),
+    };
+    sites.iter().map(literal).collect()
 }
 
 /// `source` with the literal of each site replaced.
 pub fn fill(source: &[u8], sites: &[Site], literals: &[String]) -> Vec<u8> {
-    let mut filled = Vec::with_capacity(source.len() + 8 * sites.len());
+    let mut filled = Vec::with_capacity(source.len() + 20 * sites.len());
     let mut copied = 0;
     for (site, literal) in sites.iter().zip(literals) {
         filled.extend_from_slice(&source[copied..site.range.start]);
@@ -135,9 +122,9 @@ pub fn releases(setting: &Setting) -> Evidence {
     let path = setting.record_path();
     let mut rows = Evidence::new();
     for line in include_str!("releases.tsv").lines() {
-        let fields: Vec<_> = line.split('\t').collect();
-        if let [file, sha256, size, ..] = fields[..]
-            && file == path
+        let mut fields = line.split('\t');
+        if fields.next() == Some(&*path)
+            && let (Some(sha256), Some(size)) = (fields.next(), fields.next())
             && let Ok(size) = size.parse()
         {
             let sha256 = sha256.to_owned();

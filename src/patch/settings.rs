@@ -3,9 +3,10 @@
 //! A new engine shape or a new setting is one more row here.
 
 use std::fmt;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
+use serde::Serialize;
 
 /// The chunk sizes that can be set, in tokens. Below 1 the engine misbehaves; far above 8192 memory ends first.
 pub const SIZES: RangeInclusive<u64> = 64..=131_072;
@@ -33,6 +34,23 @@ impl Setting {
     }
 }
 
+/// One number literal that is the setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Site {
+    pub name: &'static str,
+    /// The function, method or class it belongs to; `<module>` for a constant.
+    pub owner: String,
+    /// The line of the literal, from 1.
+    pub line: usize,
+    /// Where the literal stands, in bytes.
+    #[serde(skip)]
+    pub range: Range<usize>,
+    /// What it says, in tokens.
+    pub value: u64,
+    /// What such a file ships with, in tokens.
+    pub stock: u64,
+}
+
 /// One way in which engines write the setting.
 #[derive(Debug)]
 pub struct Form {
@@ -54,13 +72,6 @@ pub enum FormPlace {
 
 const fn form(name: &'static str, place: FormPlace) -> Form {
     Form { name, place }
-}
-
-impl Form {
-    /// Whether `found` sites are as many as there must be.
-    pub fn admits(&self, found: usize) -> bool {
-        found == 1 || found > 1 && self.place == FormPlace::AnyDefinition
-    }
 }
 
 impl fmt::Display for Form {

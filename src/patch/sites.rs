@@ -9,27 +9,9 @@ use std::sync::LazyLock;
 
 use memchr::{memchr, memchr_iter, memchr2, memmem, memrchr};
 use regex::bytes::Regex;
-use serde::Serialize;
 
 use super::settings::FormPlace::{AnyDefinition, MethodParameter, ModuleConstant};
-use super::settings::{Form, Setting};
-
-/// One number literal that is the setting.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Site {
-    pub name: &'static str,
-    /// The function, method or class it belongs to; `<module>` for a constant.
-    pub owner: String,
-    /// The line of the literal, from 1.
-    pub line: usize,
-    /// Where the literal stands, in bytes.
-    #[serde(skip)]
-    pub range: Range<usize>,
-    /// What it says, in tokens.
-    pub value: u64,
-    /// What such a file ships with, in tokens.
-    pub stock: u64,
-}
+use super::settings::{Form, Setting, Site};
 
 /// Sites, and why other bindings are not understood.
 type Bindings = Vec<Result<Site, String>>;
@@ -116,7 +98,10 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
 }
 
 fn is_special(byte: &u8) -> bool {
-    matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
+    // Nearly all are letters and blanks.
+    let is_plain = byte.is_ascii_alphanumeric() || *byte == b' ';
+    !is_plain
+        && matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
 }
 
 /// The length of the string, comment, continuation, bracket or line end at the start; none for a string without end.
@@ -145,9 +130,9 @@ fn token_length(text: &[u8]) -> Option<usize> {
 
 /// What gives the form's name a value.
 fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> Bindings {
-    let name = memmem::Finder::new(form.name);
-    // Every `def` and `class` that is open: its indentation and its dotted path.
-    let (mut scopes, mut found) = (Vec::<(usize, String)>::new(), Vec::new());
+    let mut mentions = memmem::find_iter(text, form.name).peekable();
+    // The line and those in whose blocks it may be, each with its indentation.
+    let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
     for line in lines {
         let code = &text[line.clone()];
         // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
@@ -156,19 +141,19 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
         if blanks == code.len() {
             continue;
         }
-        while scopes.pop_if(|(outer, _)| *outer >= indent).is_some() {}
-        if b"acd".contains(&code[blanks])
-            && let Some(header) = HEADER.captures(code)
-        {
-            let outer = scopes.last().map_or("", |(_, path)| path);
-            let path = format!("{outer}.{}", String::from_utf8_lossy(&header[2]));
-            scopes.push((indent, path));
+        while open.pop_if(|(outer, _)| *outer >= indent).is_some() {}
+        open.push((indent, code));
+        if mentions.next_if(|at| *at < line.end).is_none() {
+            continue;
         }
-        let owner = scopes.last().map_or("<module>", |(_, path)| &path[1..]);
-        let is_in = |class| owner.split('.').any(|name| name == class);
-        let is_elsewhere = matches!(form.place, MethodParameter(class) if !is_in(class));
-        if name.find(code).is_some() && !is_elsewhere {
-            found.extend(read_line(form, source, code, line.start, owner));
+        while mentions.next_if(|at| *at < line.end).is_some() {}
+        let headers = open.iter().filter_map(|(_, code)| HEADER.captures(code));
+        let names = headers.map(|header| String::from_utf8_lossy(&header[2]).into_owned());
+        let names: Vec<_> = names.collect();
+        let is_elsewhere =
+            matches!(form.place, MethodParameter(class) if names.iter().all(|name| name != class));
+        if !is_elsewhere {
+            found.extend(read_line(form, source, code, line.start, &names.join(".")));
         }
     }
     found
@@ -196,7 +181,7 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
         let is_parameter = definition.get(1).is_some();
         let is_definition = is_parameter || definition.get(3).is_some();
         let fits = match form.place {
-            ModuleConstant => !is_parameter && owner == "<module>",
+            ModuleConstant => !is_parameter && owner.is_empty(),
             MethodParameter(_) => is_parameter,
             AnyDefinition => is_definition,
         };
@@ -209,7 +194,7 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
             _ if !fits => refuse(at, OVERRIDES, at..end),
             Ok(value) if text.starts_with(char::is_numeric) => Ok(Site {
                 name: form.name,
-                owner: owner.to_owned(),
+                owner: if owner.is_empty() { "<module>" } else { owner }.to_owned(),
                 line: 0,
                 range,
                 value,

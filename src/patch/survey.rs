@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::backend::Surveyed;
 use super::file::{Content, ReceiptFile, Source, VendorFile};
 use super::original::{self, Evidence, Receipt, parse_record};
-use super::settings::{SETTINGS, Setting};
-use super::sites::{Site, locate};
+use super::settings::{SETTINGS, Setting, Site};
+use super::sites::locate;
 use crate::files::{self, NotRead, app_bundle, directory_error};
 use crate::lmstudio::backends::Backend;
 
@@ -28,7 +28,7 @@ pub fn survey(backend: Backend) -> Surveyed {
             let mut path = package.join(setting.file);
             let found = match files::is_dir(&package) {
                 Ok(false) => continue,
-                Ok(true) => inside(&backend.path, &root, &path),
+                Ok(true) => inside(&root, &path),
                 Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
             };
             let content = found.and_then(|real| {
@@ -70,15 +70,7 @@ fn unreadable(path: &Path, why: &NotRead) -> String {
 }
 
 /// The real path of a vendor file, which must be inside `root`, the real directory of its backend.
-fn inside(backend: &Path, root: &Path, path: &Path) -> Result<PathBuf, String> {
-    // A fifth of the calls that resolving the whole path takes.
-    let is_plain = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink());
-    let mut below = path.ancestors().take_while(|ancestor| *ancestor != backend);
-    if below.all(is_plain)
-        && let Ok(rest) = path.strip_prefix(backend)
-    {
-        return Ok(root.join(rest));
-    }
+fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
@@ -88,14 +80,12 @@ fn inside(backend: &Path, root: &Path, path: &Path) -> Result<PathBuf, String> {
     if real.starts_with(root) {
         return Ok(real);
     }
-    let (path, is_app, real) = (path.display(), app_bundle(&real).is_some(), real.display());
-    Err(if is_app {
-        format!(
-            "{path} leads into an app, {real}, where an edit would break the signature; {REINSTALL}"
-        )
-    } else {
-        format!("{path} is a link out of its backend, to {real}; {REINSTALL}")
-    })
+    let why = match app_bundle(&real) {
+        Some(_) => "leads into an app, where an edit would break the signature,",
+        None => "is a link out of its backend,",
+    };
+    let (path, real) = (path.display(), real.display());
+    Err(format!("{path} {why} to {real}; {REINSTALL}"))
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Content, String> {
@@ -108,12 +98,13 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Content,
     match locate(setting, &bytes) {
         Ok(sites) => {
             let receipt = read_receipt(path, &bytes, &sites);
-            Source::new(setting, bytes, sites, receipt, record).map(Content::Source)
+            Source::new(setting, bytes, sites, receipt, record)
+                .map(|source| Content::Source(source.into()))
         }
         Err(why) => {
             let mut evidence = original::releases(setting);
             evidence.extend(record().unwrap_or_default());
-            let is_original = original::prove(&bytes, &evidence).is_some();
+            let is_original = original::prove(&bytes, &[], &[], &evidence).is_some();
             Ok(Content::Refused { why, is_original })
         }
     }
@@ -126,9 +117,7 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> ReceiptFile {
         Err(why) => why.to_string(),
         Ok(bytes) => match serde_json::from_slice::<Receipt>(&bytes) {
             Err(_) => "is damaged".to_owned(),
-            Ok(receipt) if receipt.restore(source, sites).is_some() => {
-                return ReceiptFile::Fits(receipt);
-            }
+            Ok(receipt) if receipt.fits(source, sites) => return ReceiptFile::Fits(receipt),
             Ok(_) => "belongs to another version of the file".to_owned(),
         },
     };

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 
 use lmpatch::patch::file::VendorFile;
 use lmpatch::patch::original::{
-    Evidence, Fingerprint, Proof, Receipt, parse_record, releases, with_values,
+    Evidence, Fingerprint, Proof, Receipt, fill, parse_record, releases, with_values,
 };
 use lmpatch::patch::settings::{SETTINGS, Setting};
 use lmpatch::patch::sites::locate;
@@ -90,7 +90,8 @@ fn only_the_digits_of_sites_are_replaced() {
     let expected = b"def f(a, prefill_step_size: int = 4096): pass  # caf\xE9\r\ndef g(prefill_step_size=5): pass";
     let with = |values: [u64; 2]| {
         let value = |line| values[line - 1];
-        with_values(source, &sites, |site| value(site.line))
+        let literals = with_values(source, &sites, |site| value(site.line));
+        fill(source, &sites, &literals)
     };
     assert_eq!(with([4096, 5]), expected);
     assert_eq!(

@@ -54,7 +54,7 @@ proptest! {
         let at = at.index(source.len() + 1);
         source.insert(at, 0);
         let refusal = locate(&SETTINGS[1], &source).unwrap_err();
-        prop_assert!(refusal.to_string().contains("NUL"), "{}", refusal);
+        prop_assert!(refusal.contains("NUL"), "{}", refusal);
     }
 
     #[test]

@@ -8,7 +8,7 @@ const GENERATE: &Setting = &SETTINGS[1];
 
 /// Owner, line and value of every site, or the refusal.
 fn found(setting: &Setting, source: impl AsRef<[u8]>) -> Result<Vec<(String, usize, u64)>, String> {
-    let sites = locate(setting, source.as_ref()).map_err(|refusal| refusal.to_string())?;
+    let sites = locate(setting, source.as_ref())?;
     Ok(sites
         .into_iter()
         .map(|site| (site.owner, site.line, site.value))

@@ -3,8 +3,8 @@
 use lmpatch::patch::backend::Goal;
 use lmpatch::patch::file::{Content, Edit, ReceiptFile, Source, VendorFile};
 use lmpatch::patch::original::{Evidence, Fingerprint, Proof, Receipt};
-use lmpatch::patch::settings::Setting;
-use lmpatch::patch::sites::{Site, locate};
+use lmpatch::patch::settings::{Setting, Site};
+use lmpatch::patch::sites::locate;
 
 /// Sets `size` and reverts, whatever proves the original, or nothing. A source in which nothing is found has nothing
 /// to hold.
@@ -94,9 +94,7 @@ pub fn understand(
     let sites = locate(setting, source).unwrap();
     let receipt = match receipt {
         None => ReceiptFile::Absent,
-        Some(receipt) if receipt.restore(source, &sites).is_some() => {
-            ReceiptFile::Fits(receipt.clone())
-        }
+        Some(receipt) if receipt.fits(source, &sites) => ReceiptFile::Fits(receipt.clone()),
         Some(_) => ReceiptFile::Ignored("it belongs to another version".to_owned()),
     };
     let record = || Ok(evidence.clone());
@@ -104,7 +102,7 @@ pub fn understand(
     VendorFile {
         setting,
         path: "/".into(),
-        content: Content::Source(source),
+        content: Content::Source(source.into()),
     }
 }
 
