@@ -119,7 +119,7 @@ fn label(runtimes: &mut [Runtime]) {
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.
-fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
+pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     let manifest: Value = serde_json::from_slice(manifest).ok()?;
     let (name, version) = (manifest["name"].as_str()?, manifest["version"].as_str()?);
     // llama.cpp and other engines have manifests too.
