@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::Outcome;
-use super::file::{Content, Edit, VendorFile};
+use super::file::{Edit, Source, VendorFile};
 use super::settings::Site;
 use crate::lmstudio::backends::Backend;
 
@@ -61,16 +60,33 @@ impl State {
     }
 }
 
-/// Why a backend is not edited: [`Outcome::Incomplete`] or [`Outcome::Refused`], and the reason.
-#[derive(Debug)]
+/// Why a file or a backend is not edited: it is [`State::Incomplete`] or [`State::Refused`].
+#[derive(Debug, Clone)]
 pub struct Blocked {
-    pub outcome: Outcome,
+    pub state: State,
     pub why: String,
+    /// Whether it is proven to be as the vendor ships it all the same: engines from before the settings existed are.
+    pub is_original: bool,
 }
 
-fn refused(why: String) -> Blocked {
-    let outcome = Outcome::Refused;
-    Blocked { outcome, why }
+impl Blocked {
+    pub fn incomplete(why: &str) -> Self {
+        let state = State::Incomplete;
+        Self {
+            state,
+            ..why.to_owned().into()
+        }
+    }
+}
+
+impl From<String> for Blocked {
+    fn from(why: String) -> Self {
+        Self {
+            state: State::Refused,
+            why,
+            is_original: false,
+        }
+    }
 }
 
 impl Surveyed {
@@ -86,11 +102,10 @@ impl Surveyed {
 
     pub fn state(&self) -> State {
         let sources = self.files.iter().filter_map(VendorFile::source);
-        match self.blocked().map(|blocked| blocked.outcome) {
-            None => State::of(sources.flat_map(|source| &source.sites)),
-            Some(Outcome::Incomplete) => State::Incomplete,
-            Some(_) => State::Refused,
-        }
+        self.blocked().map_or_else(
+            || State::of(sources.flat_map(|source| &source.sites)),
+            |blocked| blocked.state,
+        )
     }
 
     /// Whether its chunk is `size` tokens in every place that counts.
@@ -101,59 +116,33 @@ impl Surveyed {
 
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<Blocked> {
-        if let Err(why) = &self.backend.site_packages {
-            return Some(refused(why.clone()));
+        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
+        let blocked = self.files.iter().filter_map(|f| f.content.as_ref().err());
+        match &self.backend.site_packages {
+            Err(why) => Some(why.clone().into()),
+            Ok(_) if self.files.is_empty() => Some(Blocked::incomplete(stuck)),
+            Ok(_) => blocked.min_by_key(|b| b.state != State::Refused).cloned(),
         }
-        let stuck =
-            "it holds no mlx_engine and no mlx_lm: a download that is stuck or not finished";
-        let mut why = self.files.is_empty().then(|| stuck.to_owned());
-        for file in &self.files {
-            let path = file.setting.record_path();
-            match &file.content {
-                Content::Refused { why, .. } => return Some(refused(format!("{path}: {why}"))),
-                Content::Missing => {
-                    why = Some(format!(
-                        "{path} is not there: an update that is not finished"
-                    ));
-                }
-                Content::Source(_) => {}
-            }
-        }
-        let outcome = Outcome::Incomplete;
-        why.map(|why| Blocked { outcome, why })
     }
 
     /// What every file must hold for `goal`, also where that is what it holds already.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
-        if matches!(goal, Goal::Original) && self.is_proven_original() {
-            return Ok(Vec::new());
-        }
+        let is_original = |file: &VendorFile| match &file.content {
+            Ok(source) => source.is_stock(),
+            Err(blocked) => blocked.is_original,
+        };
         if let Some(blocked) = self.blocked() {
-            return Err(blocked);
-        }
-        let stock = self.chunk_and_stock().map_or(0, |(_, stock)| stock);
-        let mut edits = Vec::new();
-        for file in &self.files {
-            let Some(source) = file.source() else {
-                continue;
-            };
-            let edit = file.plan(source, goal, stock);
-            let path = file.setting.record_path();
-            edits.push(edit.map_err(|why| refused(format!("{path}: {why}")))?);
-        }
-        Ok(edits)
-    }
-
-    /// Engines from before the settings existed are refused, but a revert has nothing to do on them.
-    fn is_proven_original(&self) -> bool {
-        let mut is_any = false;
-        for file in &self.files {
-            match file.content {
-                Content::Refused { is_original, .. } if is_original => is_any = true,
-                _ if file.state() == State::Stock => {}
-                _ => return false,
+            let is_revert = matches!(goal, Goal::Original) && !self.files.is_empty();
+            if !is_revert || !self.files.iter().all(is_original) {
+                return Err(blocked);
             }
         }
-        is_any
+        let stock = self.chunk_and_stock().map_or(0, |(_, stock)| stock);
+        let sources = self.files.iter().filter_map(|f| Some((f, f.source()?)));
+        let plan = |(file, source): (&VendorFile, &Source)| {
+            let edit = file.plan(source, goal, stock);
+            edit.map_err(|why| format!("{}: {why}", file.setting.record_path()).into())
+        };
+        sources.map(plan).collect()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
-use super::backend::{Goal, State, Surveyed};
+use super::backend::{Blocked, Goal, State, Surveyed};
 use super::original::{Evidence, Original, Proof, Receipt};
 use super::original::{fill, literals, prove, releases, with_values};
 use super::settings::{Setting, Site};
@@ -19,20 +19,7 @@ pub struct VendorFile {
     pub setting: &'static Setting,
     /// Where it is, links resolved where it could be read.
     pub path: PathBuf,
-    pub content: Content,
-}
-
-/// What was found where a vendor file should be.
-#[derive(Debug, Clone)]
-pub enum Content {
-    Source(Arc<Source>),
-    /// The package without its file: an update that is half unpacked.
-    Missing,
-    /// Something that is left as it is, though its bytes may be proven to be the original.
-    Refused {
-        why: String,
-        is_original: bool,
-    },
+    pub content: Result<Arc<Source>, Blocked>,
 }
 
 /// A vendor file that was read and understood.
@@ -43,22 +30,13 @@ pub struct Source {
     pub sites: Vec<Site>,
     /// Its original, where anything proves it.
     pub original: Option<Original>,
-    pub receipt: ReceiptFile,
+    /// The receipt for this very file, if there is one; or why what is in its place is ignored.
+    pub receipt: Result<Option<Receipt>, String>,
     /// Whether an edit takes a receipt: neither `RECORD` nor the table gives the original back after it, and there is
     /// none. One of no use gives way only where the file has its stock values again, else it is no original.
     pub needs_receipt: bool,
     /// Whether its package's `RECORD` lists other bytes, also with the stock values filled in.
     pub differs_from_record: bool,
-}
-
-/// What is where a receipt would be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReceiptFile {
-    Absent,
-    /// A receipt for this very file.
-    Fits(Receipt),
-    /// Something of no use, and why.
-    Ignored(String),
 }
 
 /// The new content of one file.
@@ -87,15 +65,13 @@ impl Source {
         setting: &Setting,
         bytes: Vec<u8>,
         mut sites: Vec<Site>,
-        receipt: ReceiptFile,
+        receipt: Result<Option<Receipt>, String>,
         record: impl FnOnce() -> Result<Evidence, String>,
     ) -> Result<Self, String> {
         let by_rule = with_values(&bytes, &sites, |site| site.stock);
-        let noted = match &receipt {
-            ReceiptFile::Fits(receipt) => Some(receipt.literals.clone()),
-            _ => None,
-        };
-        let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted];
+        let receipt_literals = receipt.as_ref().ok().and_then(Option::as_ref);
+        let noted = receipt_literals.map(|receipt| receipt.literals.clone());
+        let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted.clone()];
         let find = |evidence: &Evidence| {
             candidates.iter().flatten().find_map(|literals| {
                 let proof = prove(&bytes, &sites, literals, evidence)?;
@@ -123,21 +99,17 @@ impl Source {
             site.stock = value(literal).unwrap_or(site.stock);
         }
         let is_stock = sites.iter().all(|site| site.value == site.stock);
-        let lacks_receipt = match &receipt {
-            ReceiptFile::Absent => true,
-            ReceiptFile::Ignored(_) => is_stock,
-            ReceiptFile::Fits(receipt) => {
-                let (proof, literals) = (Proof::Receipt, receipt.literals.clone());
-                original = original.or(Some(Original { proof, literals }));
-                false
-            }
-        };
+        let lacks_receipt = matches!(receipt, Ok(None)) || receipt.is_err() && is_stock;
+        let noted = noted.map(|literals| Original {
+            proof: Proof::Receipt,
+            literals,
+        });
         Ok(Self {
             needs_receipt: lacks_receipt && !is_recoverable,
             differs_from_record,
             bytes,
             sites,
-            original,
+            original: original.or(noted),
             receipt,
         })
     }
@@ -164,17 +136,13 @@ fn value(literal: &str) -> Option<u64> {
 impl VendorFile {
     /// What was read, where the file was understood.
     pub fn source(&self) -> Option<&Source> {
-        match &self.content {
-            Content::Source(source) => Some(source),
-            _ => None,
-        }
+        self.content.as_deref().ok()
     }
 
     pub fn state(&self) -> State {
         match &self.content {
-            Content::Missing => State::Incomplete,
-            Content::Refused { .. } => State::Refused,
-            Content::Source(source) => State::of(source.sites.iter()),
+            Ok(source) => State::of(source.sites.iter()),
+            Err(blocked) => blocked.state,
         }
     }
 
@@ -246,7 +214,7 @@ fn original_unknown(source: &Source, stock: u64) -> String {
     };
     let (now, shipped) = (list(|site| site.value), list(|site| site.stock));
     let receipt = match &source.receipt {
-        ReceiptFile::Ignored(why) => format!("its receipt is ignored ({why})"),
+        Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
     format!(

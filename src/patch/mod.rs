@@ -11,7 +11,8 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
@@ -19,13 +20,12 @@ use glob::Pattern;
 use serde::Serialize;
 
 use crate::lmstudio::backends::{self, MissingBackend};
-use backend::{Goal, Surveyed};
+use backend::{Goal, State, Surveyed};
 use file::Edit;
 
 pub use write::{Lock, temporaries};
 
-/// So many backends are read, or written, at a time. A disk takes many syncs as one.
-const READERS: usize = 2;
+/// So many backends are written at a time: a disk takes many syncs as one.
 const WRITERS: usize = 16;
 
 /// What became of one backend. Where it is incomplete, refused or failed, its files are as they were.
@@ -80,7 +80,7 @@ pub struct Survey {
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let found = backends::find(home, wanted)?;
     Ok(Survey {
-        backends: in_parallel(found.backends, READERS, survey::survey),
+        backends: in_parallel(found.backends, 1, survey::survey),
         missing: found.missing,
         selection_unknown: found.selection_unknown,
         left_out: found.left_out,
@@ -95,67 +95,67 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
     for edit in planned.iter().flat_map(|planned| &planned.edits) {
         turns.insert(edit.path.clone(), Mutex::new(()));
     }
-    in_parallel(planned, WRITERS, |planned| {
+    in_parallel(planned, WRITERS, |mut planned| {
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
-        write(lock, planned)
+        let is_change = planned.outcome == Outcome::WouldChange;
+        match write::apply(lock, &planned.edits) {
+            Err(error) => {
+                planned.outcome = Outcome::Failed;
+                planned.why = Some(format!("{error:#}"));
+            }
+            Ok(()) if is_change => planned.outcome = Outcome::Changed,
+            Ok(()) => return planned,
+        }
+        planned.after = survey::survey(planned.before.backend.clone());
+        planned
     })
 }
 
 /// What [`apply`] would do. Writes nothing.
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
-    let plan = |before: Surveyed| {
+    in_parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
-            Err(blocked) => (blocked.outcome, Some(blocked.why), Vec::new()),
             Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
             Ok(edits) => (Outcome::Unchanged, None, edits),
+            Err(blocked) => match blocked.state {
+                State::Incomplete => (Outcome::Incomplete, Some(blocked.why), Vec::new()),
+                _ => (Outcome::Refused, Some(blocked.why), Vec::new()),
+            },
         };
+        let after = before.clone();
         Applied {
-            after: before.clone(),
             before,
+            after,
             outcome,
             why,
             edits,
         }
-    };
-    backends.into_iter().map(plan).collect()
+    })
 }
 
-fn write(lock: &Lock, mut planned: Applied) -> Applied {
-    match write::apply(lock, &planned.edits) {
-        Err(error) => {
-            planned.outcome = Outcome::Failed;
-            planned.why = Some(format!("{error:#}"));
-        }
-        Ok(()) if planned.outcome == Outcome::WouldChange => planned.outcome = Outcome::Changed,
-        Ok(()) => return planned,
-    }
-    planned.after = survey::survey(planned.before.backend.clone());
-    planned
-}
-
-/// What `work` makes of each item, in their order. A thread that cannot be had leaves its share to the others.
-fn in_parallel<T, R>(items: Vec<T>, threads: usize, work: impl Fn(T) -> R + Sync) -> Vec<R>
-where
-    T: Send,
-    R: Send + Sync,
-{
-    let threads = threads.min(items.len());
-    let results: Vec<OnceLock<R>> = items.iter().map(|_| OnceLock::new()).collect();
-    let queue = Mutex::new(items.into_iter().zip(&results));
-    let next = || queue.lock().ok()?.next();
+/// What `work` makes of each item, in their order. So many threads work at least; one that cannot be had leaves its
+/// share to the others.
+fn in_parallel<T: Send, R: Send>(
+    items: Vec<T>,
+    at_least: usize,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    let slot = |item| Mutex::new((Some(item), None));
+    let slots: Vec<_> = items.into_iter().map(slot).collect();
+    let next = AtomicUsize::new(0);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
     let drain = || {
-        while let Some((item, result)) = next() {
-            result.get_or_init(|| work(item));
+        while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut slot = slot.lock().expect("nobody else takes it");
+            slot.1 = slot.0.take().map(&work);
         }
     };
     thread::scope(|scope| {
-        for _ in 1..threads {
-            let _ = thread::Builder::new().spawn_scoped(scope, drain);
-        }
+        let spawn = |_| drop(thread::Builder::new().spawn_scoped(scope, drain));
+        (1..slots.len().min(threads.max(at_least))).for_each(spawn);
         drain();
     });
-    drop(queue);
-    let taken = |result: OnceLock<R>| result.into_inner().expect("a thread took it");
-    results.into_iter().map(taken).collect()
+    let results = slots.into_iter().map(|slot| slot.into_inner().ok()?.1);
+    results.flatten().collect()
 }

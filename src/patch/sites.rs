@@ -98,7 +98,6 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
 }
 
 fn is_special(byte: &u8) -> bool {
-    // Nearly all are letters and blanks.
     let is_plain = byte.is_ascii_alphanumeric() || *byte == b' ';
     !is_plain
         && matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
@@ -128,7 +127,6 @@ fn token_length(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// What gives the form's name a value.
 fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> Bindings {
     let mut mentions = memmem::find_iter(text, form.name).peekable();
     // The line and those in whose blocks it may be, each with its indentation.
@@ -150,16 +148,14 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
         let headers = open.iter().filter_map(|(_, code)| HEADER.captures(code));
         let names = headers.map(|header| String::from_utf8_lossy(&header[2]).into_owned());
         let names: Vec<_> = names.collect();
-        let is_elsewhere =
-            matches!(form.place, MethodParameter(class) if names.iter().all(|name| name != class));
-        if !is_elsewhere {
+        let is_in = |class: &str| names.iter().any(|name| name == class);
+        if !matches!(form.place, MethodParameter(class) if !is_in(class)) {
             found.extend(read_line(form, source, code, line.start, &names.join(".")));
         }
     }
     found
 }
 
-/// Reads a logical line, `code`, which begins at `start`.
 fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str) -> Bindings {
     let end = start + code.len();
     let code = mark(code, form.name);

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::backend::Surveyed;
-use super::file::{Content, ReceiptFile, Source, VendorFile};
-use super::original::{self, Evidence, Receipt, parse_record};
+use super::backend::{Blocked, Surveyed};
+use super::file::{Source, VendorFile};
+use super::original::{Evidence, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
 use crate::files::{self, NotRead, app_bundle, directory_error};
@@ -23,24 +24,8 @@ pub fn survey(backend: Backend) -> Surveyed {
     let mut fits_context = false;
     for site_packages in backend.site_packages.as_deref().unwrap_or_default() {
         fits_context |= site_packages.join(CONTEXT_FIT).exists();
-        for setting in &SETTINGS {
-            let package = site_packages.join(setting.package);
-            let mut path = package.join(setting.file);
-            let found = match files::is_dir(&package) {
-                Ok(false) => continue,
-                Ok(true) => inside(&root, &path),
-                Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
-            };
-            let content = found.and_then(|real| {
-                path = real;
-                read(setting, site_packages, &path)
-            });
-            files.push(VendorFile {
-                setting,
-                path,
-                content: content.unwrap_or_else(refused),
-            });
-        }
+        let all = SETTINGS.iter();
+        files.extend(all.filter_map(|setting| vendor_file(&root, site_packages, setting)));
     }
     Surveyed {
         backend,
@@ -49,14 +34,33 @@ pub fn survey(backend: Backend) -> Surveyed {
     }
 }
 
+/// Reads the file of a setting, if its package is there. It must be inside `root`, the real directory of its backend.
+fn vendor_file(root: &Path, site_packages: &Path, setting: &'static Setting) -> Option<VendorFile> {
+    let package = site_packages.join(setting.package);
+    let mut path = package.join(setting.file);
+    let found = match files::is_dir(&package) {
+        Ok(false) => return None,
+        Ok(true) => inside(root, &path),
+        Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
+    };
+    let content = found.map_err(Blocked::from).and_then(|real| {
+        path = real;
+        read(setting, site_packages, &path)
+    });
+    let content = content.map(Arc::new).map_err(|blocked| {
+        let why = format!("{}: {}", setting.record_path(), blocked.why);
+        Blocked { why, ..blocked }
+    });
+    Some(VendorFile {
+        setting,
+        path,
+        content,
+    })
+}
+
 /// Where the receipt of a vendor file is.
 pub fn receipt_path(file: &Path) -> PathBuf {
     file.with_extension("py.lmpatch")
-}
-
-fn refused(why: String) -> Content {
-    let is_original = false;
-    Content::Refused { why, is_original }
 }
 
 /// Permissions are fixed where they are, all else only by getting the file anew.
@@ -88,40 +92,37 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
     Err(format!("{path} {why} to {real}; {REINSTALL}"))
 }
 
-fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Content, String> {
-    let bytes = match files::read(path) {
-        Ok(bytes) => bytes,
-        Err(NotRead::Missing) => return Ok(Content::Missing),
-        Err(why) => return Err(unreadable(path, &why)),
-    };
+fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
+    let bytes = files::read(path).map_err(|why| match why {
+        NotRead::Missing => Blocked::incomplete("not there, an update that is not finished"),
+        why => unreadable(path, &why).into(),
+    })?;
     let record = || record(site_packages, setting);
-    match locate(setting, &bytes) {
-        Ok(sites) => {
-            let receipt = read_receipt(path, &bytes, &sites);
-            Source::new(setting, bytes, sites, receipt, record)
-                .map(|source| Content::Source(source.into()))
+    let sites = locate(setting, &bytes).map_err(|why| {
+        let mut evidence = releases(setting);
+        evidence.extend(record().unwrap_or_default());
+        let is_original = prove(&bytes, &[], &[], &evidence).is_some();
+        let blocked = Blocked::from(why);
+        Blocked {
+            is_original,
+            ..blocked
         }
-        Err(why) => {
-            let mut evidence = original::releases(setting);
-            evidence.extend(record().unwrap_or_default());
-            let is_original = original::prove(&bytes, &[], &[], &evidence).is_some();
-            Ok(Content::Refused { why, is_original })
-        }
-    }
+    })?;
+    let receipt = read_receipt(path, &bytes, &sites);
+    Ok(Source::new(setting, bytes, sites, receipt, record)?)
 }
 
-fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> ReceiptFile {
+/// The receipt for this very file, if there is one; or why what is in its place is ignored.
+fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Receipt>, String> {
     let path = receipt_path(path);
-    let why = match files::read(&path) {
-        Err(NotRead::Missing) => return ReceiptFile::Absent,
-        Err(why) => why.to_string(),
-        Ok(bytes) => match serde_json::from_slice::<Receipt>(&bytes) {
-            Err(_) => "is damaged".to_owned(),
-            Ok(receipt) if receipt.fits(source, sites) => return ReceiptFile::Fits(receipt),
-            Ok(_) => "belongs to another version of the file".to_owned(),
-        },
-    };
-    ReceiptFile::Ignored(format!("{} {why}", path.display()))
+    let ignored = |why: &str| Err(format!("{} {why}", path.display()));
+    match files::read(&path).map(|bytes| serde_json::from_slice::<Receipt>(&bytes)) {
+        Err(NotRead::Missing) => Ok(None),
+        Err(why) => ignored(&why.to_string()),
+        Ok(Err(_)) => ignored("is damaged"),
+        Ok(Ok(receipt)) if receipt.fits(source, sites) => Ok(Some(receipt)),
+        Ok(Ok(_)) => ignored("belongs to another version of the file"),
+    }
 }
 
 /// What every `RECORD` of the package says of the setting's file. Fails where one is there and cannot be read.

@@ -6,7 +6,7 @@ use super::{BackendReport, Report};
 use crate::agent;
 use crate::lmstudio::workers::LoadState;
 use crate::patch::backend::{Goal, State, Surveyed};
-use crate::patch::file::{ReceiptFile, Source, VendorFile};
+use crate::patch::file::{Source, VendorFile};
 use crate::patch::settings::DEFAULT_SIZE;
 use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
 
@@ -151,7 +151,7 @@ fn on_leftovers(found: &mut Findings, row: &BackendReport) {
 
 fn on_receipts(found: &mut Findings, row: &BackendReport) {
     for source in row.files.iter().filter_map(VendorFile::source) {
-        if let ReceiptFile::Ignored(why) = &source.receipt {
+        if let Err(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
             found.add(Note, Some(row), &what, "move it away");
         }

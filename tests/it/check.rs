@@ -282,7 +282,7 @@ fn the_state_of_each_backend_is_judged() {
     finds(&env, "error", Some(NAME), refused, "it is left as it is");
     env.run(["--check"]).exits(1).shows("refused");
     fs::remove_file(layer.engine()).unwrap();
-    let incomplete = "cache_wrapper.py is not there";
+    let incomplete = "cache_wrapper.py: not there";
     finds(
         &env,
         "warning",
@@ -305,7 +305,7 @@ fn a_selected_backend_that_is_incomplete_is_named_as_what_was_not_changed() {
         } else {
             fs::remove_file(layer.engine()).unwrap();
             fs::remove_file(layer.generate()).unwrap();
-            "is not there: an update that is not finished"
+            "not there, an update that is not finished"
         };
         let check = env.run(["--check"]).exits(0).shows("incomplete");
         check.says(&format!("warning: {NAME}: ")).says(why);

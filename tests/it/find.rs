@@ -242,7 +242,7 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
     let before = snapshot(&half.root);
     env.run(["4096"])
         .exits(0)
-        .says("@35: mlx_lm/generate.py is not there")
+        .says("@35: mlx_lm/generate.py: not there")
         .says("1 changed, 1 incomplete");
     assert_eq!(snapshot(&half.root), before);
     env.run(["--check"])

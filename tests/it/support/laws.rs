@@ -1,7 +1,7 @@
 //! What holds for every source in which the settings are found: asserted by the property tests and by the fuzz targets.
 
 use lmpatch::patch::backend::Goal;
-use lmpatch::patch::file::{Content, Edit, ReceiptFile, Source, VendorFile};
+use lmpatch::patch::file::{Edit, Source, VendorFile};
 use lmpatch::patch::original::{Evidence, Fingerprint, Proof, Receipt};
 use lmpatch::patch::settings::{Setting, Site};
 use lmpatch::patch::sites::locate;
@@ -93,16 +93,17 @@ pub fn understand(
 ) -> VendorFile {
     let sites = locate(setting, source).unwrap();
     let receipt = match receipt {
-        None => ReceiptFile::Absent,
-        Some(receipt) if receipt.fits(source, &sites) => ReceiptFile::Fits(receipt.clone()),
-        Some(_) => ReceiptFile::Ignored("it belongs to another version".to_owned()),
+        Some(receipt) if !receipt.fits(source, &sites) => {
+            Err("it belongs to another version".to_owned())
+        }
+        receipt => Ok(receipt.cloned()),
     };
     let record = || Ok(evidence.clone());
     let source = Source::new(setting, source.to_vec(), sites, receipt, record).unwrap();
     VendorFile {
         setting,
         path: "/".into(),
-        content: Content::Source(source.into()),
+        content: Ok(source.into()),
     }
 }
 
