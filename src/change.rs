@@ -51,7 +51,7 @@ pub fn run(
     // Also where stdout is of no use: what was done to people's files is not kept from them.
     report.findings.tell(output);
     tell_summary(cli, output, report, &survey, reloads);
-    report.missing_backends = survey.missing;
+    report.missing_backends = survey.home.missing;
     let mut exit = exit(report);
     if let Some(how) = reloads {
         let set = report.count(Outcome::Changed) + report.count(Outcome::Unchanged);
@@ -94,8 +94,8 @@ fn tell_summary(
 /// Whether the run changed what LM Studio uses, or may have where it is unknown what that is.
 fn is_in_use_changed(report: &Report, survey: &Survey) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
-        || survey.missing.iter().any(|missing| missing.selected)
-        || !survey.left_out.is_empty();
+        || survey.home.missing.iter().any(|missing| missing.selected)
+        || !survey.home.left_out.is_empty();
     let is_it = |row: &BackendReport| {
         row.result == Some(Outcome::Changed) && (row.backend.selected || !is_known)
     };

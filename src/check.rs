@@ -29,7 +29,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Home, report: &mut Report) -> Resu
         let what = "a benchmark was cut off before it had put the sizes back";
         report.findings.add(Level::Warning, None, what, &next);
     }
-    report.missing_backends = std::mem::take(&mut survey.missing);
+    report.missing_backends = std::mem::take(&mut survey.home.missing);
     let shown = cli.show(output, || {
         table::backends(report, output) + table::load_state(report)
     });

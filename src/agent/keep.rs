@@ -68,7 +68,7 @@ fn is_finished(home: &Path) -> Result<bool> {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    Ok(found.missing.is_empty() && found.backends.iter().all(is_whole))
+    Ok(found.home.missing.is_empty() && found.backends.iter().all(is_whole))
 }
 
 /// Whether all of it is there, both packages too.

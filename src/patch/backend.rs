@@ -20,8 +20,6 @@ pub struct Surveyed {
     pub backend: Backend,
     /// Empty in a stuck download.
     pub files: Vec<VendorFile>,
-    /// Whether its engine fits the context to memory with the chunk in the formula (2026-07-14 to 2026-08-21).
-    pub fits_context: bool,
 }
 
 /// What the numbers in a file or a backend are.
@@ -48,16 +46,6 @@ impl State {
             Self::Mixed
         }
     }
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Stock => "stock",
-            Self::Patched => "patched",
-            Self::Mixed => "mixed",
-            Self::Refused => "refused",
-            Self::Incomplete => "incomplete",
-        }
-    }
 }
 
 /// Why a file or a backend is not edited: it is [`State::Incomplete`] or [`State::Refused`].
@@ -70,21 +58,12 @@ pub struct Blocked {
 }
 
 impl Blocked {
-    pub fn incomplete(why: &str) -> Self {
-        let state = State::Incomplete;
+    pub fn new(state: State, why: String) -> Self {
+        let is_original = false;
         Self {
             state,
-            ..why.to_owned().into()
-        }
-    }
-}
-
-impl From<String> for Blocked {
-    fn from(why: String) -> Self {
-        Self {
-            state: State::Refused,
             why,
-            is_original: false,
+            is_original,
         }
     }
 }
@@ -119,8 +98,10 @@ impl Surveyed {
         let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
         let blocked = self.files.iter().filter_map(|f| f.content.as_ref().err());
         match &self.backend.site_packages {
-            Err(why) => Some(why.clone().into()),
-            Ok(_) if self.files.is_empty() => Some(Blocked::incomplete(stuck)),
+            Err(why) => Some(Blocked::new(State::Refused, why.clone())),
+            Ok(_) if self.files.is_empty() => {
+                Some(Blocked::new(State::Incomplete, stuck.to_owned()))
+            }
             Ok(_) => blocked.min_by_key(|b| b.state != State::Refused).cloned(),
         }
     }
@@ -141,7 +122,8 @@ impl Surveyed {
         let sources = self.files.iter().filter_map(|f| Some((f, f.source()?)));
         let plan = |(file, source): (&VendorFile, &Source)| {
             let edit = file.plan(source, goal, stock);
-            edit.map_err(|why| format!("{}: {why}", file.setting.record_path()).into())
+            let path = file.setting.record_path();
+            edit.map_err(|why| Blocked::new(State::Refused, format!("{path}: {why}")))
         };
         sources.map(plan).collect()
     }

@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
 use super::backend::{Blocked, Goal, State, Surveyed};
 use super::original::{Evidence, Original, Proof, Receipt};
-use super::original::{fill, literals, prove, releases, with_values};
+use super::original::{fill, literals, prove, with_values};
 use super::settings::{Setting, Site};
 use super::sites::locate;
 use crate::files::MAX_BYTES;
@@ -59,59 +59,48 @@ impl Edit {
 }
 
 impl Source {
-    /// Understands `bytes`, in which `sites` are the setting. `record` is asked only for files that are no known
-    /// release; where it fails, so does this: an edited file could be taken for one that was never edited.
+    /// Understands `bytes`, in which `sites` are the setting.
     pub fn new(
-        setting: &Setting,
         bytes: Vec<u8>,
         mut sites: Vec<Site>,
         receipt: Result<Option<Receipt>, String>,
-        record: impl FnOnce() -> Result<Evidence, String>,
-    ) -> Result<Self, String> {
+        evidence: &Evidence,
+    ) -> Self {
         let by_rule = with_values(&bytes, &sites, |site| site.stock);
-        let receipt_literals = receipt.as_ref().ok().and_then(Option::as_ref);
-        let noted = receipt_literals.map(|receipt| receipt.literals.clone());
+        let noted = receipt.iter().flatten().next();
+        let noted = noted.map(|receipt| receipt.literals.clone());
         let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted.clone()];
-        let find = |evidence: &Evidence| {
-            candidates.iter().flatten().find_map(|literals| {
-                let proof = prove(&bytes, &sites, literals, evidence)?;
-                let literals = literals.clone();
-                Some(Original { proof, literals })
-            })
-        };
-        let mut evidence = releases(setting);
-        let (mut original, mut is_recorded) = (find(&evidence), false);
-        if original.is_none() {
-            let rows = record()?;
-            is_recorded = !rows.is_empty();
-            evidence.extend(rows);
-            original = find(&evidence);
-        }
+        let prove = |literals: &[String]| prove(&bytes, &sites, literals, evidence);
+        let mut proven = candidates.into_iter().flatten().filter_map(|literals| {
+            let proof = prove(&literals)?;
+            Some(Original { proof, literals })
+        });
+        let proven = proven.next();
         // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
         let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
-        let is_recoverable = original.as_ref().is_some_and(|o| o.literals == shipped)
-            || prove(&bytes, &sites, &shipped, &evidence).is_some();
-        let differs_from_record = is_recorded && original.is_none();
+        let is_recoverable = match &proven {
+            Some(original) if original.literals == shipped => true,
+            _ => prove(&shipped).is_some(),
+        };
         for (site, literal) in sites
             .iter_mut()
-            .zip(original.iter().flat_map(|o| &o.literals))
+            .zip(proven.iter().flat_map(|o| &o.literals))
         {
             site.stock = value(literal).unwrap_or(site.stock);
         }
         let is_stock = sites.iter().all(|site| site.value == site.stock);
         let lacks_receipt = matches!(receipt, Ok(None)) || receipt.is_err() && is_stock;
-        let noted = noted.map(|literals| Original {
-            proof: Proof::Receipt,
-            literals,
-        });
-        Ok(Self {
+        let is_recorded = evidence.iter().any(|(proof, _)| *proof == Proof::Record);
+        let (proof, differs_from_record) = (Proof::Receipt, is_recorded && proven.is_none());
+        let noted = noted.map(|literals| Original { proof, literals });
+        Self {
             needs_receipt: lacks_receipt && !is_recoverable,
             differs_from_record,
             bytes,
             sites,
-            original: original.or(noted),
+            original: proven.or(noted),
             receipt,
-        })
+        }
     }
 
     /// Whether every site has its stock value.

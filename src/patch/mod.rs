@@ -10,6 +10,7 @@ pub mod survey;
 mod write;
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +20,7 @@ use anyhow::Result;
 use glob::Pattern;
 use serde::Serialize;
 
-use crate::lmstudio::backends::{self, MissingBackend};
+use crate::lmstudio::backends::{self, Installed};
 use backend::{Goal, State, Surveyed};
 use file::Edit;
 
@@ -40,17 +41,10 @@ pub enum Outcome {
     Failed,
 }
 
-impl Outcome {
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Changed => "changed",
-            Self::Unchanged => "unchanged",
-            Self::WouldChange => "would change",
-            Self::Incomplete => "incomplete",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-        }
-    }
+/// An outcome or a state as it is printed: in the words of its name in JSON.
+pub fn words(value: impl Serialize) -> String {
+    let name = serde_json::to_value(value).unwrap_or_default();
+    name.as_str().unwrap_or_default().replace('-', " ")
 }
 
 /// One backend, before and after a run. Both are the same where nothing was written.
@@ -69,22 +63,15 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
-    pub missing: Vec<MissingBackend>,
-    /// Why it is unknown which runtime is selected, a sentence for each app of which that is so.
-    pub selection_unknown: Vec<String>,
-    /// The selected backends that no pattern matches.
-    pub left_out: Vec<String>,
+    /// All else that is known of it; without its backends.
+    pub home: Installed,
 }
 
 /// Reads every backend of a home whose name matches one of `wanted`, all where that is empty.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
-    let found = backends::find(home, wanted)?;
-    Ok(Survey {
-        backends: in_parallel(found.backends, 1, survey::survey),
-        missing: found.missing,
-        selection_unknown: found.selection_unknown,
-        left_out: found.left_out,
-    })
+    let mut home = backends::find(home, wanted)?;
+    let backends = in_parallel(mem::take(&mut home.backends), 1, survey::survey);
+    Ok(Survey { backends, home })
 }
 
 /// Brings every backend to the goal; each wholly or not at all, all planned before the first write.
@@ -115,14 +102,20 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 /// What [`apply`] would do. Writes nothing.
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     in_parallel(backends, 1, |before| {
-        let (outcome, why, edits) = match before.edits(goal) {
-            Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
-            Ok(edits) => (Outcome::Unchanged, None, edits),
-            Err(blocked) => match blocked.state {
-                State::Incomplete => (Outcome::Incomplete, Some(blocked.why), Vec::new()),
-                _ => (Outcome::Refused, Some(blocked.why), Vec::new()),
-            },
-        };
+        let (mut outcome, mut why, mut edits) = (Outcome::Unchanged, None, Vec::new());
+        match before.edits(goal) {
+            Ok(planned) => edits = planned,
+            Err(blocked) => {
+                why = Some(blocked.why);
+                outcome = match blocked.state {
+                    State::Incomplete => Outcome::Incomplete,
+                    _ => Outcome::Refused,
+                };
+            }
+        }
+        if edits.iter().any(Edit::is_change) {
+            outcome = Outcome::WouldChange;
+        }
         let after = before.clone();
         Applied {
             before,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::backend::{Blocked, Surveyed};
+use super::backend::{Blocked, State, Surveyed};
 use super::file::{Source, VendorFile};
 use super::original::{Evidence, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
@@ -12,8 +12,6 @@ use super::sites::locate;
 use crate::files::{self, NotRead, app_bundle, directory_error};
 use crate::lmstudio::backends::Backend;
 
-/// Engines with this file fit the context to memory with the chunk in the formula.
-const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 /// What to do about something that is no vendor file.
 const REINSTALL: &str = "move it away and reinstall the runtime in LM Studio";
 
@@ -21,17 +19,11 @@ const REINSTALL: &str = "move it away and reinstall the runtime in LM Studio";
 pub fn survey(backend: Backend) -> Surveyed {
     let root = fs::canonicalize(&backend.path).unwrap_or_else(|_| backend.path.clone());
     let mut files = Vec::new();
-    let mut fits_context = false;
     for site_packages in backend.site_packages.as_deref().unwrap_or_default() {
-        fits_context |= site_packages.join(CONTEXT_FIT).exists();
         let all = SETTINGS.iter();
         files.extend(all.filter_map(|setting| vendor_file(&root, site_packages, setting)));
     }
-    Surveyed {
-        backend,
-        files,
-        fits_context,
-    }
+    Surveyed { backend, files }
 }
 
 /// Reads the file of a setting, if its package is there. It must be inside `root`, the real directory of its backend.
@@ -43,7 +35,7 @@ fn vendor_file(root: &Path, site_packages: &Path, setting: &'static Setting) -> 
         Ok(true) => inside(root, &path),
         Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
     };
-    let content = found.map_err(Blocked::from).and_then(|real| {
+    let content = found.map_err(refused).and_then(|real| {
         path = real;
         read(setting, site_packages, &path)
     });
@@ -93,23 +85,26 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
+    let missing = "not there, an update that is not finished".to_owned();
     let bytes = files::read(path).map_err(|why| match why {
-        NotRead::Missing => Blocked::incomplete("not there, an update that is not finished"),
-        why => unreadable(path, &why).into(),
+        NotRead::Missing => Blocked::new(State::Incomplete, missing),
+        why => refused(unreadable(path, &why)),
     })?;
-    let record = || record(site_packages, setting);
+    let evidence = evidence(site_packages, setting);
     let sites = locate(setting, &bytes).map_err(|why| {
-        let mut evidence = releases(setting);
-        evidence.extend(record().unwrap_or_default());
-        let is_original = prove(&bytes, &[], &[], &evidence).is_some();
-        let blocked = Blocked::from(why);
-        Blocked {
-            is_original,
-            ..blocked
-        }
+        let mut blocked = refused(why);
+        let is_proven = |evidence| prove(&bytes, &[], &[], evidence).is_some();
+        blocked.is_original = evidence.as_ref().is_ok_and(is_proven);
+        blocked
     })?;
     let receipt = read_receipt(path, &bytes, &sites);
-    Ok(Source::new(setting, bytes, sites, receipt, record)?)
+    // Without RECORD an edited file could be taken for one that was never edited.
+    let evidence = evidence.map_err(refused)?;
+    Ok(Source::new(bytes, sites, receipt, &evidence))
+}
+
+fn refused(why: String) -> Blocked {
+    Blocked::new(State::Refused, why)
 }
 
 /// The receipt for this very file, if there is one; or why what is in its place is ignored.
@@ -125,12 +120,12 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
     }
 }
 
-/// What every `RECORD` of the package says of the setting's file. Fails where one is there and cannot be read.
-fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
+/// What the table and every `RECORD` of the package say of the setting's file. Fails where one cannot be read.
+fn evidence(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
     let names = files::names(site_packages)
         .map_err(|error| format!("{:#}", directory_error("list", site_packages, error)))?;
-    let mut rows = Evidence::new();
+    let mut rows = releases(setting);
     for name in names {
         let shown = name.to_string_lossy();
         if !shown.starts_with(&prefix) || !shown.ends_with(".dist-info") {

@@ -4,6 +4,7 @@ use super::findings::Findings;
 use super::findings::Level::{Error, Note, Warning};
 use super::{BackendReport, Report};
 use crate::agent;
+use crate::lmstudio::backends::Backend;
 use crate::lmstudio::workers::LoadState;
 use crate::patch::backend::{Goal, State, Surveyed};
 use crate::patch::file::{Source, VendorFile};
@@ -14,6 +15,9 @@ use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
 const CHECKPOINT_GRID: u64 = 256;
 /// Above this size reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
 const MEMORY_CAUTION: u64 = 8192;
+
+/// Engines with this file fit the context to memory with the chunk in the formula (2026-07-14 to 2026-08-21).
+const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
 /// What a check finds.
 pub fn on_check(report: &mut Report, survey: &Survey) {
@@ -28,7 +32,7 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         on_size(found, row, backend, row.chunk);
     }
     on_missing(found, survey);
-    for why in &survey.selection_unknown {
+    for why in &survey.home.selection_unknown {
         let next = "choose one in LM Studio under Runtime, or with `lms runtime select`";
         found.add(Note, None, why, next);
     }
@@ -57,7 +61,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
             on_size(found, row, &applied.after, report.size);
         }
     }
-    for name in &survey.left_out {
+    for name in &survey.home.left_out {
         let what = format!("{name} is selected in LM Studio, and --backend leaves it out");
         let next = "run lmpatch without --backend to set it too";
         found.add(Warning, None, &what, next);
@@ -195,7 +199,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, backend: &Surveyed, size: 
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = "`lmpatch --revert` restores the vendor's files";
         found.add(Note, Some(row), &what, next);
-    } else if backend.fits_context {
+    } else if fits_context(&backend.backend) {
         let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("it fits less context into memory at a larger chunk: {case}");
         let next = "if you need the longer context: `lmpatch --revert`";
@@ -203,9 +207,14 @@ fn on_size(found: &mut Findings, row: &BackendReport, backend: &Surveyed, size: 
     }
 }
 
+fn fits_context(backend: &Backend) -> bool {
+    let mut directories = backend.site_packages.iter().flatten();
+    directories.any(|site_packages| site_packages.join(CONTEXT_FIT).exists())
+}
+
 /// What runtimes are made of and is not there.
 fn on_missing(found: &mut Findings, survey: &Survey) {
-    for missing in &survey.missing {
+    for missing in &survey.home.missing {
         let level = if missing.selected { Warning } else { Note };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an update that is not finished";

@@ -10,6 +10,7 @@ use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchange
 use crate::patch::backend::Surveyed;
 use crate::patch::file::VendorFile;
 use crate::patch::original::Proof;
+use crate::patch::words;
 
 /// The table of backends with, where asked for, the sites of each below it.
 pub fn backends(report: &Report, output: &Output) -> String {
@@ -39,9 +40,9 @@ pub fn backends(report: &Report, output: &Output) -> String {
         let line = line.trim_end();
         // A row that is wrapped ends in its last word only in its first line.
         let (word, style) = if index == 0 {
-            (line, STRONG)
+            (line.to_owned(), STRONG)
         } else {
-            let painted = words.next_if(|(word, _)| line.ends_with(word));
+            let painted = words.next_if(|(word, _)| line.ends_with(word.as_str()));
             painted.unwrap_or_default()
         };
         let start = &line[..line.len() - word.len()];
@@ -66,14 +67,14 @@ fn cells(row: &BackendReport) -> Vec<String> {
     if row.result.is_none() {
         cells.push(number(row.stock));
     }
-    cells.push(last_word(row).0.to_owned());
+    cells.push(last_word(row).0);
     cells
 }
 
 /// What became of the backend, or its state where the run only looked.
-fn last_word(row: &BackendReport) -> (&'static str, Style) {
-    let word = row.result.map_or(row.state.word(), Outcome::words);
-    let style = match word {
+fn last_word(row: &BackendReport) -> (String, Style) {
+    let word = row.result.map_or_else(|| words(row.state), words);
+    let style = match word.as_str() {
         "changed" | "patched" => GOOD,
         "incomplete" | "mixed" => NOTE,
         "failed" | "refused" => BAD,
@@ -92,7 +93,7 @@ pub fn summary(report: &Report) -> String {
     for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
         match report.count(outcome) {
             0 => {}
-            count => counts.push(format!("{count} {}", outcome.words())),
+            count => counts.push(format!("{count} {}", words(outcome))),
         }
     }
     format!("{}: {}", count(report.backends.len()), counts.join(", "))
@@ -147,7 +148,7 @@ fn details(row: &BackendReport) -> String {
 }
 
 fn file_details(file: &VendorFile) -> String {
-    let (path, state) = (file.setting.record_path(), file.state().word());
+    let (path, state) = (file.setting.record_path(), words(file.state()));
     let Some(source) = file.source() else {
         return format!("  {path}  {state}\n");
     };

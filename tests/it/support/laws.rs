@@ -98,8 +98,7 @@ pub fn understand(
         }
         receipt => Ok(receipt.cloned()),
     };
-    let record = || Ok(evidence.clone());
-    let source = Source::new(setting, source.to_vec(), sites, receipt, record).unwrap();
+    let source = Source::new(source.to_vec(), sites, receipt, evidence);
     VendorFile {
         setting,
         path: "/".into(),
