@@ -59,23 +59,19 @@ fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
 }
 
 fn list(source: &Path) -> Result<Vec<PathBuf>> {
-    let (Some(directory), Some(stem)) = (source.parent(), source.file_stem()) else {
-        return Ok(Vec::new());
-    };
-    let cache = directory.join("__pycache__");
+    let cache = source.with_file_name("__pycache__");
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
     let failed = |error| directory_error("list", &cache, error);
-    match fs::symlink_metadata(&cache) {
-        Ok(found) if found.is_symlink() => {
-            let cache = cache.display();
-            bail!("{cache} is a link; remove it, Python makes a new one")
-        }
-        Ok(found) if found.is_dir() => {}
-        Err(error) if !is_absence(&error) => return Err(failed(error)),
-        _ => return Ok(Vec::new()),
+    if cache.is_symlink() {
+        let cache = cache.display();
+        bail!("{cache} is a link; remove it, Python makes a new one");
     }
-    let stem = stem.to_string_lossy();
+    let entries = match fs::read_dir(&cache) {
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
     let mut own = Vec::new();
-    for entry in fs::read_dir(&cache).map_err(failed)? {
+    for entry in entries {
         let entry = entry.map_err(failed)?;
         // Python never takes a directory for bytecode, so it is not stale.
         let is_file = entry.file_type().is_ok_and(|found| !found.is_dir());

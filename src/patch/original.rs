@@ -46,10 +46,9 @@ pub struct Receipt {
 
 impl Receipt {
     pub fn of(source: &[u8], sites: &[Site]) -> Self {
-        let (fingerprint, literals) = (Fingerprint::of(source), literals(source, sites));
         Self {
-            fingerprint,
-            literals,
+            fingerprint: Fingerprint::of(source),
+            literals: literals(source, sites),
         }
     }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
@@ -106,10 +106,6 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     // All content is on the disk before the first file is replaced: a full disk stops here.
     let mut staged = Vec::new();
     for edit in changes {
-        let path = edit.path.display();
-        if fs::symlink_metadata(&edit.path).is_ok_and(|found| found.permissions().readonly()) {
-            bail!("{path} is read-only; allow writing with: chmod u+w '{path}'");
-        }
         staged.push(stage(&edit.path, &edit.path, &edit.after)?);
     }
     // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
@@ -120,13 +116,12 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     remove_bytecode(changes)?;
     for edit in changes {
         let path = edit.path.display();
-        match files::read(&edit.path) {
-            Ok(now) if now == edit.after => {}
-            Ok(_) => {
-                bail!("{path} does not read back as it was written; was LM Studio updating it?")
-            }
-            Err(why) => bail!("{path} {why}"),
-        }
+        let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
+        let is_as_written = now == edit.after;
+        ensure!(
+            is_as_written,
+            "{path} does not read back as it was written; was LM Studio updating it?"
+        );
     }
     Ok(())
 }
@@ -173,20 +168,22 @@ pub fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
     let (directory, name) = split(target);
     let prefix = format!(".{name}.lmpatch");
     let names = files::names(directory);
-    let mut found = Vec::new();
-    for name in names.map_err(|error| directory_error("list", directory, error))? {
-        let is_ours = |name: &str| name.starts_with(&prefix) && name.contains(TEMP_MARK);
-        if name.to_str().is_some_and(is_ours) {
-            found.push(directory.join(name));
-        }
-    }
-    Ok(found)
+    let mut names = names.map_err(|error| directory_error("list", directory, error))?;
+    names.retain(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with(&prefix) && name.contains(TEMP_MARK)
+    });
+    Ok(names.iter().map(|name| directory.join(name)).collect())
 }
 
 /// Writes `content` beside `target`, with the mode and owner of `model`; on the disk and not yet in its place.
 fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let metadata = fs::symlink_metadata(model);
-    let metadata = metadata.with_context(|| format!("{} is gone", model.display()))?;
+    let path = model.display();
+    let metadata = metadata.with_context(|| format!("{path} is gone"))?;
+    if metadata.permissions().readonly() {
+        bail!("{path} is read-only; allow writing with: chmod u+w '{path}'");
+    }
     let (directory, name) = split(target);
     let prefix = format!(".{name}{TEMP_MARK}");
     // Opened here, since the crate's own error no longer tells EPERM from EACCES.
@@ -242,16 +239,20 @@ fn fill(temp: &mut NamedTempFile, model: &Metadata, content: &[u8]) -> Result<()
 /// asks for and take a plain fsync; where there is no sync at all, there is nothing to wait for.
 fn sync(file: &File) -> io::Result<()> {
     const UNSUPPORTED: [Errno; 4] = [Errno::NOTTY, Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP];
-    let unless_unsupported = |error: io::Error| match Errno::from_io_error(&error) {
-        Some(errno) if UNSUPPORTED.contains(&errno) => Ok(()),
-        _ => Err(error),
-    };
-    let plain = |error| {
-        unless_unsupported(error)?;
-        let synced = rustix::fs::fsync(file).map_err(io::Error::from);
-        synced.or_else(unless_unsupported)
-    };
-    file.sync_all().or_else(plain)
+    let is_unsupported = |errno| UNSUPPORTED.contains(&errno);
+    match file.sync_all() {
+        Err(error) if Errno::from_io_error(&error).is_some_and(is_unsupported) => {
+            let plain = rustix::fs::fsync(file);
+            plain.or_else(|errno| {
+                if is_unsupported(errno) {
+                    Ok(())
+                } else {
+                    Err(errno.into())
+                }
+            })
+        }
+        synced => synced,
+    }
 }
 
 fn refused(act: &str, path: &Path, error: io::Error) -> Error {
