@@ -7,7 +7,7 @@ use crate::check;
 use crate::cli::Cli;
 use crate::exit::Exit;
 use crate::lmstudio::home::Home;
-use crate::lmstudio::lms::{Lms, LoadedModel, Timeouts};
+use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::output::Output;
 use crate::patch::backend::Goal;
 use crate::patch::{self, Applied, Outcome, Survey};
@@ -132,9 +132,8 @@ fn advice(applied: &[Applied]) -> String {
 fn reload(output: &Output, home: &Home, report: &mut Report, how: How, advice: String) -> bool {
     let reloader = Reloader {
         home: &home.path,
-        lms: Lms::of(&home.path, Timeouts::default()),
+        lms: Lms::of(&home.path),
         advice,
-        wants_stop: &|| false,
     };
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),

@@ -7,7 +7,7 @@ use crate::cli::Cli;
 use crate::exit::Exit;
 use crate::files;
 use crate::lmstudio::home::Home;
-use crate::lmstudio::lms::{Lms, Timeouts};
+use crate::lmstudio::lms::Lms;
 use crate::lmstudio::workers::{self, LoadState};
 use crate::output::Output;
 use crate::patch;
@@ -58,7 +58,7 @@ pub fn look_at_workers(
     };
     // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
     if backends.iter().any(is_old) {
-        snapshot.ask(&Lms::of(&home.path, Timeouts::default()));
+        snapshot.ask(&Lms::of(&home.path));
     }
     for (row, surveyed) in report.backends.iter_mut().zip(backends) {
         let state = snapshot.load_state(&surveyed.backend, written(surveyed));

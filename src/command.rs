@@ -27,15 +27,6 @@ pub struct Finished {
 
 /// Runs `command` without input. Fails where it cannot be started, or has to be killed after `timeout`.
 pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
-    run_until(command, timeout, &|| false)
-}
-
-/// The same; it is killed too as soon as `wants_stop`.
-pub fn run_until(
-    command: &mut Command,
-    timeout: Duration,
-    wants_stop: &dyn Fn() -> bool,
-) -> io::Result<Finished> {
     let deadline = Instant::now() + timeout;
     // A process group of its own: Ctrl-C is for lmpatch, and does not cut in half what it has begun.
     let mut child = command
@@ -50,15 +41,10 @@ pub fn run_until(
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        let is_stopped = wants_stop();
-        if is_stopped || Instant::now() >= deadline {
+        if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(if is_stopped {
-                io::Error::new(io::ErrorKind::Interrupted, "stopped")
-            } else {
-                too_slow(timeout)
-            });
+            return Err(too_slow(timeout));
         }
         thread::sleep(PAUSE);
     };
@@ -78,15 +64,10 @@ pub fn run_until(
 }
 
 /// What a program printed to stdout. Fails, in one line, where it does.
-pub fn output(
-    command: &mut Command,
-    timeout: Duration,
-    wants_stop: &dyn Fn() -> bool,
-) -> Result<String> {
+pub fn output(command: &mut Command, timeout: Duration) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let name = name.rsplit('/').next().unwrap_or(&name);
-    let finished =
-        run_until(command, timeout, wants_stop).with_context(|| format!("{name} failed"))?;
+    let finished = run(command, timeout).with_context(|| format!("{name} failed"))?;
     if finished.status.success() {
         return Ok(finished.stdout);
     }
@@ -99,16 +80,12 @@ pub fn output(
     bail!("{name} failed ({}): {said}", finished.status)
 }
 
-/// Tries until it succeeds, at least once and no longer than `limit`, unless `wants_stop`.
-pub fn retry<T>(
-    limit: Duration,
-    wants_stop: &dyn Fn() -> bool,
-    attempt: impl Fn() -> Result<T>,
-) -> Result<T> {
+/// Tries until it succeeds, at least once and no longer than `limit`.
+pub fn retry<T>(limit: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         let result = attempt();
-        if result.is_ok() || Instant::now() >= deadline || wants_stop() {
+        if result.is_ok() || Instant::now() >= deadline {
             return result;
         }
         thread::sleep(BETWEEN_ATTEMPTS.min(limit));

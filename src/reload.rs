@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
-use crate::command;
+use crate::command::{self, retry};
 use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::lmstudio::workers::{self, Worker};
 
@@ -41,7 +41,6 @@ pub struct Reloader<'a> {
     pub lms: Lms,
     /// What to do about a model that cannot be loaded with the new values.
     pub advice: String,
-    pub wants_stop: &'a dyn Fn() -> bool,
 }
 
 impl Reloader<'_> {
@@ -67,7 +66,6 @@ impl Reloader<'_> {
     }
 
     /// Unloads the model when it is idle, if it is loaded, and loads it as `wanted` says.
-    #[must_use]
     pub fn reload(&self, wanted: &LoadedModel) -> Reloaded {
         let failed = |error| Reloaded {
             model: wanted.clone(),
@@ -122,8 +120,8 @@ impl Reloader<'_> {
             is_known,
             "`lms ps` does not tell its path and context; {left}"
         );
-        let limit = self.lms.timeouts.busy;
-        let loaded = self.retry(limit, || {
+        let limit = self.lms.busy;
+        let loaded = retry(limit, || {
             let loaded = self.lms.loaded()?;
             let is_busy = find(&loaded, wanted).is_some_and(LoadedModel::is_busy);
             ensure!(
@@ -165,14 +163,14 @@ impl Reloader<'_> {
 
     /// What is loaded when the apps are there again.
     fn quit_and_open(&self, apps: &BTreeSet<&str>, old: &[Worker]) -> Result<Vec<LoadedModel>> {
-        let limit = self.lms.timeouts.app;
+        let limit = self.lms.app;
         let call = |program: &str, words: &[&str]| {
-            command::output(Command::new(program).args(words), limit, self.wants_stop)
+            command::output(Command::new(program).args(words), limit)
         };
         for app in apps {
             call("osascript", &["-e", &format!("quit app \"{app}\"")])?;
         }
-        self.retry(limit, || {
+        retry(limit, || {
             let now = workers::snapshot(self.home).workers;
             let is_gone = !old.iter().any(|worker| now.contains(worker));
             ensure!(
@@ -182,13 +180,9 @@ impl Reloader<'_> {
             Ok(())
         })?;
         for app in apps {
-            self.retry(OPENING.min(limit), || call("open", &["-a", app]))?;
+            retry(OPENING.min(limit), || call("open", &["-a", app]))?;
         }
-        self.retry(limit, || self.lms.loaded())
-    }
-
-    fn retry<T>(&self, limit: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        command::retry(limit, self.wants_stop, attempt)
+        retry(limit, || self.lms.loaded())
     }
 }
 

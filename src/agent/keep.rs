@@ -23,6 +23,8 @@ const PATIENCE: u32 = 180;
 /// Waits, then sets every backend that is stock. Ends in silence where another lmpatch is still busy at the deadline.
 pub fn run(output: &Output, home: &Path, size: u64, settle: Duration) -> Result<Exit> {
     let deadline = Instant::now() + settle * PATIENCE;
+    // Where the system does not let lmpatch in, that is told at once.
+    is_finished(home)?;
     let (mut last, mut since) = (stamp(home)?, Instant::now());
     loop {
         let is_late = Instant::now() >= deadline;

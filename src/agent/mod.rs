@@ -85,7 +85,8 @@ fn install(cli: &Cli, output: &Output, size: u64) -> Result<Exit> {
     output.say(&format!(
         "The agent is installed: while it is, no backend stays at stock; each gets {size}."
     ));
-    if is_protected(&home, &launchd.user) {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if is_protected(&real(&amphibian(&home)), &real(&launchd.user)) {
         let (home, program) = (home.display(), program.display());
         output.note(&format!(
             "macOS does not let the agent into {home} without Full Disk Access; give it to {program} in System \
@@ -99,12 +100,10 @@ fn install(cli: &Cli, output: &Output, size: u64) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Whether macOS keeps the backends from programs without Full Disk Access.
-fn is_protected(home: &Path, user: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let (backends, user) = (real(&amphibian(home)), real(user));
+/// Whether macOS keeps a directory, its links resolved, from programs without Full Disk Access.
+pub fn is_protected(directory: &Path, user: &Path) -> bool {
     let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
-    backends.starts_with("/Volumes") || folders.iter().any(|folder| backends.starts_with(folder))
+    directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
 }
 
 /// This program, for launchd to run. Refused where a build, or the system, will remove it.

@@ -11,7 +11,7 @@ use glob::Pattern;
 use super::interrupt::Interrupt;
 use super::marker;
 use crate::command;
-use crate::lmstudio::lms::{Lms, LoadedModel, Timeouts};
+use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied, Lock, Outcome};
@@ -85,7 +85,7 @@ impl<'a> Guard<'a> {
         if matches!(self.how, Reload::Command(_)) {
             return Ok(());
         }
-        let lms = Lms::of(&self.home, Timeouts::default());
+        let lms = Lms::of(&self.home);
         let program = lms.program.display();
         ensure!(
             lms.program.is_file(),
@@ -167,7 +167,7 @@ impl<'a> Guard<'a> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
-        let lms = Lms::of(&self.home, Timeouts::default());
+        let lms = Lms::of(&self.home);
         let asked = self.interrupt.attend(move || lms.loaded());
         let mut loaded = asked.map_err(|_| anyhow!("stopped"))??;
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
@@ -261,15 +261,14 @@ impl Drop for Guard<'_> {
 fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()> {
     if let Reload::Command(text) = how {
         let mut shell = Command::new("sh");
-        let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT, &|| false);
+        let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
         return ran.map(drop).with_context(|| format!("--reload '{text}'"));
     }
     let Some(wanted) = wanted else { return Ok(()) };
     let reloader = Reloader {
         home,
-        lms: Lms::of(home, Timeouts::default()),
+        lms: Lms::of(home),
         advice: "load it in LM Studio".to_owned(),
-        wants_stop: &|| false,
     };
     if *how == Reload::App {
         let models = reloader.run(How::App)?;

@@ -242,7 +242,7 @@ impl Bench<'_> {
 fn machine() -> String {
     let ask = |program: &str, arguments: &[&str]| {
         let mut command = Command::new(program);
-        let said = command::output(command.args(arguments), Duration::from_secs(2), &|| false);
+        let said = command::output(command.args(arguments), Duration::from_secs(2));
         said.ok().map(|said| said.trim().to_owned())
     };
     let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);

@@ -48,33 +48,25 @@ impl LoadedModel {
     }
 }
 
-/// How long to wait: for a load, for a busy model, and for an app to quit and to come back.
-#[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
+/// `<home>/bin/lms`, and how long to wait: for a load, for a busy model, and for an app to quit and to come back.
+#[derive(Debug, Clone)]
+pub struct Lms {
+    pub program: PathBuf,
     pub load: Duration,
     pub busy: Duration,
     pub app: Duration,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        let [load, busy, app] = [900, 120, 120].map(Duration::from_secs);
-        Self { load, busy, app }
-    }
-}
-
-/// `<home>/bin/lms`.
-#[derive(Debug, Clone)]
-pub struct Lms {
-    pub program: PathBuf,
-    pub timeouts: Timeouts,
-}
-
 impl Lms {
-    #[must_use]
-    pub fn of(home: &Path, timeouts: Timeouts) -> Self {
+    pub fn of(home: &Path) -> Self {
+        let [load, busy, app] = [900, 120, 120].map(Duration::from_secs);
         let program = home.join("bin/lms");
-        Self { program, timeouts }
+        Self {
+            program,
+            load,
+            busy,
+            app,
+        }
     }
 
     /// The loaded models.
@@ -103,9 +95,9 @@ impl Lms {
         words.push("--local");
         words.extend(parallel.iter().flat_map(|n| ["--parallel", n]));
         words.extend(ttl.iter().flat_map(|n| ["--ttl", n]));
-        match self.run(&words, self.timeouts.load) {
+        match self.run(&words, self.load) {
             Err(error) if error.to_string().contains("unknown option") => {
-                self.run(&words[..oldest], self.timeouts.load).map(drop)
+                self.run(&words[..oldest], self.load).map(drop)
             }
             result => result.map(drop),
         }
@@ -113,6 +105,6 @@ impl Lms {
 
     fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {
         let mut lms = Command::new(&self.program);
-        command::output(lms.args(arguments).env("NO_COLOR", "1"), timeout, &|| false)
+        command::output(lms.args(arguments).env("NO_COLOR", "1"), timeout)
     }
 }

@@ -414,6 +414,29 @@ fn a_home_in_a_protected_folder_needs_full_disk_access() {
 }
 
 #[test]
+fn disks_and_the_users_own_folders_are_what_macos_protects() {
+    let is_protected = |directory: &str| {
+        lmpatch::agent::is_protected(Path::new(directory), Path::new("/Users/ada"))
+    };
+    for directory in [
+        "/Volumes/Fast Disk/LM Studio/extensions/backends/vendor/_amphibian",
+        "/Users/ada/Documents/lm",
+        "/Users/ada/Desktop",
+        "/Users/ada/Downloads/a/b",
+    ] {
+        assert!(is_protected(directory), "{directory}");
+    }
+    for directory in [
+        "/Users/ada/.lmstudio/extensions/backends/vendor/_amphibian",
+        "/Users/ada/Documents2",
+        "/Users/bob/Documents/lm",
+        "/VolumesX",
+    ] {
+        assert!(!is_protected(directory), "{directory}");
+    }
+}
+
+#[test]
 fn uninstall_leaves_nothing() {
     let env = Env::new();
     let user = User::new(&env);
@@ -770,6 +793,8 @@ fn what_macos_does_not_let_in_is_logged_at_once_with_the_reason() {
     let listing = calls.iter().find(|call| call.name == "openat").unwrap();
     assert!(listing.text.contains("_amphibian"), "{listing:?}");
     let tampering = format!("error=EPERM:when={}+", listing.occurrence);
+    // A settling time that no test would wait for: it is told before.
+    let args = ["--home", &home, "agent", "run", "2048", "--settle", "3600"];
     let (output, was_hit) = strace::inject(&env, "openat", &tampering, &args);
     assert!(was_hit);
     let ran = Ran::of(&output)
@@ -789,8 +814,8 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     usual_layer(&env.lmstudio(), OLD);
     env.hand_over();
     let home = env.lmstudio().display().to_string();
-    let args = [&["--home", &home, "agent", "run", "4096"], &SOON[..]].concat();
+    let args = ["--home", &home, "agent", "run", "4096", "--settle", "3600"];
     while_mode(&env.amphibian(), 0o000, || {
-        finish(&mut env.ordinary(&args)).exits(1).says("chmod u+rx")
+        finish(&mut env.ordinary(args)).exits(1).says("chmod u+rx")
     });
 }

@@ -8,7 +8,7 @@ use crate::support::Env;
 use crate::support::home::{Layer, runtime, select, usual_layer};
 use crate::support::lms::{FakeLms, Running};
 use crate::support::standins::{StandIns, ago, written};
-use lmpatch::lmstudio::lms::{Lms, LoadedModel, Timeouts};
+use lmpatch::lmstudio::lms::{Lms, LoadedModel};
 use lmpatch::lmstudio::runtimes::App;
 use lmpatch::reload::{How, Reloaded, Reloader};
 use serde_json::{Value, json};
@@ -26,24 +26,25 @@ fn home(env: &Env) -> (Layer, FakeLms) {
     (layer, fake)
 }
 
-/// Patience that a test has.
-fn short() -> Timeouts {
-    let load = Duration::from_secs(20);
+/// As patient as a test is.
+fn reloader(home: &Path) -> Reloader<'_> {
     let [busy, app] = [300, 1500].map(Duration::from_millis);
-    Timeouts { load, busy, app }
-}
-
-fn reloader(home: &Path, timeouts: Timeouts) -> Reloader<'_> {
+    let load = Duration::from_secs(20);
+    let lms = Lms::of(home);
     Reloader {
         home,
-        lms: Lms::of(home, timeouts),
+        lms: Lms {
+            load,
+            busy,
+            app,
+            ..lms
+        },
         advice: "load it yourself".to_owned(),
-        wants_stop: &|| false,
     }
 }
 
-fn reload(home: &Path, timeouts: Timeouts) -> Vec<Reloaded> {
-    reloader(home, timeouts).run(How::Models).unwrap()
+fn reload(home: &Path) -> Vec<Reloaded> {
+    reloader(home).run(How::Models).unwrap()
 }
 
 fn row(identifier: &str, context: u64, chunk: u64) -> (String, u64, Option<u64>) {
@@ -222,7 +223,7 @@ fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
         fake.add(row_of_qwen);
         fake.add(json!({ "path": "gemma/tiny", "contextLength": 8000 }));
         env.run(["4096"]).exits(0);
-        let models = reload(&env.lmstudio(), short());
+        let models = reload(&env.lmstudio());
         let failed = models[0].failed.as_ref().unwrap();
         assert!(
             failed.contains("still busy after 300ms, it was left as it is"),
@@ -423,11 +424,10 @@ fn an_lms_that_fails_or_hangs_is_told_and_nothing_is_unloaded() {
     assert_eq!(fake.deeds(), NOTHING);
     env.run(["--check", "4096"]).exits(0);
     fake.faults(json!({ "load-takes": 30 }));
-    let slow = Timeouts {
-        load: Duration::from_millis(300),
-        ..short()
-    };
-    let models = reload(&env.lmstudio(), slow);
+    let lmstudio = env.lmstudio();
+    let mut impatient = reloader(&lmstudio);
+    impatient.lms.load = Duration::from_millis(300);
+    let models = impatient.run(How::Models).unwrap();
     let failed = models[0].failed.as_ref().unwrap();
     assert!(failed.contains("took longer than 0.3 seconds"), "{failed}");
 }
@@ -439,7 +439,7 @@ fn a_model_can_be_given_another_context_and_then_all_back() {
     let (_layer, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 4096, "parallel": 2, "ttlMs": 60000 }));
     let lmstudio = env.lmstudio();
-    let reloader = reloader(&lmstudio, short());
+    let reloader = reloader(&lmstudio);
     let before = reloader.lms.loaded().unwrap();
     let wanted = LoadedModel {
         context_length: Some(50_000),
