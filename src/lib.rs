@@ -13,6 +13,7 @@ mod completions;
 pub mod exit;
 pub mod files;
 pub mod lmstudio;
+pub mod lock;
 pub mod output;
 pub mod patch;
 pub mod reload;

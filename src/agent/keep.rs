@@ -9,10 +9,11 @@ use glob::Pattern;
 
 use crate::exit::Exit;
 use crate::lmstudio::backends::amphibian;
+use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, State, Surveyed};
 use crate::patch::settings::{SETTINGS, Setting};
-use crate::patch::{self, Lock, Outcome};
+use crate::patch::{self, Outcome};
 
 /// What changes when LM Studio adds a backend or writes a vendor file: path, size, time of the last write.
 type TreeStamp = Vec<(PathBuf, Option<(u64, Option<SystemTime>)>)>;

@@ -16,8 +16,9 @@ use crate::exit::Exit;
 use crate::files;
 use crate::lmstudio::backends::amphibian;
 use crate::lmstudio::home;
+use crate::lock::Lock;
 use crate::output::{Output, printable};
-use crate::patch::{Lock, settings::DEFAULT_SIZE};
+use crate::patch::settings::DEFAULT_SIZE;
 use launchd::Launchd;
 
 /// What makes an agent work again.

@@ -12,9 +12,10 @@ use super::interrupt::Interrupt;
 use super::marker;
 use crate::command;
 use crate::lmstudio::lms::{Lms, LoadedModel};
+use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Applied, Lock, Outcome};
+use crate::patch::{self, Applied, Outcome};
 use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);

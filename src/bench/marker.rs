@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::files;
-use crate::patch::Lock;
+use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
 
 /// Beside the backends while a benchmark runs, below the home.

@@ -11,6 +11,7 @@ use super::original::{Evidence, Original, Proof, Receipt};
 use super::original::{fill, literals, prove, with_values};
 use super::settings::{Setting, Site};
 use super::sites::locate;
+use super::words;
 use crate::files::MAX_BYTES;
 
 /// One vendor file of a backend.
@@ -220,10 +221,8 @@ impl Serialize for VendorFile {
         fields.serialize_field("file", &self.setting.record_path())?;
         fields.serialize_field("path", &self.path.to_string_lossy())?;
         fields.serialize_field("state", &self.state())?;
-        match original {
-            Some(original) => fields.serialize_field("original", &original.proof)?,
-            None => fields.serialize_field("original", "unknown")?,
-        }
+        let proof = original.map_or("unknown".to_owned(), |original| words(original.proof));
+        fields.serialize_field("original", &proof)?;
         fields.serialize_field("sites", source.map_or(&[][..], |source| &source.sites))?;
         fields.end()
     }

@@ -21,10 +21,11 @@ use glob::Pattern;
 use serde::Serialize;
 
 use crate::lmstudio::backends::{self, Installed};
+use crate::lock::Lock;
 use backend::{Goal, State, Surveyed};
 use file::Edit;
 
-pub use write::{Lock, temporaries};
+pub use write::temporaries;
 
 /// So many backends are written at a time: a disk takes many syncs as one.
 const WRITERS: usize = 16;

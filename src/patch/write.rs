@@ -4,11 +4,10 @@
 //! the rename: so the target is at any instant, also after a crash or on a full disk, wholly old or wholly new.
 
 use std::borrow::Cow;
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
@@ -18,52 +17,10 @@ use super::bytecode;
 use super::file::Edit;
 use super::survey::receipt_path;
 use crate::files::{self, NotRead, cannot, directory_error};
-use crate::lmstudio::backends;
+use crate::lock::Lock;
 
 /// Temp files have this in their names.
 const TEMP_MARK: &str = ".lmpatch-tmp.";
-/// How long another lmpatch is waited for. A run on ten backends takes well under a second.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-const LOCK_POLL: Duration = Duration::from_millis(20);
-
-/// One lmpatch at a time: a lock on the directory of backends itself, so that no lock file is left behind. It goes when
-/// it is dropped, or when the process ends in whatever way.
-#[derive(Debug)]
-pub struct Lock {
-    _handle: File,
-}
-
-impl Lock {
-    /// Takes the lock on `home`. Fails where another process still has it after ten seconds.
-    pub fn take(home: &Path) -> Result<Self> {
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        while Instant::now() < deadline {
-            if let Some(lock) = Self::try_take(home)? {
-                return Ok(lock);
-            }
-            std::thread::sleep(LOCK_POLL);
-        }
-        let (directory, seconds) = (backends::amphibian(home), LOCK_TIMEOUT.as_secs());
-        bail!(
-            "another process has locked {} for {seconds} seconds; wait for that lmpatch or end it, then run this again \
-             (lsof shows who holds it)",
-            directory.display()
-        );
-    }
-
-    /// Takes the lock on `home`, if nobody has it.
-    pub fn try_take(home: &Path) -> Result<Option<Self>> {
-        let directory = backends::open(home)?;
-        let failed = |error| directory_error("lock", &directory, error);
-        let handle = File::open(&directory).map_err(failed)?;
-        match handle.try_lock() {
-            Ok(()) => Ok(Some(Self { _handle: handle })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
-    }
-}
-
 /// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
 ///
 /// Files that hold the wanted bytes already are not touched.
@@ -242,14 +199,10 @@ fn sync(file: &File) -> io::Result<()> {
     let is_unsupported = |errno| UNSUPPORTED.contains(&errno);
     match file.sync_all() {
         Err(error) if Errno::from_io_error(&error).is_some_and(is_unsupported) => {
-            let plain = rustix::fs::fsync(file);
-            plain.or_else(|errno| {
-                if is_unsupported(errno) {
-                    Ok(())
-                } else {
-                    Err(errno.into())
-                }
-            })
+            match rustix::fs::fsync(file) {
+                Err(errno) if !is_unsupported(errno) => Err(errno.into()),
+                _ => Ok(()),
+            }
         }
         synced => synced,
     }

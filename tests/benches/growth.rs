@@ -13,10 +13,11 @@ use std::path::Path;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
+use lmpatch::lock::Lock;
 use lmpatch::patch::backend::{Goal, State, Surveyed};
 use lmpatch::patch::file::Edit;
 use lmpatch::patch::settings::SETTINGS;
-use lmpatch::patch::{self, Applied, Lock, Outcome, sites};
+use lmpatch::patch::{self, Applied, Outcome, sites};
 use tempfile::TempDir;
 
 #[path = "../it/support/mod.rs"]
