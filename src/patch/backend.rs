@@ -81,10 +81,10 @@ impl Surveyed {
 
     pub fn state(&self) -> State {
         let sources = self.files.iter().filter_map(VendorFile::source);
-        self.blocked().map_or_else(
-            || State::of(sources.flat_map(|source| &source.sites)),
-            |blocked| blocked.state,
-        )
+        match self.blocked() {
+            Some(blocked) => blocked.state,
+            None => State::of(sources.flat_map(|source| &source.sites)),
+        }
     }
 
     /// Whether its chunk is `size` tokens in every place that counts.
@@ -95,13 +95,11 @@ impl Surveyed {
 
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<Blocked> {
-        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
+        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck".to_owned();
         let blocked = self.files.iter().filter_map(|f| f.content.as_ref().err());
         match &self.backend.site_packages {
             Err(why) => Some(Blocked::new(State::Refused, why.clone())),
-            Ok(_) if self.files.is_empty() => {
-                Some(Blocked::new(State::Incomplete, stuck.to_owned()))
-            }
+            Ok(_) if self.files.is_empty() => Some(Blocked::new(State::Incomplete, stuck)),
             Ok(_) => blocked.min_by_key(|b| b.state != State::Refused).cloned(),
         }
     }

@@ -5,7 +5,6 @@
 //! file's own are removed: a wipe of every cache makes LM Studio compile thousands of modules at its next start.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -13,20 +12,20 @@ use anyhow::{Result, bail};
 
 use crate::files::{self, cannot, directory_error, is_absence};
 
-/// Removes every cached `.pyc` of `source`, of any interpreter and optimisation level.
-///
-/// Fails where the cache directory is a link (it would lead out of the backend) or a file cannot be removed.
+/// Removes every cached `.pyc` of `source`. Fails where the cache directory is a link, which would lead out of the
+/// backend, or a file cannot be removed.
 pub fn remove(source: &Path) -> Result<()> {
     for cached in list(source)? {
-        if let Err(error) = fs::remove_file(&cached)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(cannot(
-                "remove",
-                &cached,
-                error,
-                "chmod u+wx on its directory",
-            ));
+        match fs::remove_file(&cached) {
+            Err(error) if !is_absence(&error) => {
+                return Err(cannot(
+                    "remove",
+                    &cached,
+                    error,
+                    "chmod u+wx on its directory",
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -45,16 +44,15 @@ fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
         return Some(false);
     }
     let header = files::read(cached).ok()?;
-    let word = |index: usize| {
-        let bytes = header.get(index * 4..index * 4 + 4)?.try_into().ok()?;
-        Some(u64::from(u32::from_le_bytes(bytes)))
-    };
     // PEP 552: flags (1 is a hash that is never checked); then a hash, or the source's modification second and size,
     // both cut to 32 bits.
-    let low = |number: u64| Some(number & u64::from(u32::MAX));
-    Some(match word(1)? {
-        0 => word(2) == low(of_source.mtime().cast_unsigned()) && word(3) == low(of_source.len()),
-        flags => flags == 1,
+    let (second, size) = (
+        of_source.mtime().to_le_bytes(),
+        of_source.len().to_le_bytes(),
+    );
+    Some(match header.get(4..8)? {
+        [0, 0, 0, 0] => *header.get(8..16)? == [&second[..4], &size[..4]].concat(),
+        flags => flags == [1, 0, 0, 0],
     })
 }
 

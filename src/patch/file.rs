@@ -72,21 +72,16 @@ impl Source {
         let noted = noted.map(|receipt| receipt.literals.clone());
         let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted.clone()];
         let prove = |literals: &[String]| prove(&bytes, &sites, literals, evidence);
-        let mut proven = candidates.into_iter().flatten().filter_map(|literals| {
+        let proven = candidates.into_iter().flatten().find_map(|literals| {
             let proof = prove(&literals)?;
             Some(Original { proof, literals })
         });
-        let proven = proven.next();
         // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
         let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
-        let is_recoverable = match &proven {
-            Some(original) if original.literals == shipped => true,
-            _ => prove(&shipped).is_some(),
-        };
-        for (site, literal) in sites
-            .iter_mut()
-            .zip(proven.iter().flat_map(|o| &o.literals))
-        {
+        let is_as_shipped = proven.as_ref().is_some_and(|o| o.literals == shipped);
+        let is_recoverable = is_as_shipped || prove(&shipped).is_some();
+        let vendors = proven.iter().flat_map(|original| &original.literals);
+        for (site, literal) in sites.iter_mut().zip(vendors) {
             site.stock = value(literal).unwrap_or(site.stock);
         }
         let is_stock = sites.iter().all(|site| site.value == site.stock);
@@ -172,10 +167,8 @@ impl VendorFile {
     /// Reads a planned edit as Python again, before anything is written.
     fn read_back(&self, after: &[u8], wanted: &[String]) -> Result<(), String> {
         if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
-            return Err(format!(
-                "with that number it would have more than the {MAX_BYTES} bytes that are read at most; give a number of \
-                 fewer digits"
-            ));
+            let why = format!("it would grow over the {MAX_BYTES} bytes that are read");
+            return Err(why + "; give a number of fewer digits");
         }
         let read_back = literals(after, &locate(self.setting, after)?);
         let why = "the planned edit did not read back as planned; please report this";

@@ -71,7 +71,7 @@ pub struct Survey {
 /// Reads every backend of a home whose name matches one of `wanted`, all where that is empty.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let mut home = backends::find(home, wanted)?;
-    let backends = in_parallel(mem::take(&mut home.backends), 1, survey::survey);
+    let backends = parallel(mem::take(&mut home.backends), 1, survey::survey);
     Ok(Survey { backends, home })
 }
 
@@ -79,11 +79,10 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     let planned = dry_run(backends, goal);
     // Backends are independent, except where two are links to one directory: those take turns.
-    let mut turns = BTreeMap::new();
-    for edit in planned.iter().flat_map(|planned| &planned.edits) {
-        turns.insert(edit.path.clone(), Mutex::new(()));
-    }
-    in_parallel(planned, WRITERS, |mut planned| {
+    let edits = planned.iter().flat_map(|planned| &planned.edits);
+    let turn = |edit: &Edit| (edit.path.clone(), Mutex::new(()));
+    let turns: BTreeMap<_, _> = edits.map(turn).collect();
+    parallel(planned, WRITERS, |mut planned| {
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
         let is_change = planned.outcome == Outcome::WouldChange;
@@ -102,25 +101,16 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 
 /// What [`apply`] would do. Writes nothing.
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
-    in_parallel(backends, 1, |before| {
-        let (mut outcome, mut why, mut edits) = (Outcome::Unchanged, None, Vec::new());
-        match before.edits(goal) {
-            Ok(planned) => edits = planned,
-            Err(blocked) => {
-                why = Some(blocked.why);
-                outcome = match blocked.state {
-                    State::Incomplete => Outcome::Incomplete,
-                    _ => Outcome::Refused,
-                };
-            }
-        }
-        if edits.iter().any(Edit::is_change) {
-            outcome = Outcome::WouldChange;
-        }
-        let after = before.clone();
+    parallel(backends, 1, |before| {
+        let (outcome, why, edits) = match before.edits(goal) {
+            Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
+            Ok(edits) => (Outcome::Unchanged, None, edits),
+            Err(b) if b.state == State::Incomplete => (Outcome::Incomplete, Some(b.why), vec![]),
+            Err(b) => (Outcome::Refused, Some(b.why), vec![]),
+        };
         Applied {
+            after: before.clone(),
             before,
-            after,
             outcome,
             why,
             edits,
@@ -128,13 +118,8 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     })
 }
 
-/// What `work` makes of each item, in their order. So many threads work at least; one that cannot be had leaves its
-/// share to the others.
-fn in_parallel<T: Send, R: Send>(
-    items: Vec<T>,
-    at_least: usize,
-    work: impl Fn(T) -> R + Sync,
-) -> Vec<R> {
+/// What `work` makes of each item, in their order. A thread that cannot be had leaves its share to the others.
+fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let slot = |item| Mutex::new((Some(item), None));
     let slots: Vec<_> = items.into_iter().map(slot).collect();
     let next = AtomicUsize::new(0);
@@ -147,7 +132,7 @@ fn in_parallel<T: Send, R: Send>(
     };
     thread::scope(|scope| {
         let spawn = |_| drop(thread::Builder::new().spawn_scoped(scope, drain));
-        (1..slots.len().min(threads.max(at_least))).for_each(spawn);
+        (1..slots.len().min(threads.max(min))).for_each(spawn);
         drain();
     });
     let results = slots.into_iter().map(|slot| slot.into_inner().ok()?.1);

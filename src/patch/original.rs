@@ -7,8 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::settings::Setting;
-use super::settings::Site;
+use super::settings::{Setting, Site};
 
 /// What proves that bytes are the original: the package's `dist-info/RECORD`, the table of known releases, or what
 /// lmpatch wrote down before its first edit.
@@ -71,20 +70,14 @@ pub struct Original {
 pub type Evidence = Vec<(Proof, Fingerprint)>;
 
 /// What says that `source` with these literals is the original, if anything does.
-pub fn prove(
-    source: &[u8],
-    sites: &[Site],
-    literals: &[String],
-    evidence: &Evidence,
-) -> Option<Proof> {
+pub fn prove(source: &[u8], sites: &[Site], literals: &[String], rows: &Evidence) -> Option<Proof> {
     // Most candidates have a size that nothing has; copying and hashing is what takes time.
     let before: usize = sites.iter().map(|site| site.range.len()).sum();
     let after: usize = literals.iter().map(String::len).sum();
     let size = source.len() - before + after;
-    let has_size = evidence.iter().any(|row| row.1.size == size);
+    let has_size = rows.iter().any(|row| row.1.size == size);
     let print = has_size.then(|| Fingerprint::of(&fill(source, sites, literals)))?;
-    let row = evidence.iter().find(|row| row.1 == print)?;
-    Some(row.0)
+    Some(rows.iter().find(|row| row.1 == print)?.0)
 }
 
 /// The literals of the sites, as they are written.
@@ -118,24 +111,17 @@ pub fn fill(source: &[u8], sites: &[Site], literals: &[String]) -> Vec<u8> {
 
 /// What the table of known releases says of the setting's file.
 pub fn releases(setting: &Setting) -> Evidence {
-    let path = setting.record_path();
-    let mut rows = Evidence::new();
-    for line in include_str!("releases.tsv").lines() {
-        let mut fields = line.split('\t');
-        if fields.next() == Some(&*path)
-            && let (Some(sha256), Some(size)) = (fields.next(), fields.next())
-            && let Ok(size) = size.parse()
-        {
-            let sha256 = sha256.to_owned();
-            rows.push((Proof::Release, Fingerprint { size, sha256 }));
-        }
-    }
-    rows
+    let path = setting.record_path() + "\t";
+    let row = |line: &str| {
+        let mut fields = line.strip_prefix(&path)?.split('\t');
+        let (sha256, size) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+        Some((Proof::Release, Fingerprint { size, sha256 }))
+    };
+    let rows = include_str!("releases.tsv").lines();
+    rows.filter_map(row).collect()
 }
 
-/// What a `RECORD` says of `path`; rows that cannot be read are ignored.
-///
-/// The format is that of wheels: `path,sha256=<URL-safe base64 without padding>,<size>`.
+/// What a `RECORD` says of `path`, in rows of `path,sha256=<URL-safe base64 without padding>,<size>`.
 pub fn parse_record(record: &[u8], path: &str) -> Evidence {
     let row = |row| {
         let mut fields = std::str::from_utf8(row).ok()?.rsplitn(3, ',');

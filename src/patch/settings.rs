@@ -1,6 +1,4 @@
 //! What is edited: the settings, where each stands, how many sites are expected, and what the vendor ships.
-//!
-//! A new engine shape or a new setting is one more row here.
 
 use std::fmt;
 use std::ops::{Range, RangeInclusive};

@@ -13,7 +13,7 @@ use crate::files::{self, NotRead, app_bundle, directory_error};
 use crate::lmstudio::backends::Backend;
 
 /// What to do about something that is no vendor file.
-const REINSTALL: &str = "move it away and reinstall the runtime in LM Studio";
+const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
 
 /// Reads every vendor file of `backend`.
 pub fn survey(backend: Backend) -> Surveyed {
@@ -57,12 +57,8 @@ pub fn receipt_path(file: &Path) -> PathBuf {
 
 /// Permissions are fixed where they are, all else only by getting the file anew.
 fn unreadable(path: &Path, why: &NotRead) -> String {
-    let path = path.display();
-    if why.is_denied() {
-        format!("{path} {why}")
-    } else {
-        format!("{path} {why}; {REINSTALL}")
-    }
+    let next = if why.is_denied() { "" } else { REINSTALL };
+    format!("{} {why}{next}", path.display())
 }
 
 /// The real path of a vendor file, which must be inside `root`, the real directory of its backend.
@@ -81,7 +77,7 @@ fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
         None => "is a link out of its backend,",
     };
     let (path, real) = (path.display(), real.display());
-    Err(format!("{path} {why} to {real}; {REINSTALL}"))
+    Err(format!("{path} {why} to {real}{REINSTALL}"))
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {

@@ -36,14 +36,12 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
         }
     }
     let mut receipts = Vec::new();
-    if let Err(error) = change(&changes, &mut receipts) {
-        return Err(roll_back(&changes, &receipts, error));
-    }
+    let done = change(&changes, &mut receipts);
+    done.map_err(|error| roll_back(&changes, &receipts, error))?;
     for path in leftovers {
-        let shown = path.display();
-        fs::remove_file(&path).with_context(|| {
-            format!("the files are done, but {shown} could not be removed; remove it by hand")
-        })?;
+        let removed = fs::remove_file(&path);
+        let (done, path) = ("the files are done, but", path.display());
+        removed.with_context(|| format!("{done} {path} cannot be removed; remove it by hand"))?;
     }
     Ok(())
 }
@@ -65,12 +63,17 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     for edit in changes {
         staged.push(stage(&edit.path, &edit.path, &edit.after)?);
     }
+    let remove_all = || {
+        changes
+            .iter()
+            .try_for_each(|edit| bytecode::remove(&edit.path))
+    };
     // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
-    remove_bytecode(changes)?;
+    remove_all()?;
     for (temp, edit) in staged.into_iter().zip(changes) {
         commit(temp, &edit.path, &edit.before, &edit.after)?;
     }
-    remove_bytecode(changes)?;
+    remove_all()?;
     for edit in changes {
         let path = edit.path.display();
         let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
@@ -81,11 +84,6 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn remove_bytecode(changes: &[&Edit]) -> Result<()> {
-    let mut changes = changes.iter();
-    changes.try_for_each(|edit| bytecode::remove(&edit.path))
 }
 
 /// Puts back whatever was replaced, and says in the error what could not be.
