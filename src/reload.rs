@@ -82,12 +82,10 @@ impl Reloader<'_> {
             let left = self.lms.loaded().unwrap_or_default();
             if let Some(now) = find(&left, wanted) {
                 unloaded.context("it was not unloaded")?;
-                let notes = "it was not unloaded, or something loaded it again in between";
-                let notes = Reloaded::of(now, wanted, vec![notes.to_owned()]).note;
-                bail!(
-                    "{}; `lmpatch --check` shows which",
-                    notes.unwrap_or_default()
-                );
+                let what =
+                    "it was not unloaded, or something loaded it again in between; try again";
+                let now = Reloaded::of(now, wanted, vec![what.to_owned()]);
+                bail!("{}", now.note.unwrap_or_default());
             }
         }
         // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
@@ -115,26 +113,19 @@ impl Reloader<'_> {
     /// What is loaded when the model is at work no more, if everything is known that loading it again takes.
     fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
         let left = "it was left as it is";
-        let is_known = wanted.path.is_some() && wanted.context_length.is_some();
-        ensure!(
-            is_known,
-            "`lms ps` does not tell its path and context; {left}"
-        );
+        if wanted.path.is_none() || wanted.context_length.is_none() {
+            bail!("`lms ps` does not tell its path and context; {left}");
+        }
         let limit = self.lms.busy;
         let loaded = retry(limit, || {
             let loaded = self.lms.loaded()?;
-            let is_busy = find(&loaded, wanted).is_some_and(LoadedModel::is_busy);
-            ensure!(
-                !is_busy,
-                "still busy after {limit:?}, {left}; try again when it is idle"
-            );
+            if find(&loaded, wanted).is_some_and(LoadedModel::is_busy) {
+                bail!("still busy after {limit:?}, {left}; try again when it is idle");
+            }
             Ok(loaded)
         })?;
         let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);
-        ensure!(
-            same.count() < 2,
-            "another model has the same identifier; {left}"
-        );
+        ensure!(same.count() < 2, "another has the same identifier; {left}");
         Ok(loaded)
     }
 
@@ -142,14 +133,13 @@ impl Reloader<'_> {
     fn restart(&self, workers: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
         let apps: BTreeSet<_> = workers.iter().map(|worker| worker.app.as_str()).collect();
         for (app, name) in [("llmster", "llmster"), ("", "a worker")] {
-            ensure!(
-                !apps.contains(app),
-                "{name} has no app to restart; use --reload"
-            );
+            if apps.contains(app) {
+                bail!("{name} has no app to restart; use --reload");
+            }
         }
         for model in before {
-            self.until_idle(model)
-                .with_context(|| model.identifier.clone())?;
+            let idle = self.until_idle(model);
+            idle.with_context(|| model.identifier.clone())?;
         }
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
         let back = self.quit_and_open(&apps, workers);
@@ -172,11 +162,9 @@ impl Reloader<'_> {
         }
         retry(limit, || {
             let now = workers::snapshot(self.home).workers;
-            let is_gone = !old.iter().any(|worker| now.contains(worker));
-            ensure!(
-                is_gone,
-                "a worker still runs after {limit:?}, perhaps in a service; use --reload"
-            );
+            if old.iter().any(|worker| now.contains(worker)) {
+                bail!("a worker still runs after {limit:?}, perhaps in a service; use --reload");
+            }
             Ok(())
         })?;
         for app in apps {
@@ -186,6 +174,10 @@ impl Reloader<'_> {
     }
 }
 
+fn shown(value: Option<u64>) -> String {
+    value.map_or("none".to_owned(), |n| n.to_string())
+}
+
 impl Reloaded {
     fn of(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Self {
         for (what, before, now) in [
@@ -193,13 +185,9 @@ impl Reloaded {
             ("parallel", before.parallel, now.parallel),
             ("TTL in ms", before.ttl_ms, now.ttl_ms),
         ] {
-            let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
+            let [before, now] = [before, now].map(shown);
             if before != now {
-                notes.push(format!(
-                    "{what} {} instead of {}",
-                    shown(now),
-                    shown(before)
-                ));
+                notes.push(format!("{what} {now} instead of {before}"));
             }
         }
         Self {

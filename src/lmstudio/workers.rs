@@ -56,13 +56,12 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     let mut system = System::new();
     let names = ProcessRefreshKind::nothing().without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::All, false, names);
-    let mut pids: Vec<Pid> = Vec::new();
-    for process in system.processes().values() {
+    let is_candidate = |process: &&Process| {
         let name = process.name().to_string_lossy().to_lowercase();
-        if NAMES.iter().any(|part| name.contains(part)) {
-            pids.push(process.pid());
-        }
-    }
+        NAMES.iter().any(|part| name.contains(part))
+    };
+    let candidates = system.processes().values().filter(is_candidate);
+    let mut pids: Vec<_> = candidates.map(Process::pid).collect();
     pids.sort_unstable();
     let (once, pids) = (UpdateKind::Always, pids.as_slice());
     let details = names.with_exe(once).with_cmd(once);
