@@ -1,9 +1,13 @@
-//! PURE: one backend as it was read from disk, its state by values, and the edits that bring it to a goal.
+//! PURE: one backend as it was read from disk, and the edits that bring it to a goal.
 
-use serde::Serialize;
+use std::collections::BTreeSet;
 
-use super::file::{Edit, Source, VendorFile};
+pub use super::file::State;
+use super::file::{Blocked, Edit, Source, VendorFile};
+use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
+use super::sites::locate;
+use crate::files::MAX_BYTES;
 use crate::lmstudio::backends::Backend;
 
 /// What a run is to bring about: a chunk of so many tokens; the original bytes; or those of an earlier survey.
@@ -20,52 +24,6 @@ pub struct Surveyed {
     pub backend: Backend,
     /// Empty in a stuck download.
     pub files: Vec<VendorFile>,
-}
-
-/// What the numbers in a file or a backend are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    Stock,
-    /// The same everywhere.
-    Patched,
-    Mixed,
-    Refused,
-    Incomplete,
-}
-
-impl State {
-    /// The state of what has these sites.
-    pub fn of<'s>(sites: impl Iterator<Item = &'s Site>) -> Self {
-        let sites: Vec<_> = sites.collect();
-        if sites.iter().all(|site| site.value == site.stock) {
-            Self::Stock
-        } else if sites.iter().all(|site| site.value == sites[0].value) {
-            Self::Patched
-        } else {
-            Self::Mixed
-        }
-    }
-}
-
-/// Why a file or a backend is not edited: it is [`State::Incomplete`] or [`State::Refused`].
-#[derive(Debug, Clone)]
-pub struct Blocked {
-    pub state: State,
-    pub why: String,
-    /// Whether it is proven to be as the vendor ships it all the same: engines from before the settings existed are.
-    pub is_original: bool,
-}
-
-impl Blocked {
-    pub fn new(state: State, why: String) -> Self {
-        let is_original = false;
-        Self {
-            state,
-            why,
-            is_original,
-        }
-    }
 }
 
 impl Surveyed {
@@ -125,4 +83,80 @@ impl Surveyed {
         };
         sources.map(plan).collect()
     }
+}
+
+impl VendorFile {
+    /// What the file must hold for the goal, or why it cannot. `stock` is the backend's own stock value, in tokens.
+    pub fn plan(&self, source: &Source, goal: Goal<'_>, stock: u64) -> Result<Edit, String> {
+        let (bytes, sites) = (&source.bytes, &source.sites);
+        let now = literals(bytes, sites);
+        let original = match &source.original {
+            Some(original) => Some(&original.literals),
+            // As far as is known it was never edited.
+            None => source.is_stock().then_some(&now),
+        };
+        let wanted = match (goal, original) {
+            (Goal::Original, None) => return Err(original_unknown(source, stock)),
+            (Goal::Original, Some(original)) => original.clone(),
+            (Goal::Earlier(earlier), _) => self.earlier(source, earlier)?,
+            (Goal::Size(size), Some(original)) if size == stock && !source.is_as_found() => {
+                original.clone()
+            }
+            (Goal::Size(size), _) if size == stock => with_values(bytes, sites, |s| s.stock),
+            (Goal::Size(size), _) => with_values(bytes, sites, |_| size),
+        };
+        let after = fill(bytes, sites, &wanted);
+        let is_change = wanted != now;
+        if is_change && matches!(goal, Goal::Size(_)) {
+            self.read_back(&after, &wanted)?;
+        }
+        Ok(Edit {
+            path: self.path.clone(),
+            before: bytes.clone(),
+            receipt: (is_change && source.needs_receipt).then(|| Receipt::of(bytes, sites)),
+            restores: original == Some(&wanted),
+            after,
+        })
+    }
+
+    /// Reads a planned edit as Python again, before anything is written.
+    fn read_back(&self, after: &[u8], wanted: &[String]) -> Result<(), String> {
+        if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
+            let why = format!("it would grow over the {MAX_BYTES} bytes that are read");
+            return Err(why + "; give a number of fewer digits");
+        }
+        let read_back = literals(after, &locate(self.setting, after)?);
+        let why = "the planned edit did not read back as planned; please report this";
+        (read_back == wanted).then_some(()).ok_or(why.to_owned())
+    }
+
+    /// The literals that an earlier survey found here, where nothing else has changed since.
+    fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
+        let mut files = earlier.iter().flat_map(|backend| &backend.files);
+        let then = files.find(|file| file.path == self.path);
+        if let Some(then) = then.and_then(Self::source) {
+            let literals = literals(&then.bytes, &then.sites);
+            if fill(&source.bytes, &source.sites, &literals) == then.bytes {
+                return Ok(literals);
+            }
+        }
+        Err("it was changed by something else since, and is left as it is".to_owned())
+    }
+}
+
+fn original_unknown(source: &Source, stock: u64) -> String {
+    let list = |value: fn(&Site) -> u64| {
+        let values: BTreeSet<_> = source.sites.iter().map(value).collect();
+        let values: Vec<_> = values.iter().map(u64::to_string).collect();
+        values.join(" and ")
+    };
+    let (now, shipped) = (list(|site| site.value), list(|site| site.stock));
+    let receipt = match &source.receipt {
+        Err(why) => format!("its receipt is ignored ({why})"),
+        _ => "it has no receipt".to_owned(),
+    };
+    format!(
+        "it says {now} where such files ship with {shipped}, it is no known release and {receipt}, so the original is \
+         unknown; `lmpatch {stock}` writes the stock numbers, or reinstall the runtime in LM Studio"
+    )
 }

@@ -22,8 +22,8 @@ use serde::Serialize;
 
 use crate::lmstudio::backends::{self, Installed};
 use crate::lock::Lock;
-use backend::{Goal, State, Surveyed};
-use file::Edit;
+use backend::{Goal, Surveyed};
+use file::{Edit, State};
 
 pub use write::temporaries;
 
@@ -40,12 +40,6 @@ pub enum Outcome {
     Incomplete,
     Refused,
     Failed,
-}
-
-/// An outcome or a state as it is printed: in the words of its name in JSON.
-pub fn words(value: impl Serialize) -> String {
-    let name = serde_json::to_value(value).unwrap_or_default();
-    name.as_str().unwrap_or_default().replace('-', " ")
 }
 
 /// One backend, before and after a run. Both are the same where nothing was written.

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::backend::{Blocked, State, Surveyed};
-use super::file::{Source, VendorFile};
+use super::backend::Surveyed;
+use super::file::{Blocked, Source, State, VendorFile};
 use super::original::{Evidence, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;

@@ -9,8 +9,8 @@ use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
 use crate::patch::backend::Surveyed;
 use crate::patch::file::VendorFile;
+use crate::patch::file::words;
 use crate::patch::original::Proof;
-use crate::patch::words;
 
 /// The table of backends with, where asked for, the sites of each below it.
 pub fn backends(report: &Report, output: &Output) -> String {
