@@ -3,16 +3,7 @@
 use serde::Serialize;
 
 use super::BackendReport;
-use crate::output::Output;
-
-/// How much a finding matters: the run fails for it, it is not as it should be, or it is good to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Error,
-    Warning,
-    Note,
-}
+use crate::output::{Level, Output};
 
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -35,13 +26,11 @@ impl Findings {
             old.backend = None;
             return;
         }
-        let backend = row.map(|row| row.backend.name.clone());
-        let (what, next) = (what.to_owned(), next.to_owned());
         self.0.push(Finding {
             level,
-            backend,
-            what,
-            next,
+            backend: row.map(|row| row.backend.name.clone()),
+            what: what.to_owned(),
+            next: next.to_owned(),
         });
     }
 
@@ -49,15 +38,10 @@ impl Findings {
     pub fn tell(&mut self, output: &Output) {
         self.0.sort_by_key(|finding| finding.level);
         for finding in &self.0 {
-            let mut text = format!("{}; {}", finding.what, finding.next);
-            if let Some(backend) = &finding.backend {
-                text = format!("{backend}: {text}");
-            }
-            match finding.level {
-                Level::Error => output.error(&text),
-                Level::Warning => output.warn(&text),
-                Level::Note => output.note(&text),
-            }
+            let about = finding.backend.iter().map(|name| format!("{name}: "));
+            let about: String = about.collect();
+            let text = format!("{about}{}; {}", finding.what, finding.next);
+            output.tell(finding.level, &text);
         }
     }
 }

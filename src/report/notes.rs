@@ -1,10 +1,10 @@
 //! What is not as it should be, or good to know: one line each, only where it applies, with its next step.
 
 use super::findings::Findings;
-use super::findings::Level::{Error, Note, Warning};
 use super::{BackendReport, Report};
 use crate::agent;
 use crate::lmstudio::workers::LoadState;
+use crate::output::Level::{Error, Note, Warning};
 use crate::patch::backend::{Goal, State, Surveyed};
 use crate::patch::file::{ReceiptFile, Source, VendorFile};
 use crate::patch::settings::DEFAULT_SIZE;

@@ -99,10 +99,14 @@ pub fn summary(report: &Report) -> String {
 }
 
 impl Report {
-    /// How many backends have that result.
+    /// The backends with that result.
+    pub fn with(&self, outcome: Outcome) -> impl Iterator<Item = &BackendReport> {
+        let rows = self.backends.iter();
+        rows.filter(move |row| row.result == Some(outcome))
+    }
+
     pub fn count(&self, outcome: Outcome) -> usize {
-        let results = self.backends.iter().map(|row| row.result);
-        results.filter(|result| *result == Some(outcome)).count()
+        self.with(outcome).count()
     }
 }
 
