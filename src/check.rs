@@ -7,7 +7,7 @@ use crate::bench::marker;
 use crate::cli::Cli;
 use crate::exit::Exit;
 use crate::files;
-use crate::lmstudio::backends::amphibian;
+use crate::lmstudio::backends::{INSTALL, amphibian};
 use crate::lmstudio::home::Home;
 use crate::lmstudio::lms::{Lms, Timeouts};
 use crate::lmstudio::workers::{self, LoadState, WorkerSnapshot};
@@ -44,20 +44,19 @@ pub fn run(cli: &Cli, output: &Output, home: &Home, report: &mut Report) -> Resu
 /// The home's backends that were asked for. Fails where there is none.
 pub fn survey(cli: &Cli, home: &Home) -> Result<Survey> {
     let survey = patch::survey(&home.path, &cli.backend)?;
-    let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
     let amphibian = amphibian(&home.path);
-    ensure!(
-        !survey.backends.is_empty() || !patterns.is_empty(),
-        "no MLX backend found in {}; install an MLX runtime in LM Studio, or give its home with --home DIR{}",
-        amphibian.display(),
-        home.other()
-    );
-    ensure!(
-        !survey.backends.is_empty(),
-        "no backend in {} matches {}; `lmpatch --check` shows them all",
-        amphibian.display(),
-        patterns.join(" or ")
-    );
+    let (is_any, directory) = (!survey.backends.is_empty(), amphibian.display());
+    let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
+    let matches = format!("matches {}", patterns.join(" or "));
+    if patterns.is_empty() {
+        ensure!(
+            is_any,
+            "no MLX backend found in {directory}; {INSTALL}{}",
+            home.other()
+        );
+    }
+    let next = "`lmpatch --check` shows them all";
+    ensure!(is_any, "no backend in {directory} {matches}; {next}");
     Ok(survey)
 }
 

@@ -35,10 +35,8 @@ pub enum FoundBy {
 /// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
-    let (path, found_by) = match explicit {
-        Some(path) => (path.to_owned(), FoundBy::Given),
-        None => find_as_lmstudio_does()?,
-    };
+    let given = explicit.map(|path| Ok((path.to_owned(), FoundBy::Given)));
+    let (path, found_by) = given.unwrap_or_else(find_as_lmstudio_does)?;
     let home = Home { path, found_by };
     match backends::open(&home.path) {
         Ok(_) => Ok(home),
@@ -53,7 +51,8 @@ impl Home {
             return String::new();
         };
         for home in [user.join(".cache/lm-studio"), user.join(".lmstudio")] {
-            if home != self.path && backends::has_any(&home) {
+            let found = backends::find(&home, &[]);
+            if home != self.path && found.is_ok_and(|found| !found.backends.is_empty()) {
                 let home = home.display();
                 return format!("; there are backends in {home}: lmpatch --home '{home}'");
             }
