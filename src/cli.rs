@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
+use colorchoice_clap::Color;
 use glob::Pattern;
 
 use crate::patch::settings::SIZES;
@@ -94,9 +95,8 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// When to use colour
-    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
-    pub color: ColorChoice,
+    #[command(flatten)]
+    pub color: Color,
 }
 
 /// What else than the patching itself can be asked for.
@@ -135,15 +135,6 @@ impl Cli {
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)
-    }
-
-    /// When to use colour, in the terms of the streams.
-    pub fn colour(&self) -> anstream::ColorChoice {
-        match self.color {
-            ColorChoice::Auto => anstream::ColorChoice::Auto,
-            ColorChoice::Always => anstream::ColorChoice::Always,
-            ColorChoice::Never => anstream::ColorChoice::Never,
-        }
     }
 
     /// Whether people are to be shown what was found, on stdout.

@@ -2,10 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::ErrorKind::{
-    InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied,
-};
-use std::io::{self, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -39,14 +36,14 @@ pub enum NotRead {
 impl NotRead {
     /// Whether it is only a matter of permissions.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == PermissionDenied)
+        matches!(self, Self::Io(error) if error.kind() == ErrorKind::PermissionDenied)
     }
 }
 
 impl From<io::Error> for NotRead {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            NotFound => Self::Missing,
+            ErrorKind::NotFound => Self::Missing,
             _ => Self::Io(error),
         }
     }
@@ -56,7 +53,7 @@ impl From<io::Error> for NotRead {
 fn fix(error: &io::Error, chmod: &str) -> String {
     match error.kind() {
         _ if error.raw_os_error() == Some(EPERM) => EPERM_FIX.to_owned(),
-        PermissionDenied => format!("; allow it with {chmod}"),
+        ErrorKind::PermissionDenied => format!("; allow it with {chmod}"),
         _ => String::new(),
     }
 }
@@ -65,13 +62,12 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 ///
 /// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let mut metadata = fs::symlink_metadata(path)?;
-    if metadata.is_symlink() {
-        metadata = fs::metadata(path).map_err(|error| match error.into() {
-            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
-            why => why,
-        })?;
-    }
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+            return Err(NotRead::NotAFile("a link that leads nowhere"));
+        }
+        metadata => metadata?,
+    };
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }
@@ -125,10 +121,9 @@ pub fn is_dir(path: &Path) -> io::Result<bool> {
 
 /// Whether the error says that nothing is at that path, or that nothing can be: a name with a NUL, or one too long.
 pub fn is_absence(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        NotFound | NotADirectory | InvalidInput | InvalidFilename
-    )
+    use ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    let absences = [NotFound, NotADirectory, InvalidInput, InvalidFilename];
+    absences.contains(&error.kind())
 }
 
 /// Serialises a path also where it is not UTF-8.

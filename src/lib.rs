@@ -30,7 +30,7 @@ use report::{Action, Report, SCHEMA};
 
 /// Does what was asked and tells it. Fails only where nothing could be told.
 pub fn run(cli: &Cli) -> Result<Exit> {
-    cli.colour().write_global();
+    cli.color.write_global();
     let output = Output {
         is_quiet: cli.quiet,
         is_verbose: cli.verbose,
@@ -69,13 +69,12 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         change::run(cli, output, &home, &mut report, goal)
     });
     let exit = done.unwrap_or_else(|error| {
-        report.error = Some(format!("{error:#}"));
+        let why = format!("{error:#}");
+        output.error(&why);
+        report.error = Some(why);
         Exit::Failed
     });
     report.exit_code = exit as u8;
-    if let Some(error) = &report.error {
-        output.error(error);
-    }
     if cli.json {
         output.print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     }

@@ -93,9 +93,19 @@ impl Output {
     }
 }
 
+/// Writes a line to stderr, made printable. On a terminal words are kept whole and further lines are indented.
 fn tell(tag: &str, style: Style, text: &str) {
-    let width = io::stderr().is_terminal().then(terminal_width);
-    let text = wrap_after(tag, text, width);
+    let mut text = printable(text);
+    if io::stderr().is_terminal() {
+        let taken = " ".repeat(tag.len());
+        // Names of backends have hyphens, and a path that is broken cannot be copied.
+        let options = Options::new(terminal_width().into())
+            .break_words(false)
+            .word_splitter(WordSplitter::NoHyphenation)
+            .initial_indent(&taken)
+            .subsequent_indent("  ");
+        text = String::from(textwrap::fill(&text, options).trim_start());
+    }
     // Where stderr itself fails there is nobody left to tell.
     let _ = writeln!(anstream::stderr().lock(), "{style}{tag}{style:#}{text}");
 }
@@ -105,21 +115,6 @@ fn write(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to stdout"),
     }
-}
-
-/// `text`, made printable, as it goes on behind `tag`. On a terminal, which has a width, words are kept whole and
-/// further lines are indented.
-fn wrap_after(tag: &str, text: &str, width: Option<u16>) -> String {
-    let text = printable(text);
-    let Some(width) = width else { return text };
-    let taken = " ".repeat(tag.len());
-    // Names of backends have hyphens, and a path that is broken cannot be copied.
-    let options = Options::new(width.into())
-        .break_words(false)
-        .word_splitter(WordSplitter::NoHyphenation)
-        .initial_indent(&taken)
-        .subsequent_indent("  ");
-    textwrap::fill(&text, options).trim_start().to_owned()
 }
 
 fn terminal_width() -> u16 {

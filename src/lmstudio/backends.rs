@@ -77,29 +77,27 @@ pub fn amphibian(home: &Path) -> PathBuf {
 /// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
-    match fs::read_dir(&directory) {
-        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        Err(error) => return Err(directory_error("list", &directory, error)),
-        Ok(_) => {}
+    match (fs::read_dir(&directory), leads_into_app(&directory)) {
+        (Err(error), _) if is_absence(&error) => bail!(why_absent(home, &directory)),
+        (Err(error), _) => Err(directory_error("list", &directory, error)),
+        (Ok(_), Some(why)) => bail!(why),
+        (Ok(_), None) => Ok(directory),
     }
-    leads_into_app(&directory).map_or(Ok(directory), |why| bail!(why))
 }
 
 fn why_absent(home: &Path, directory: &Path) -> String {
-    for path in directory
-        .ancestors()
-        .take_while(|path| path.starts_with(home))
-    {
+    let is_within = |path: &&Path| path.starts_with(home);
+    for path in directory.ancestors().take_while(is_within) {
         if let (Ok(target), false) = (fs::read_link(path), path.exists()) {
             let (path, target) = (path.display(), target.display());
             return format!("{path} is a link to {target}, which is not there; {IS_IT_CONNECTED}");
         }
     }
-    let (is_there, home, directory) = (home.exists(), home.display(), directory.display());
-    if is_there {
+    if home.exists() {
+        let directory = directory.display();
         return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
-    let next = "Else install LM Studio, or give --home DIR";
+    let (home, next) = (home.display(), "Else install LM Studio, or give --home DIR");
     format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
 }
 

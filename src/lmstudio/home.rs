@@ -4,29 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 
 use super::backends;
 use crate::files::{self, NotRead, is_absence};
 
-/// LM Studio's home directory, as it was named.
+const GIVEN: &str = "given with --home";
+
+/// LM Studio's home directory, as it was named, and by which rule it was found.
 #[derive(Debug, Clone)]
 pub struct Home {
     pub path: PathBuf,
-    pub found_by: FoundBy,
-}
-
-/// By which rule a home was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum FoundBy {
-    #[serde(rename = "given with --home")]
-    Given,
-    #[serde(rename = "named by ~/.lmstudio-home-pointer")]
-    Pointer,
-    #[serde(rename = "~/.cache/lm-studio exists")]
-    Cache,
-    #[serde(rename = "LM Studio's usual place")]
-    Usual,
+    pub found_by: &'static str,
 }
 
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
@@ -35,9 +23,13 @@ pub enum FoundBy {
 /// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
-    let given = explicit.map(|path| Ok((path.to_owned(), FoundBy::Given)));
-    let (path, found_by) = given.unwrap_or_else(find_as_lmstudio_does)?;
-    let home = Home { path, found_by };
+    let home = match explicit.map(Path::to_owned) {
+        Some(path) => Home {
+            path,
+            found_by: GIVEN,
+        },
+        None => find_as_lmstudio_does()?,
+    };
     match backends::open(&home.path) {
         Ok(_) => Ok(home),
         Err(error) => bail!("{error:#}{}", home.other()),
@@ -47,7 +39,7 @@ pub fn find(explicit: Option<&Path>) -> Result<Home> {
 impl Home {
     /// Names another home that has backends, to follow an error about this one; empty where there is none.
     pub fn other(&self) -> String {
-        let Some(user) = dirs::home_dir().filter(|_| self.found_by != FoundBy::Given) else {
+        let Some(user) = dirs::home_dir().filter(|_| self.found_by != GIVEN) else {
             return String::new();
         };
         for home in [user.join(".cache/lm-studio"), user.join(".lmstudio")] {
@@ -61,18 +53,18 @@ impl Home {
     }
 }
 
-fn find_as_lmstudio_does() -> Result<(PathBuf, FoundBy)> {
+fn find_as_lmstudio_does() -> Result<Home> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
-    if let Some(path) = read_pointer(&user.join(".lmstudio-home-pointer"))? {
-        return Ok((path, FoundBy::Pointer));
-    }
     let cache = user.join(".cache/lm-studio");
     // Where it cannot be told, it counts as there: another home is not patched in its place.
-    match fs::metadata(&cache) {
-        Err(error) if is_absence(&error) => Ok((user.join(".lmstudio"), FoundBy::Usual)),
-        _ => Ok((cache, FoundBy::Cache)),
-    }
+    let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
+    let (path, found_by) = match read_pointer(&user.join(".lmstudio-home-pointer"))? {
+        Some(path) => (path, "named by ~/.lmstudio-home-pointer"),
+        None if is_cache_absent => (user.join(".lmstudio"), "LM Studio's usual place"),
+        None => (cache, "~/.cache/lm-studio exists"),
+    };
+    Ok(Home { path, found_by })
 }
 
 fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {

@@ -123,19 +123,13 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
         return None;
     }
     let listed = manifest["vendor_lib_package_names"].as_array();
-    let named = |package: &Value| {
-        package
-            .as_str()?
-            .strip_prefix("_amphibian/")
-            .map(str::to_owned)
-    };
-    let mut packages: Vec<_> = listed.into_iter().flatten().filter_map(named).collect();
-    packages
-        .retain(|name| !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']));
+    let listed = listed.into_iter().flatten().filter_map(Value::as_str);
+    let names = listed.filter_map(|package| package.strip_prefix("_amphibian/"));
+    let is_odd = |n: &str| n.is_empty() || n.starts_with('.') || n.contains(['/', '\0']);
     Some(Runtime {
         name: name.to_owned(),
         version: version.to_owned(),
-        packages,
+        packages: names.filter(|n| !is_odd(n)).map(str::to_owned).collect(),
         ..Runtime::default()
     })
 }

@@ -1,7 +1,6 @@
 //! What is not as it should be, or good to know: one line each, only where it applies, with its next step.
 
-use super::findings::Findings;
-use super::{BackendReport, Report};
+use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::lmstudio::workers::LoadState;
 use crate::output::Level::{Error, Note, Warning};
@@ -53,7 +52,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
             let how = "as lmpatch first found it, not as such files ship";
             let what = format!("{path}: --revert gives it back {how}");
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
-            found.add(Note, Some(row), &what, next);
+            found.add(Note, row, &what, next);
         }
     }
     for name in &survey.left_out {
@@ -77,13 +76,12 @@ fn on_backend(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: Op
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let ReceiptFile::Ignored(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
-            found.add(Note, Some(row), &what, "move it away");
+            found.add(Note, row, &what, "move it away");
         }
     }
-    if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
-        && size != stock
-    {
-        on_size(found, row, of, (size, stock));
+    match (size, row.stock, &row.why) {
+        (Some(size), Some(stock), None) if size != stock => on_size(found, row, of, size, stock),
+        _ => {}
     }
 }
 
@@ -103,7 +101,7 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
         (None, _) => (Warning, unfinished),
         (Some(_), _) => (Error, unfinished),
     };
-    found.add(level, Some(row), &what, next);
+    found.add(level, row, &what, next);
 }
 
 /// Values that differ among its places, or from those of the other backends.
@@ -116,12 +114,11 @@ fn on_values(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_a
         if backend.edits(Goal::Original).is_ok() {
             next += ", `lmpatch --revert` none";
         }
-        found.add(Warning, Some(row), what, &next);
+        found.add(Warning, row, what, &next);
     } else if row.state == State::Stock && row.backend.selected && is_any_patched {
         let apps = row.backend.users();
         let what = format!("{apps} uses it, and it is at stock while others are set");
-        let next = format!("`lmpatch {size}` sets it");
-        found.add(Warning, Some(row), &what, &next);
+        found.add(Warning, row, &what, &format!("`lmpatch {size}` sets it"));
     }
 }
 
@@ -130,7 +127,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
     match &row.in_effect {
         Some(LoadState::Unknown(why)) => {
             let what = format!("it is unknown whether loaded models have its values: {why}");
-            found.add(Note, Some(row), &what, "load them again to be sure");
+            found.add(Note, row, &what, "load them again to be sure");
         }
         Some(LoadState::ReloadNeeded(pids)) => {
             let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
@@ -141,7 +138,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
             if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
                 next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
             }
-            found.add(Warning, Some(row), &what, &next);
+            found.add(Warning, row, &what, &next);
         }
         _ => {}
     }
@@ -154,27 +151,17 @@ fn on_leftovers(found: &mut Findings, row: &BackendReport) {
         for cached in bytecode::stale(&file.path) {
             let cached = cached.display();
             let what = format!("{cached} is older than its source, and Python would still take it");
-            found.add(
-                Warning,
-                Some(row),
-                &what,
-                &format!("remove it: rm '{cached}'"),
-            );
+            found.add(Warning, row, &what, &format!("remove it: rm '{cached}'"));
         }
         for temp in temporaries(&file.path).unwrap_or_default() {
             let what = format!("{} is left of a run that was killed", temp.display());
-            found.add(
-                Note,
-                Some(row),
-                &what,
-                &format!("`lmpatch {run}` removes it"),
-            );
+            found.add(Note, row, &what, &format!("`lmpatch {run}` removes it"));
         }
     }
 }
 
 /// What is good to know about a chunk of `size` that is not what the backend ships with.
-fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, (size, stock): (u64, u64)) {
+fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: u64, stock: u64) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
@@ -191,12 +178,12 @@ fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, (size, stoc
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = "`lmpatch --revert` restores the vendor's files";
-        found.add(Note, Some(row), &what, next);
+        found.add(Note, row, &what, next);
     } else if of.fits_context {
         let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("it fits less context into memory at a larger chunk: {case}");
         let next = "if you need the longer context: `lmpatch --revert`";
-        found.add(Note, Some(row), &what, next);
+        found.add(Note, row, &what, next);
     }
 }
 
