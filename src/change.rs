@@ -28,13 +28,12 @@ pub fn run(
     let mut survey = check::survey(cli, home)?;
     let backends = std::mem::take(&mut survey.backends);
     let applied = match &lock {
-        Some(lock) => {
-            let applied = patch::apply(lock, backends, goal);
-            marker::forget(&home.path);
-            applied
-        }
+        Some(lock) => patch::apply(lock, backends, goal),
         None => patch::dry_run(backends, goal),
     };
+    if lock.is_some() {
+        marker::forget(&home.path);
+    }
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
@@ -96,19 +95,18 @@ fn reload(output: &Output, home: &Home, report: &mut Report, how: How) -> bool {
         advice: back.unwrap_or_default() + "load it in LM Studio",
         wants_stop: &|| false,
     };
-    let result = reloader.run(how);
-    match &result {
-        Err(error) => output.error(&format!(
-            "the files are done, but no model was loaded again: {error:#}"
-        )),
-        Ok(models) if models.is_empty() => {
-            output.say("No model is loaded; the next one takes these values.");
-        }
-        Ok(_) if how == How::App => output.say("The app was restarted."),
-        Ok(_) => {}
+    let (models, error) = match reloader.run(how) {
+        Ok(models) => (models, None),
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
+    if let Some(error) = &error {
+        let what = "no model was loaded again";
+        output.error(&format!("the files are done, but {what}: {error}"));
+    } else if models.is_empty() {
+        output.say("No model is loaded; the next one takes these values.");
+    } else if how == How::App {
+        output.say("The app was restarted.");
     }
-    let error = result.as_ref().err().map(|error| format!("{error:#}"));
-    let models = result.unwrap_or_default();
     for model in &models {
         tell_reloaded(output, model);
     }

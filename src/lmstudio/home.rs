@@ -23,13 +23,11 @@ pub struct Home {
 /// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
-    let home = match explicit.map(Path::to_owned) {
-        Some(path) => Home {
-            path,
-            found_by: GIVEN,
-        },
+    let (path, found_by) = match explicit {
+        Some(path) => (path.to_owned(), GIVEN),
         None => find_as_lmstudio_does()?,
     };
+    let home = Home { path, found_by };
     match backends::open(&home.path) {
         Ok(_) => Ok(home),
         Err(error) => bail!("{error:#}{}", home.other()),
@@ -53,18 +51,17 @@ impl Home {
     }
 }
 
-fn find_as_lmstudio_does() -> Result<Home> {
+fn find_as_lmstudio_does() -> Result<(PathBuf, &'static str)> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
     let cache = user.join(".cache/lm-studio");
     // Where it cannot be told, it counts as there: another home is not patched in its place.
     let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
-    let (path, found_by) = match read_pointer(&user.join(".lmstudio-home-pointer"))? {
+    Ok(match read_pointer(&user.join(".lmstudio-home-pointer"))? {
         Some(path) => (path, "named by ~/.lmstudio-home-pointer"),
         None if is_cache_absent => (user.join(".lmstudio"), "LM Studio's usual place"),
         None => (cache, "~/.cache/lm-studio exists"),
-    };
-    Ok(Home { path, found_by })
+    })
 }
 
 fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
