@@ -4,22 +4,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{
-    Arg, ArgMatches, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
-    ValueEnum,
-};
+use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::Shell;
+use colorchoice_clap::Color;
 use glob::Pattern;
 
-use crate::lmstudio::backends::amphibian;
-use crate::lmstudio::home::Home;
-use crate::output::Output;
 use crate::patch::settings::SIZES;
 use crate::reload::How;
-use crate::report::Report;
 use crate::{agent, bench};
 
 const STYLES: Styles = Styles::styled()
@@ -28,7 +22,8 @@ const STYLES: Styles = Styles::styled()
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
 
-const AFTER_HELP: &str = "\
+/// What `--help` ends with.
+pub const AFTER_HELP: &str = "\
 Examples:
   lmpatch                 set 4096, the default
   lmpatch 8192            set another size
@@ -100,9 +95,8 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
-    /// When to use colour
-    #[arg(long, value_name = "WHEN", default_value = "auto", global = true)]
-    pub color: ColorChoice,
+    #[command(flatten)]
+    pub color: Color,
 }
 
 /// What else than the patching itself can be asked for.
@@ -123,14 +117,6 @@ pub enum Command {
     Man,
 }
 
-/// The shells that completions are made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Shell {
-    Bash,
-    Zsh,
-    Fish,
-}
-
 impl Cli {
     /// What was typed. Fails, with what clap prints, on a wrong command line and on a call for help.
     ///
@@ -138,59 +124,28 @@ impl Cli {
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(arguments)?;
-        match misplaced(&command, &matches) {
-            Some((kind, what)) => Err(command.error(kind, what)),
-            None => Self::from_arg_matches(&matches),
+        let is_typed = |own: &&Arg| {
+            let source = matches.value_source(own.get_id().as_str());
+            !own.is_global_set() && source == Some(ValueSource::CommandLine)
+        };
+        let own = command.get_arguments().find(is_typed);
+        if let (Some(subcommand), Some(own)) = (matches.subcommand_name(), own) {
+            let why =
+                format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
+            return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
+        Self::from_arg_matches(&matches)
     }
 
-    /// When to use colour, in the terms of the streams.
-    pub fn colour(&self) -> anstream::ColorChoice {
-        match self.color {
-            ColorChoice::Auto => anstream::ColorChoice::Auto,
-            ColorChoice::Always => anstream::ColorChoice::Always,
-            ColorChoice::Never => anstream::ColorChoice::Never,
-        }
+    /// Whether people are to be shown what was found, on stdout.
+    pub fn shows_text(&self) -> bool {
+        !self.json && !self.quiet
     }
 
-    /// Prints a table, unless the run is to be quiet or prints JSON.
-    pub fn show(&self, output: &Output, table: impl FnOnce() -> String) -> Result<()> {
-        if !self.json && !output.is_quiet {
-            output.print(&table())?;
-        }
-        Ok(())
+    /// Whether it is of use what loaded models have: a run that prints errors only does not tell it.
+    pub fn wants_workers(&self) -> bool {
+        self.json || !self.quiet
     }
-
-    /// Fails where no backend was found.
-    pub fn require_backends(&self, report: &Report, home: &Home) -> Result<()> {
-        if !report.backends.is_empty() {
-            return Ok(());
-        }
-        let amphibian = amphibian(&home.path);
-        let directory = amphibian.display();
-        if self.backend.is_empty() {
-            bail!(
-                "no MLX backend found in {directory}; install an MLX runtime in LM Studio, or give its home with --home \
-                 DIR{}",
-                home.other()
-            );
-        }
-        let patterns: Vec<_> = self.backend.iter().map(Pattern::as_str).collect();
-        bail!(
-            "no backend in {directory} matches {}; `lmpatch --check` shows them all",
-            patterns.join(" or ")
-        );
-    }
-}
-
-/// A flag that does nothing where it stands, which clap cannot tell, and what is wrong with it.
-fn misplaced(command: &clap::Command, matches: &ArgMatches) -> Option<(ErrorKind, String)> {
-    let is_typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    let subcommand = matches.subcommand_name()?;
-    let is_own = |own: &&Arg| !own.is_global_set() && is_typed(own.get_id().as_str());
-    let own = command.get_arguments().find(is_own)?;
-    let what = format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
-    Some((ErrorKind::ArgumentConflict, what))
 }
 
 /// The first word of a command line, where what is no size was often meant to be something else.
@@ -206,16 +161,23 @@ fn parse_first_word(text: &str) -> Result<u64, String> {
 
 /// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let thousands = text.strip_suffix(['k', 'K']);
-    let (digits, unit) = thousands.map_or((text, 1), |digits| (digits, 1024));
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1024),
+        None => (text, 1),
+    };
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("give plain digits such as 4096, or 4k".to_owned());
     }
     let size = digits.parse::<u64>().ok();
-    let size = size.and_then(|number| number.checked_mul(unit));
-    let (least, most) = (SIZES.start(), SIZES.end());
-    size.filter(|size| SIZES.contains(size))
-        .ok_or_else(|| format!("the size must be from {least} to {most} tokens"))
+    size.and_then(|number| number.checked_mul(unit))
+        .filter(|size| SIZES.contains(size))
+        .ok_or_else(|| {
+            format!(
+                "the size must be from {} to {} tokens",
+                SIZES.start(),
+                SIZES.end()
+            )
+        })
 }
 
 /// A time in seconds, also parts of one; no longer than a day.

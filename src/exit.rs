@@ -1,7 +1,5 @@
 //! What a run amounted to, as its exit code. A wrong command line is 2 and is dealt with by clap.
 
-use std::process::ExitCode;
-
 /// What a run amounted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -11,10 +9,4 @@ pub enum Exit {
     Failed = 1,
     /// `--check SIZE` found another value.
     OtherValue = 3,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }

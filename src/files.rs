@@ -1,122 +1,101 @@
 //! Reading files that somebody else may have put there, and saying why that failed.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use serde::Serializer;
+use thiserror::Error;
 
 /// Nothing larger than this is read, in bytes. The largest vendor file so far has 78,615.
 pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The same number on Linux and macOS. `ErrorKind::PermissionDenied` does not tell it from EACCES, which chmod can fix.
 const EPERM: i32 = 1;
+const EPERM_FIX: &str = "; macOS keeps it from this program: allow it, or your terminal, in System Settings → \
+    Privacy & Security → Full Disk Access (or Files & Folders → Removable Volumes), or unlock it with chflags nouchg";
 
 /// Why a file was not read.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum NotRead {
+    #[error("is not there")]
     Missing,
     /// There is something else than a regular file; what it is.
+    #[error("is {0}, not a regular file")]
     NotAFile(&'static str),
     /// It is larger than [`MAX_BYTES`]; its size in bytes.
+    #[error("has {0} bytes, more than the {MAX_BYTES} that are read at most")]
     TooLarge(u64),
+    #[error("cannot be read ({0}){fix}", fix = fix(.0, "chmod u+r, or chmod u+rx on its directory"))]
     Io(io::Error),
 }
 
 impl NotRead {
     /// Whether it is only a matter of permissions.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
-    }
-}
-
-impl fmt::Display for NotRead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => f.write_str("is not there"),
-            Self::NotAFile(kind) => write!(f, "is {kind}, not a regular file"),
-            Self::TooLarge(size) => {
-                let limit = format!("more than the {MAX_BYTES} that are read at most");
-                write!(f, "has {size} bytes, {limit}")
-            }
-            Self::Io(error) => {
-                let fix = fix(error, "chmod u+r, or chmod u+rx on its directory");
-                write!(f, "cannot be read ({error}){}", fix.unwrap_or_default())
-            }
-        }
+        matches!(self, Self::Io(error) if error.kind() == ErrorKind::PermissionDenied)
     }
 }
 
 impl From<io::Error> for NotRead {
     fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::NotFound {
-            Self::Missing
-        } else {
-            Self::Io(error)
+        match error.kind() {
+            ErrorKind::NotFound => Self::Missing,
+            _ => Self::Io(error),
         }
     }
 }
 
 /// What to do about an error of permissions, to follow its text: `chmod` where that helps, else what macOS asks for.
-fn fix(error: &io::Error, chmod: &str) -> Option<String> {
-    if error.raw_os_error() == Some(EPERM) {
-        return Some(
-            "; macOS keeps it from this program: allow it, or your terminal, in System Settings → Privacy & Security → Full \
-             Disk Access (or Files & Folders → Removable Volumes), or unlock it with chflags nouchg"
-                .to_owned(),
-        );
+fn fix(error: &io::Error, chmod: &str) -> String {
+    match error.kind() {
+        _ if error.raw_os_error() == Some(EPERM) => EPERM_FIX.to_owned(),
+        ErrorKind::PermissionDenied => format!("; allow it with {chmod}"),
+        _ => String::new(),
     }
-    let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-    is_denied.then(|| format!("; allow it with {chmod}"))
 }
 
 /// The bytes of a regular file of at most [`MAX_BYTES`]; links are followed.
 ///
 /// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let mut metadata = fs::symlink_metadata(path)?;
-    if metadata.is_symlink() {
-        metadata = fs::metadata(path).map_err(|error| match error.into() {
-            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
-            why => why,
-        })?;
-    }
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+            return Err(NotRead::NotAFile("a link that leads nowhere"));
+        }
+        metadata => metadata?,
+    };
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }
     if metadata.len() > MAX_BYTES {
         return Err(NotRead::TooLarge(metadata.len()));
     }
-    let size = usize::try_from(metadata.len()).unwrap_or_default();
-    let mut bytes = Vec::with_capacity(size + 1);
     // In case the file grew since, up to one byte more than allowed.
-    let limit = MAX_BYTES + 1;
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    match u64::try_from(bytes.len()) {
-        Ok(size) if size < limit => Ok(bytes),
-        _ => Err(NotRead::TooLarge(limit)),
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        ..=MAX_BYTES => Ok(bytes),
+        size => Err(NotRead::TooLarge(size)),
     }
 }
 
 /// `error`, told as a failure to `act` on the directory `path`, with what fixes it where permissions are the reason.
 pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
-    let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
     // The deepest directory that can still be seen is the one that is closed.
-    let closed = path
-        .ancestors()
-        .find(|ancestor| is_denied && fs::metadata(ancestor).is_ok())
-        .unwrap_or(path);
-    let chmod = format!("chmod u+rx '{}'", closed.display());
+    let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
+    let chmod = format!("chmod u+rx '{}'", closed.unwrap_or(path).display());
     cannot(act, path, error, &chmod)
 }
 
 /// `error`, told as a failure to `act` on `path`, with `chmod` where that fixes it.
 pub fn cannot(act: &str, path: &Path, error: io::Error, chmod: &str) -> anyhow::Error {
-    let fix = fix(&error, chmod).unwrap_or_default();
+    let fix = fix(&error, chmod);
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }
 
@@ -135,19 +114,16 @@ pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
 /// Whether there is a directory at that path, links followed. Fails where that cannot be told, which is no "no".
 pub fn is_dir(path: &Path) -> io::Result<bool> {
     match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.is_dir()),
         Err(error) if is_absence(&error) => Ok(false),
-        Err(error) => Err(error),
+        metadata => Ok(metadata?.is_dir()),
     }
 }
 
 /// Whether the error says that nothing is at that path, or that nothing can be: a name with a NUL, or one too long.
 pub fn is_absence(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
-    matches!(
-        error.kind(),
-        NotFound | NotADirectory | InvalidInput | InvalidFilename
-    )
+    use ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    let absences = [NotFound, NotADirectory, InvalidInput, InvalidFilename];
+    absences.contains(&error.kind())
 }
 
 /// Serialises a path also where it is not UTF-8.
@@ -163,13 +139,10 @@ pub fn app_bundle(resolved: &Path) -> Option<&Path> {
 }
 
 fn kind(file_type: fs::FileType) -> &'static str {
-    if file_type.is_dir() {
-        "a directory"
-    } else if file_type.is_fifo() {
-        "a FIFO"
-    } else if file_type.is_socket() {
-        "a socket"
-    } else {
-        "a device"
+    match file_type {
+        of if of.is_dir() => "a directory",
+        of if of.is_fifo() => "a FIFO",
+        of if of.is_socket() => "a socket",
+        _ => "a device",
     }
 }

@@ -31,23 +31,19 @@ use report::{Action, Report, SCHEMA};
 
 /// Does what was asked and tells it. Fails only where nothing could be told.
 pub fn run(cli: &Cli) -> Result<Exit> {
-    cli.colour().write_global();
+    cli.color.write_global();
     let output = Output {
         is_quiet: cli.quiet,
         is_verbose: cli.verbose,
     };
-    match &cli.command {
-        None => check_or_change(cli, &output),
-        Some(Command::Bench(args)) => bench::run(cli, args, &output),
-        Some(Command::Agent(command)) => agent::run(cli, &output, command),
-        Some(Command::Completions { shell }) => print(&output, &completions::script(*shell)),
-        Some(Command::Man) => print(&output, &completions::manual_page()?),
-    }
-}
-
-fn print(output: &Output, text: &[u8]) -> Result<Exit> {
-    output.print_raw(text)?;
-    Ok(Exit::Done)
+    let text = match &cli.command {
+        None => return check_or_change(cli, &output),
+        Some(Command::Bench(args)) => return bench::run(cli, args, &output),
+        Some(Command::Agent(command)) => return agent::run(cli, &output, command),
+        Some(Command::Completions { shell }) => completions::script(*shell),
+        Some(Command::Man) => completions::manual_page()?,
+    };
+    output.print_raw(&text).map(|()| Exit::Done)
 }
 
 fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
@@ -67,22 +63,19 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
     let done = home::find(cli.home.as_deref()).and_then(|home| {
         report.home = Some(home.path.display().to_string());
         report.home_found_by = Some(home.found_by);
-        match action {
-            Action::Check => check::run(cli, output, &home, &mut report),
-            Action::Set | Action::Revert => {
-                let goal = size.map_or(Goal::Original, Goal::Size);
-                change::run(cli, output, &home, &mut report, goal)
-            }
+        if action == Action::Check {
+            return check::run(cli, output, &home, &mut report);
         }
+        let goal = size.map_or(Goal::Original, Goal::Size);
+        change::run(cli, output, &home, &mut report, goal)
     });
     let exit = done.unwrap_or_else(|error| {
-        report.error = Some(format!("{error:#}"));
+        let why = format!("{error:#}");
+        output.error(&why);
+        report.error = Some(why);
         Exit::Failed
     });
     report.exit_code = exit as u8;
-    if let Some(error) = &report.error {
-        output.error(error);
-    }
     if cli.json {
         output.print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     }

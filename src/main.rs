@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
+use lmpatch::{cli::Cli, output};
+
 fn main() -> ExitCode {
-    match lmpatch::cli::Cli::read(std::env::args_os()) {
-        Ok(cli) => lmpatch::run(&cli)
-            .map_or_else(|error| lmpatch::output::print_fatal(&error), ExitCode::from),
-        Err(answer) => lmpatch::output::print_clap(&answer),
+    match Cli::read(std::env::args_os()).map(|cli| lmpatch::run(&cli)) {
+        Ok(Ok(exit)) => ExitCode::from(exit as u8),
+        Ok(Err(error)) => output::print_fatal(&error),
+        Err(answer) => output::print_clap(&answer),
     }
 }

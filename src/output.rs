@@ -1,12 +1,12 @@
 //! stdout and stderr, colour and width: decided once, handed down. Data goes to stdout, talk to stderr.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 use textwrap::{Options, WordSplitter};
 
 /// For what the eye should find first.
@@ -19,6 +19,15 @@ pub const NOTE: Style = AnsiColor::Yellow.on_default().bold();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// What matters less.
 pub const FAINT: Style = Style::new().dimmed();
+
+/// How much a line matters: the run fails for it, it is not as it should be, or it is good to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    Warning,
+    Note,
+}
 
 /// How much is told. Whether there is colour is decided once for the whole program.
 #[derive(Debug)]
@@ -58,34 +67,45 @@ impl Output {
 
     /// Says something that is good to know.
     pub fn say(&self, text: &str) {
-        self.unless_quiet("", Style::new(), text);
+        if !self.is_quiet {
+            tell("", Style::new(), text);
+        }
     }
 
     /// Says something that is good to know and not part of every run.
     pub fn note(&self, text: &str) {
-        self.unless_quiet("note: ", NOTE, text);
-    }
-
-    /// Says that something is not as it should be.
-    pub fn warn(&self, text: &str) {
-        self.unless_quiet("warning: ", NOTE, text);
+        self.tell(Level::Note, text);
     }
 
     /// Says what went wrong, also where the run is quiet.
     pub fn error(&self, text: &str) {
-        tagged("error: ", BAD, text);
+        self.tell(Level::Error, text);
     }
 
-    fn unless_quiet(&self, tag: &str, style: Style, text: &str) {
-        if !self.is_quiet {
-            tagged(tag, style, text);
+    /// Says something of that level; where the run is quiet, only errors.
+    pub fn tell(&self, level: Level, text: &str) {
+        match level {
+            Level::Error => tell("error: ", BAD, text),
+            _ if self.is_quiet => {}
+            Level::Warning => tell("warning: ", NOTE, text),
+            Level::Note => tell("note: ", NOTE, text),
         }
     }
 }
 
-fn tagged(tag: &str, style: Style, text: &str) {
-    let width = io::stderr().is_terminal().then(terminal_width);
-    let text = wrap_after(tag, text, width);
+/// Writes a line to stderr, made printable. On a terminal words are kept whole and further lines are indented.
+fn tell(tag: &str, style: Style, text: &str) {
+    let mut text = printable(text);
+    if io::stderr().is_terminal() {
+        let taken = " ".repeat(tag.len());
+        // Names of backends have hyphens, and a path that is broken cannot be copied.
+        let options = Options::new(terminal_width().into())
+            .break_words(false)
+            .word_splitter(WordSplitter::NoHyphenation)
+            .initial_indent(&taken)
+            .subsequent_indent("  ");
+        text = String::from(textwrap::fill(&text, options).trim_start());
+    }
     // Where stderr itself fails there is nobody left to tell.
     let _ = writeln!(anstream::stderr().lock(), "{style}{tag}{style:#}{text}");
 }
@@ -95,20 +115,6 @@ fn write(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to stdout"),
     }
-}
-
-/// `text`, made printable, as it goes on behind `tag`. On a terminal, which has a width, words are kept whole and
-/// further lines are indented.
-fn wrap_after(tag: &str, text: &str, width: Option<u16>) -> String {
-    let text = printable(text);
-    let Some(width) = width else { return text };
-    let taken = " ".repeat(tag.len());
-    // Names of backends have hyphens, and a path that is broken cannot be copied.
-    let options = Options::new(width.into()).break_words(false);
-    let options = options.word_splitter(WordSplitter::NoHyphenation);
-    let options = options.initial_indent(&taken).subsequent_indent("  ");
-    let lines = textwrap::wrap(&text, options);
-    lines.join("\n").trim_start().to_owned()
 }
 
 fn terminal_width() -> u16 {
@@ -127,7 +133,7 @@ pub fn print_clap(answer: &clap::Error) -> ExitCode {
 
 /// Says why a run could not even be told about, and gives its exit code.
 pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
-    tagged("error: ", BAD, &format!("{error:#}"));
+    tell("error: ", BAD, &format!("{error:#}"));
     ExitCode::FAILURE
 }
 
@@ -135,11 +141,10 @@ pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
 /// colour the screen or reorder a line.
 pub fn printable(text: &str) -> String {
     let is_mark = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-    let is_hidden = |c: char| c.is_control() || is_mark(c);
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_hidden(c) {
-            write!(shown, "{}", c.escape_unicode()).expect("writing to a String cannot fail");
+        if c.is_control() || is_mark(c) {
+            shown.extend(c.escape_unicode());
         } else {
             shown.push(c);
         }

@@ -11,7 +11,8 @@ use crate::exit::Exit;
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
 use crate::output::Output;
-use crate::patch::backend::{Goal, State, Surveyed};
+use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::file::State;
 use crate::patch::settings::{SETTINGS, Setting};
 use crate::patch::{self, Outcome};
 

@@ -12,6 +12,8 @@ use crate::files::{self, app_bundle, directory_error, is_absence, is_dir};
 
 /// How the names of MLX backends start, as far as any has been seen.
 const NAME_PREFIX: &str = "app-mlx-generate";
+/// What to do where there is no backend.
+pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
 const IS_IT_CONNECTED: &str = "is the disk that it is on connected?";
 
 /// One directory that holds an MLX engine, or is to hold one.
@@ -72,41 +74,31 @@ pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")
 }
 
-/// Whether `home` holds any MLX backend at all, or may hold some that cannot be seen.
-pub fn has_any(home: &Path) -> bool {
-    match fs::read_dir(amphibian(home)) {
-        Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|e| backend(&e.path()).is_some())),
-        Err(error) => !is_absence(&error),
-    }
-}
-
 /// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
-    match fs::read_dir(&directory) {
-        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        Err(error) => return Err(directory_error("list", &directory, error)),
-        Ok(_) => {}
+    match (fs::read_dir(&directory), leads_into_app(&directory)) {
+        (Err(error), _) if is_absence(&error) => bail!(why_absent(home, &directory)),
+        (Err(error), _) => Err(directory_error("list", &directory, error)),
+        (Ok(_), Some(why)) => bail!(why),
+        (Ok(_), None) => Ok(directory),
     }
-    leads_into_app(&directory).map_or(Ok(directory), |why| bail!(why))
 }
 
 fn why_absent(home: &Path, directory: &Path) -> String {
-    let below = directory.ancestors();
-    for path in below.take_while(|path| path.starts_with(home)) {
+    let is_within = |path: &&Path| path.starts_with(home);
+    for path in directory.ancestors().take_while(is_within) {
         if let (Ok(target), false) = (fs::read_link(path), path.exists()) {
             let (path, target) = (path.display(), target.display());
             return format!("{path} is a link to {target}, which is not there; {IS_IT_CONNECTED}");
         }
     }
-    let (is_there, home, directory) = (home.exists(), home.display(), directory.display());
-    if is_there {
-        let next = "install an MLX runtime in LM Studio, or give its home with --home DIR";
-        format!("no MLX backend found: {directory} is not there; {next}")
-    } else {
-        let next = "Else install LM Studio, or give --home DIR";
-        format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
+    if home.exists() {
+        let directory = directory.display();
+        return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
+    let (home, next) = (home.display(), "Else install LM Studio, or give --home DIR");
+    format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
 }
 
 /// What `home` holds; backends only if their names match one of `wanted`, all where that is empty.
@@ -163,16 +155,15 @@ fn version_key(name: &str) -> (String, u64) {
 fn backend(path: &Path) -> Option<Backend> {
     let name = path.file_name()?.to_string_lossy().into_owned();
     let is_named_so = name.starts_with(NAME_PREFIX);
-    let metadata = fs::metadata(path);
     let (shown, is_link) = (path.display(), path.is_symlink());
-    let site_packages = match metadata {
+    let site_packages = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => return None,
         Ok(_) => engine_directories(path).map_err(|error| format!("{error:#}")),
         // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
         Err(error) if !is_named_so || !is_link && is_absence(&error) => return None,
         Err(error) if is_link => {
-            let link = format!("{shown} is a link that leads nowhere ({error})");
-            Err(format!("{link}; {IS_IT_CONNECTED}"))
+            let what = "is a link that leads nowhere";
+            Err(format!("{shown} {what} ({error}); {IS_IT_CONNECTED}"))
         }
         Err(error) => Err(format!("{shown} cannot be read ({error})")),
     };

@@ -76,15 +76,14 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     let mut unknown = Vec::new();
     for app in App::ALL {
         match choice(home, app) {
-            Ok(None) => {}
-            Ok(Some(row)) => {
+            Err(why) => unknown.push(why),
+            Ok(row) => {
                 let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
                 if let Some(selected) = runtimes.iter_mut().find(is_it) {
                     selected.selected = true;
                     selected.selected_by.push(app);
                 }
             }
-            Err(why) => unknown.push(why),
         }
     }
     (runtimes, unknown)
@@ -92,14 +91,10 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
 
 /// Since when at the latest each app has had its choice of a runtime, in seconds since 1970; none where it is not known.
 pub fn selected_since(home: &Path) -> Vec<(App, u64)> {
-    let mut known = Vec::new();
-    for app in App::ALL {
-        if let Ok(Some(_)) = choice(home, app) {
-            let since = files::modified(&home.join(app.preferences()));
-            known.extend(since.map(|since| (app, since)));
-        }
-    }
-    known
+    let mut apps = App::ALL.to_vec();
+    apps.retain(|app| choice(home, *app).is_ok_and(|row| !row.is_null()));
+    let since = |app: App| Some((app, files::modified(&home.join(app.preferences()))?));
+    apps.into_iter().filter_map(since).collect()
 }
 
 /// Runtimes of one version are told apart by what only their own names have: `nax` for the M5.
@@ -127,29 +122,25 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     if !engine.starts_with("mlx") {
         return None;
     }
-    let mut packages = Vec::new();
     let listed = manifest["vendor_lib_package_names"].as_array();
-    for package in listed.into_iter().flatten().filter_map(Value::as_str) {
-        let name = package.strip_prefix("_amphibian/").unwrap_or_default();
-        if !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']) {
-            packages.push(name.to_owned());
-        }
-    }
+    let listed = listed.into_iter().flatten().filter_map(Value::as_str);
+    let names = listed.filter_map(|package| package.strip_prefix("_amphibian/"));
+    let is_odd = |n: &str| n.is_empty() || n.starts_with('.') || n.contains(['/', '\0']);
     Some(Runtime {
         name: name.to_owned(),
         version: version.to_owned(),
-        packages,
+        packages: names.filter(|n| !is_odd(n)).map(str::to_owned).collect(),
         ..Runtime::default()
     })
 }
 
-/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; none where the app
+/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; null where the app
 /// is not installed. Fails with the reason where that is not known.
-fn choice(home: &Path, app: App) -> Result<Option<Value>, String> {
+fn choice(home: &Path, app: App) -> Result<Value, String> {
     let preferences = files::read(&home.join(app.preferences()));
     // Without its file an app is not installed, as most people have no Bionic.
     if preferences.is_err() && app == App::Bionic {
-        return Ok(None);
+        return Ok(Value::Null);
     }
     let rows = serde_json::from_slice(&preferences.unwrap_or_default());
     let mut rows: Vec<Value> = rows.unwrap_or_default();
@@ -157,7 +148,7 @@ fn choice(home: &Path, app: App) -> Result<Option<Value>, String> {
     rows.retain(|row| row["name"].is_string() && row["version"].is_string());
     let named = match rows.len() {
         0 => "none".to_owned(),
-        1 => return Ok(rows.pop()),
+        1 => return Ok(rows.remove(0)),
         several => format!("{several} for MLX models"),
     };
     let unknown = format!("which runtime {} uses is not known", app.name());

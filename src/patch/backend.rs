@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-pub use super::file::State;
-use super::file::{Blocked, Edit, Source, VendorFile};
+use super::file::{Blocked, Edit, Source, State, VendorFile};
 use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
 use super::sites::locate;

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use anyhow::Result;
 use similar::TextDiff;
 
-use crate::output::{BAD, FAINT, GOOD, STRONG, printable};
+use crate::output::{BAD, FAINT, GOOD, Output, STRONG, printable};
 use crate::patch::Applied;
 
 /// The diff of all backends; `patch -p1` in the home would apply it.
@@ -14,8 +15,8 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
     let edits = applied.iter().flat_map(|applied| &applied.edits);
     for change in edits.filter(|edit| edit.is_change()) {
         let path = change.path.strip_prefix(&home).unwrap_or(&change.path);
-        let path = path.display().to_string();
-        let path = printable(path.trim_start_matches('/'));
+        let path = printable(&path.display().to_string());
+        let path = path.trim_start_matches('/');
         let diff = TextDiff::from_lines(change.before.as_slice(), change.after.as_slice());
         let mut unified = diff.unified_diff();
         unified.header(&format!("a/{path}"), &format!("b/{path}"));
@@ -25,8 +26,11 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
     bytes
 }
 
-/// The same diff with colours, for a terminal: what could drive it is escaped.
-pub fn paint(diff: &[u8]) -> String {
+/// On a terminal painted and safe to show; else byte for byte, so that `patch` can apply it.
+pub fn print(output: &Output, diff: &[u8]) -> Result<()> {
+    if !output.has_colour() && output.width().is_none() {
+        return output.print_raw(diff);
+    }
     let mut painted = String::new();
     for line in String::from_utf8_lossy(diff).lines() {
         let style = match line.as_bytes() {
@@ -39,5 +43,5 @@ pub fn paint(diff: &[u8]) -> String {
         let line = printable(&line.replace('\t', "    "));
         painted += &format!("{style}{line}{style:#}\n");
     }
-    painted
+    output.print(&painted)
 }

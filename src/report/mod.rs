@@ -1,20 +1,18 @@
 //! What a run found and did. `table` shows it to people, serde to scripts.
 
 pub mod diff;
-pub mod findings;
 pub mod notes;
 pub mod table;
 
 use serde::Serialize;
 
 use crate::lmstudio::backends::{Backend, MissingBackend};
-use crate::lmstudio::home::FoundBy;
 use crate::lmstudio::workers::{LoadState, Worker};
-use crate::patch::backend::{State, Surveyed};
-use crate::patch::file::VendorFile;
+use crate::output::{Level, Output};
+use crate::patch::backend::Surveyed;
+use crate::patch::file::{State, VendorFile};
 use crate::patch::{Applied, Outcome};
 use crate::reload::{How, Reloaded};
-use findings::Findings;
 
 /// The version of the JSON report's shape; it grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 2;
@@ -28,7 +26,7 @@ pub struct Report {
     /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
-    pub home_found_by: Option<FoundBy>,
+    pub home_found_by: Option<&'static str>,
     pub exit_code: u8,
     /// Why the run as a whole failed.
     pub error: Option<String>,
@@ -99,6 +97,54 @@ impl BackendReport {
             result: Some(applied.outcome),
             why: applied.why.clone(),
             ..Self::surveyed(&applied.after)
+        }
+    }
+}
+
+/// One line about what a run found, with its next step.
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    backend: Option<String>,
+    what: String,
+    next: String,
+}
+
+/// What was found so far.
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds what was found and what to do about it. What several backends share is told once, about none of them.
+    pub fn add<'r>(
+        &mut self,
+        level: Level,
+        row: impl Into<Option<&'r BackendReport>>,
+        what: &str,
+        next: &str,
+    ) {
+        let is_same = |old: &&mut Finding| old.what == what && old.next == next;
+        if let Some(old) = self.0.iter_mut().find(is_same) {
+            old.backend = None;
+            return;
+        }
+        self.0.push(Finding {
+            level,
+            backend: row.into().map(|row| row.backend.name.clone()),
+            what: what.to_owned(),
+            next: next.to_owned(),
+        });
+    }
+
+    /// Says them all on stderr, the worst first.
+    pub fn tell(&mut self, output: &Output) {
+        self.0.sort_by_key(|finding| finding.level);
+        for finding in &self.0 {
+            let about = finding.backend.iter().map(|name| format!("{name}: "));
+            let about: String = about.collect();
+            let text = format!("{about}{}; {}", finding.what, finding.next);
+            output.tell(finding.level, &text);
         }
     }
 }

@@ -1,13 +1,12 @@
 //! What is not as it should be, or good to know: one line each, only where it applies, with its next step.
 
-use super::findings::Findings;
-use super::findings::Level::{Error, Note, Warning};
-use super::{BackendReport, Report};
+use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::lmstudio::backends::Backend;
 use crate::lmstudio::workers::LoadState;
-use crate::patch::backend::{Goal, State, Surveyed};
-use crate::patch::file::{Source, VendorFile};
+use crate::output::Level::{Error, Note, Warning};
+use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::DEFAULT_SIZE;
 use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
 
@@ -23,13 +22,10 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 pub fn on_check(report: &mut Report, survey: &Survey) {
     let (rows, found) = (&report.backends, &mut report.findings);
     let is_any_patched = rows.iter().any(|row| row.state == State::Patched);
-    for (row, backend) in rows.iter().zip(&survey.backends) {
-        on_blocked(found, row);
-        on_values(found, row, backend, is_any_patched);
-        on_load_state(found, row);
+    for (row, surveyed) in rows.iter().zip(&survey.backends) {
+        on_backend(found, row, surveyed, row.chunk);
+        on_values(found, row, surveyed, is_any_patched);
         on_leftovers(found, row);
-        on_receipts(found, row);
-        on_size(found, row, backend, row.chunk);
     }
     on_missing(found, survey);
     for why in &survey.home.selection_unknown {
@@ -53,12 +49,14 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
 pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     let (rows, found) = (&report.backends, &mut report.findings);
     for (row, applied) in rows.iter().zip(applied) {
-        on_blocked(found, row);
-        on_original(found, row, applied);
-        on_receipts(found, row);
-        on_load_state(found, row);
-        if row.why.is_none() {
-            on_size(found, row, &applied.after, report.size);
+        on_backend(found, row, &applied.after, report.size);
+        let files = applied.before.files.iter().chain(&row.files);
+        for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
+            let path = file.setting.record_path();
+            let how = "as lmpatch first found it, not as such files ship";
+            let what = format!("{path}: --revert gives it back {how}");
+            let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
+            found.add(Note, row, &what, next);
         }
     }
     for name in &survey.home.left_out {
@@ -75,14 +73,30 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     }
 }
 
+/// What every run has to tell of a backend that has, or was to get, chunks of `size` tokens.
+fn on_backend(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: Option<u64>) {
+    on_blocked(found, row);
+    on_load_state(found, row);
+    for source in row.files.iter().filter_map(VendorFile::source) {
+        if let Err(why) = &source.receipt {
+            let what = format!("the receipt is ignored: {why}");
+            found.add(Note, row, &what, "move it away");
+        }
+    }
+    match (size, row.stock, &row.why) {
+        (Some(size), Some(stock), None) if size != stock => on_size(found, row, of, size, stock),
+        _ => {}
+    }
+}
+
 /// Why a backend is not edited, or was not changed.
 fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let Some(why) = &row.why else { return };
-    let (is_selected, mut what) = (row.backend.selected, why.clone());
-    if is_selected && row.result.is_some() {
-        let apps = row.backend.users();
-        what = format!("{apps} uses it, and it was not changed: {why}");
-    }
+    let (is_selected, apps) = (row.backend.selected, row.backend.users());
+    let what = match row.result {
+        Some(_) if is_selected => format!("{apps} uses it, and it was not changed: {why}"),
+        _ => why.clone(),
+    };
     let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
     let (level, next) = match (row.result, row.state) {
         (Some(Outcome::Failed), _) => (Error, "run lmpatch again when that is fixed"),
@@ -91,7 +105,7 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
         (None, _) => (Warning, unfinished),
         (Some(_), _) => (Error, unfinished),
     };
-    found.add(level, Some(row), &what, next);
+    found.add(level, row, &what, next);
 }
 
 /// Values that differ among its places, or from those of the other backends.
@@ -104,12 +118,11 @@ fn on_values(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_a
         if backend.edits(Goal::Original).is_ok() {
             next += ", `lmpatch --revert` none";
         }
-        found.add(Warning, Some(row), what, &next);
+        found.add(Warning, row, what, &next);
     } else if row.state == State::Stock && row.backend.selected && is_any_patched {
         let apps = row.backend.users();
         let what = format!("{apps} uses it, and it is at stock while others are set");
-        let next = format!("`lmpatch {size}` sets it");
-        found.add(Warning, Some(row), &what, &next);
+        found.add(Warning, row, &what, &format!("`lmpatch {size}` sets it"));
     }
 }
 
@@ -118,7 +131,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
     match &row.in_effect {
         Some(LoadState::Unknown(why)) => {
             let what = format!("it is unknown whether loaded models have its values: {why}");
-            found.add(Note, Some(row), &what, "load them again to be sure");
+            found.add(Note, row, &what, "load them again to be sure");
         }
         Some(LoadState::ReloadNeeded(pids)) => {
             let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
@@ -129,7 +142,7 @@ fn on_load_state(found: &mut Findings, row: &BackendReport) {
             if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
                 next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
             }
-            found.add(Warning, Some(row), &what, &next);
+            found.add(Warning, row, &what, &next);
         }
         _ => {}
     }
@@ -142,50 +155,21 @@ fn on_leftovers(found: &mut Findings, row: &BackendReport) {
         for cached in bytecode::stale(&file.path) {
             let cached = cached.display();
             let what = format!("{cached} is older than its source, and Python would still take it");
-            let next = format!("remove it: rm '{cached}'");
-            found.add(Warning, Some(row), &what, &next);
+            found.add(Warning, row, &what, &format!("remove it: rm '{cached}'"));
         }
         for temp in temporaries(&file.path).unwrap_or_default() {
             let what = format!("{} is left of a run that was killed", temp.display());
-            let next = format!("`lmpatch {run}` removes it");
-            found.add(Note, Some(row), &what, &next);
+            found.add(Note, row, &what, &format!("`lmpatch {run}` removes it"));
         }
     }
 }
 
-fn on_receipts(found: &mut Findings, row: &BackendReport) {
-    for source in row.files.iter().filter_map(VendorFile::source) {
-        if let Err(why) = &source.receipt {
-            let what = format!("the receipt is ignored: {why}");
-            found.add(Note, Some(row), &what, "move it away");
-        }
-    }
-}
-
-/// Originals that are what lmpatch found, and not what such files ship with.
-fn on_original(found: &mut Findings, row: &BackendReport, applied: &Applied) {
-    let files = applied.before.files.iter().chain(&applied.after.files);
-    for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
-        let path = file.setting.record_path();
-        let how = "as lmpatch first found it, not as such files ship";
-        let what = format!("{path}: --revert gives it back {how}");
-        let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
-        found.add(Note, Some(row), &what, next);
-    }
-}
-
-/// What is good to know about a chunk of `size`, where that is not what the backend ships with.
-fn on_size(found: &mut Findings, row: &BackendReport, backend: &Surveyed, size: Option<u64>) {
-    let (Some(size), Some(stock)) = (size, row.stock) else {
-        return;
-    };
-    if size == stock {
-        return;
-    }
+/// What is good to know about a chunk of `size` that is not what the backend ships with.
+fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: u64, stock: u64) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
-        let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
+        let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
         found.add(Note, None, &what, &format!("`lmpatch {below}` keeps it"));
     }
     if size > MEMORY_CAUTION {
@@ -198,12 +182,12 @@ fn on_size(found: &mut Findings, row: &BackendReport, backend: &Surveyed, size: 
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = "`lmpatch --revert` restores the vendor's files";
-        found.add(Note, Some(row), &what, next);
-    } else if fits_context(&backend.backend) {
+        found.add(Note, row, &what, next);
+    } else if fits_context(&of.backend) {
         let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("it fits less context into memory at a larger chunk: {case}");
         let next = "if you need the longer context: `lmpatch --revert`";
-        found.add(Note, Some(row), &what, next);
+        found.add(Note, row, &what, next);
     }
 }
 

@@ -34,17 +34,15 @@ pub fn backends(report: &Report, output: &Output) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    let mut lines = table.lines();
+    let header = lines.next().unwrap_or_default();
+    let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
     let mut words = report.backends.iter().map(last_word).peekable();
-    let mut text = String::new();
-    for (index, line) in table.lines().enumerate() {
-        let line = line.trim_end();
+    for line in lines {
         // A row that is wrapped ends in its last word only in its first line.
-        let (word, style) = if index == 0 {
-            (line.to_owned(), STRONG)
-        } else {
-            let painted = words.next_if(|(word, _)| line.ends_with(word.as_str()));
-            painted.unwrap_or_default()
-        };
+        let line = line.trim_end();
+        let word = words.next_if(|(word, _)| line.ends_with(word));
+        let (word, style) = word.unwrap_or_default();
         let start = &line[..line.len() - word.len()];
         text += &format!("{start}{style}{word}{style:#}\n");
     }
@@ -91,30 +89,32 @@ fn number(value: Option<u64>) -> String {
 pub fn summary(report: &Report) -> String {
     let mut counts = Vec::new();
     for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
-        match report.count(outcome) {
-            0 => {}
-            count => counts.push(format!("{count} {}", words(outcome))),
-        }
+        let count = report.count(outcome);
+        counts.extend((count > 0).then(|| format!("{count} {}", words(outcome))));
     }
     format!("{}: {}", count(report.backends.len()), counts.join(", "))
 }
 
 impl Report {
-    /// How many backends have that result.
+    /// The backends with that result.
+    pub fn with(&self, outcome: Outcome) -> impl Iterator<Item = &BackendReport> {
+        let rows = self.backends.iter();
+        rows.filter(move |row| row.result == Some(outcome))
+    }
+
     pub fn count(&self, outcome: Outcome) -> usize {
-        let results = self.backends.iter().map(|row| row.result);
-        results.filter(|result| *result == Some(outcome)).count()
+        self.with(outcome).count()
     }
 }
 
 /// How many of the backends have the size that was asked about.
 pub fn verdict(size: u64, all: &[Surveyed]) -> String {
-    let lacking: Vec<_> = all.iter().filter(|backend| !backend.has(size)).collect();
+    let lacking = all.iter().filter(|backend| !backend.has(size));
     let mut next = String::new();
-    if lacking.iter().any(|backend| backend.blocked().is_none()) {
+    if lacking.clone().any(|backend| backend.blocked().is_none()) {
         next = format!("; `lmpatch {size}` sets it");
     }
-    let found = match (lacking.len(), all.len()) {
+    let found = match (lacking.count(), all.len()) {
         (0, 1) => format!("it has {size}"),
         (0, _) => format!("all have {size}"),
         (_, 1) => format!("it does not have {size}{next}"),
@@ -170,11 +170,9 @@ fn file_details(file: &VendorFile) -> String {
     text += &format!("    {FAINT}original: {original}{differs}{FAINT:#}\n");
     for site in &source.sites {
         let (line, value, owner) = (site.line, site.value, printable(&site.owner));
-        text += &format!("    line {line:>5}  {value:>6}  {owner}");
-        if value != site.stock {
-            text += &format!("  {FAINT}stock {}{FAINT:#}", site.stock);
-        }
-        text.push('\n');
+        let stock = format!("  {FAINT}stock {}{FAINT:#}", site.stock);
+        let stock = if value == site.stock { "" } else { &stock };
+        text += &format!("    line {line:>5}  {value:>6}  {owner}{stock}\n");
     }
     text
 }
