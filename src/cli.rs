@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
@@ -12,8 +11,8 @@ use clap_complete::Shell;
 use colorchoice_clap::Color;
 use glob::Pattern;
 
-use crate::patch::settings::SIZES;
 use crate::reload::How;
+use crate::values::parse_size;
 use crate::{agent, bench};
 
 const STYLES: Styles = Styles::styled()
@@ -157,35 +156,4 @@ fn parse_first_word(text: &str) -> Result<u64, String> {
         }
         _ => error,
     })
-}
-
-/// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
-        Some(digits) => (digits, 1024),
-        None => (text, 1),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("give plain digits such as 4096, or 4k".to_owned());
-    }
-    let size = digits.parse::<u64>().ok();
-    size.and_then(|number| number.checked_mul(unit))
-        .filter(|size| SIZES.contains(size))
-        .ok_or_else(|| {
-            format!(
-                "the size must be from {} to {} tokens",
-                SIZES.start(),
-                SIZES.end()
-            )
-        })
-}
-
-/// A time in seconds, also parts of one; no longer than a day.
-pub fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| "give a number of seconds")?;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
-    if duration > Duration::from_secs(86_400) {
-        return Err("at most a day, 86400".to_owned());
-    }
-    Ok(duration)
 }

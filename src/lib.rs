@@ -18,6 +18,7 @@ pub mod output;
 pub mod patch;
 pub mod reload;
 pub mod report;
+mod values;
 
 use anyhow::Result;
 
@@ -39,7 +40,9 @@ pub fn run(cli: &Cli) -> Result<Exit> {
     let text = match &cli.command {
         None => return check_or_change(cli, &output),
         Some(Command::Bench(args)) => return bench::run(cli, args, &output),
-        Some(Command::Agent(command)) => return agent::run(cli, &output, command),
+        Some(Command::Agent(command)) => {
+            return agent::run(cli.home.as_deref(), cli.json, &output, command);
+        }
         Some(Command::Completions { shell }) => completions::script(*shell),
         Some(Command::Man) => completions::manual_page()?,
     };

@@ -11,7 +11,6 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::cli::{Cli, parse_seconds, parse_size};
 use crate::exit::Exit;
 use crate::files;
 use crate::lmstudio::backends::amphibian;
@@ -19,6 +18,7 @@ use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Output, printable};
 use crate::patch::settings::DEFAULT_SIZE;
+use crate::values::{parse_seconds, parse_size};
 use launchd::Launchd;
 
 /// What makes an agent work again.
@@ -64,23 +64,28 @@ pub struct Status {
     last_lines: Vec<String>,
 }
 
-/// Does what was asked of the agent.
-pub fn run(cli: &Cli, output: &Output, command: &AgentCommand) -> Result<Exit> {
+/// Does what was asked of the agent, for `home` where one is given.
+pub fn run(
+    home: Option<&Path>,
+    is_json: bool,
+    output: &Output,
+    command: &AgentCommand,
+) -> Result<Exit> {
     match command {
-        AgentCommand::Install { size } => install(cli, output, *size),
-        AgentCommand::Status => print_status(cli, output),
+        AgentCommand::Install { size } => install(home, output, *size),
+        AgentCommand::Status => print_status(is_json, output),
         AgentCommand::Uninstall => uninstall(output),
         AgentCommand::Run { size, settle } => {
-            let home = cli.home.as_deref().context("agent run needs --home")?;
+            let home = home.context("agent run needs --home")?;
             keep::run(output, home, *size, *settle)
         }
     }
 }
 
-fn install(cli: &Cli, output: &Output, size: u64) -> Result<Exit> {
+fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let launchd = Launchd::new()?;
     let program = lasting_program()?;
-    let home = std::path::absolute(home::find(cli.home.as_deref())?.path)?;
+    let home = std::path::absolute(home::find(home)?.path)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
     output.say(&format!(
@@ -166,10 +171,10 @@ pub fn status() -> Result<Status> {
     })
 }
 
-fn print_status(cli: &Cli, output: &Output) -> Result<Exit> {
+fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     let status = status()?;
     let works = status.installed && status.trouble.is_none();
-    if cli.json {
+    if is_json {
         output.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
     } else if !output.is_quiet {
         let word = match (&status.trouble, status.installed) {

@@ -9,7 +9,7 @@ use glob::Pattern;
 use super::export;
 use super::guard::Reload;
 use super::server::parse_url;
-use crate::cli::parse_size;
+use crate::values::parse_size;
 
 /// What `lmpatch bench --help` ends with.
 pub const HELP: &str = "\
