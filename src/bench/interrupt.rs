@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::server::TICK;
+use super::measure::TICK;
 
 /// How often an end was asked for.
 #[derive(Debug, Clone, Default)]
@@ -49,22 +49,19 @@ impl Interrupt {
         self.tolerated.store(1, Ordering::SeqCst);
     }
 
-    /// What `work` gives; where an end is asked for before, the work goes on and may be waited for later.
+    /// What `work` gives; where an end is asked for before, the work goes on alone.
     pub fn attend<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Receiver<T>> {
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        ensure!(!self.is_set(), "stopped");
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || sender.send(work()));
-        self.wait(&receiver).ok_or(receiver)
-    }
-
-    /// What comes out, unless an end is asked for before.
-    pub fn wait<T>(&self, receiver: &Receiver<T>) -> Option<T> {
         loop {
             match receiver.recv_timeout(TICK) {
+                Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) if !self.is_set() => {}
-                other => return other.ok(),
+                Err(_) => bail!("stopped"),
             }
         }
     }
