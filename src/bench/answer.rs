@@ -42,11 +42,8 @@ impl Answer<'_> {
         let mut tokens = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             self.prefill.bare_steps += u64::from(comment == "prompt-progress");
-            let done = comment
-                .rsplit(' ')
-                .next()
-                .and_then(|part| part.split_once('/'));
-            tokens = done.and_then(|(done, _)| done.parse().ok());
+            let last = comment.rsplit(' ').next().unwrap_or_default();
+            tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
             let data = serde_json::from_str(data);
             let data: Value = data.map_err(|_| anyhow!("what answers there sends no JSON"))?;
@@ -136,7 +133,7 @@ impl Answer<'_> {
                 position.tokens *= counted;
             }
         }
-        // The last of them is told when the prompt is done.
+        // There is one more than there are steps.
         self.prefill.bare_steps = self.prefill.bare_steps.saturating_sub(1);
         Ok(self.prefill)
     }

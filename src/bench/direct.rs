@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::measure::{Engine, OnProgress, Prefill, next_line};
+use super::prompt::Prompts;
 use super::race::{Position, as_u64};
 use super::{Bench, guard, marker};
 use crate::files;
@@ -41,10 +42,11 @@ impl Bench<'_> {
         self.results.api = "direct";
         self.results.model = shown.to_string();
         self.results.prompt_tokens = self.prompt_tokens()?;
+        let prompts = Prompts::new(args.prompt_file.as_deref())?;
         let mut engine = Direct {
             python,
             packages,
-            job: json!({ "model": model, "text": self.prompts()?.next(8192) }),
+            job: json!({ "model": model, "text": prompts.next(8192) }),
             silence: Duration::from_secs(args.timeout),
             size: self.sizes[0],
             version: None,
@@ -70,22 +72,18 @@ fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>
     let mut packages = backend.site_packages.iter().flatten();
     let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
     let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
-    let names = backend
-        .runtimes
-        .iter()
-        .flat_map(|runtime| &runtime.packages);
+    let names = backend.runtimes.iter().flat_map(|one| &one.packages);
     let mut places = vec![backend.path.clone()];
     places.extend(names.map(|name| amphibian(home).join(name)));
-    let python = places
-        .iter()
-        .find_map(|place| interpreter(&place.join("bin")));
-    let python =
-        python.with_context(|| format!("{shown} has no Python; name one with --python"))?;
+    let python = places.iter().find_map(|place| interpreter(place));
+    let missing = || format!("{shown} has no Python; name one with --python");
+    let python = python.with_context(missing)?;
     Ok((python, Some(packages.clone())))
 }
 
-fn interpreter(bin: &Path) -> Option<PathBuf> {
-    let mut names = files::names(bin).ok()?;
+fn interpreter(place: &Path) -> Option<PathBuf> {
+    let bin = place.join("bin");
+    let mut names = files::names(&bin).ok()?;
     names.retain(|name| {
         let name = name.to_string_lossy();
         let version = name.strip_prefix("python").unwrap_or("none");

@@ -1,5 +1,6 @@
 //! Results for people and for other programs: a table with bars, JSON, CSV, Markdown, SVG.
 
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,19 +15,23 @@ use crate::output::printable;
 
 /// The path of a file to write to, if its ending says what.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
-    let is_known = [".json", ".csv", ".md", ".svg"]
-        .iter()
-        .any(|end| path.ends_with(end));
-    let why = "the name must end in .json, .csv, .md or .svg";
-    is_known.then(|| path.into()).ok_or(why.to_owned())
+    match ending(Path::new(path)) {
+        "json" | "csv" | "md" | "svg" => Ok(path.into()),
+        _ => Err("the name must end in .json, .csv, .md or .svg".to_owned()),
+    }
+}
+
+fn ending(path: &Path) -> &str {
+    let ending = path.extension().and_then(OsStr::to_str);
+    ending.unwrap_or_default()
 }
 
 /// Writes the file, which is at any moment wholly the one before or wholly this one.
 pub fn write(path: &Path, results: &Results) -> Result<()> {
-    let text = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("csv") => csv(results)?,
-        Some("md") => markdown(results),
-        Some("svg") => svg(results),
+    let text = match ending(path) {
+        "csv" => csv(results)?,
+        "md" => markdown(results),
+        "svg" => svg(results),
         _ => json(results)?,
     };
     let mut file = stage(path)?;

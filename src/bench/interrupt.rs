@@ -25,21 +25,19 @@ impl Interrupt {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
         thread::spawn(move || {
-            signals.forever().for_each(|_| {
+            for _ in signals.forever() {
                 asked.fetch_add(1, Ordering::SeqCst);
-            });
+            }
         });
         Ok(interrupt)
     }
 
     /// Whether to come to an end.
-    #[must_use]
     pub fn is_set(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > self.tolerated.load(Ordering::SeqCst)
     }
 
     /// Whether an end was ever asked for.
-    #[must_use]
     pub fn was_set(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > 0
     }

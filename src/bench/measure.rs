@@ -1,5 +1,6 @@
 //! Measures sizes in the order that the race asks for, through anything that prefills.
 
+use std::iter;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -222,12 +223,8 @@ fn starts_in_cache(course: &[Position]) -> bool {
 
 /// The tokens between each two positions. The very last token is computed on its own and is no step.
 fn steps(course: &[Position]) -> Vec<f64> {
-    let mut before = 0.0;
-    let mut steps = Vec::new();
-    for position in course {
-        steps.push(position.tokens - before);
-        before = position.tokens;
-    }
-    steps.retain(|step| *step > 2.0);
-    steps
+    let tokens = || course.iter().map(|position| position.tokens);
+    let before = iter::once(0.0).chain(tokens());
+    let steps = tokens().zip(before).map(|(now, before)| now - before);
+    steps.filter(|step| *step > 2.0).collect()
 }

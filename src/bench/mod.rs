@@ -3,7 +3,6 @@
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    clippy::must_use_candidate,
     reason = "token counts are far below 2^53"
 )]
 
@@ -25,19 +24,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cli::Cli;
 use crate::command;
 use crate::exit::Exit;
-use crate::files;
 use crate::lmstudio::home;
 use crate::output::Output;
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use args::BenchArgs;
 use interrupt::Interrupt;
-use prompt::Prompts;
 use results::Results;
 
 /// What a benchmark works with, and what it has found so far.
@@ -147,17 +144,6 @@ impl Bench<'_> {
              more with --prompt-tokens, or smaller --sizes"
         );
         Ok(tokens)
-    }
-
-    fn prompts(&self) -> Result<Prompts> {
-        let Some(path) = &self.args.prompt_file else {
-            return Ok(Prompts::new(None));
-        };
-        let shown = path.display();
-        let bytes = files::read(path).map_err(|why| anyhow!("{shown} {why}"))?;
-        let text = String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))?;
-        ensure!(!text.trim().is_empty(), "{shown} is empty");
-        Ok(Prompts::new(Some(text)))
     }
 
     /// The size that is to be set at the end.

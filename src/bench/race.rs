@@ -130,16 +130,12 @@ impl Race {
     }
 
     fn next_lane(&self) -> Option<&Lane> {
-        let new = self.lanes.iter().find(|lane| lane.speeds.is_empty());
-        let is_open = |lane: &&Lane| lane.speeds.len() < self.max_runs;
+        let mut open = self.undecided();
+        open.retain(|lane| lane.speeds.len() < self.max_runs);
+        open.extend(self.lanes.iter().filter(|lane| lane.speeds.is_empty()));
         // What is loaded needs neither another load nor another warm-up.
         let turn = |lane: &&Lane| (lane.speeds.len(), self.current != Some(lane.size));
-        new.or_else(|| {
-            self.undecided()
-                .into_iter()
-                .filter(is_open)
-                .min_by_key(turn)
-        })
+        open.into_iter().min_by_key(turn)
     }
 
     /// The sizes of which another run could change the verdict.
@@ -149,12 +145,9 @@ impl Race {
         };
         let mut open = Vec::new();
         for lane in self.measured() {
-            let pair = if lane.size < keep.size {
-                [lane, best]
-            } else {
-                [keep, lane]
-            };
-            if self.is_alone || lane.size != keep.size && is_close(pair[0], pair[1]) {
+            let below = lane.size < keep.size;
+            let pair = if below { [lane, best] } else { [keep, lane] };
+            if self.is_alone || lane.size != keep.size && is_close(pair) {
                 open.extend(pair);
             }
         }
@@ -254,7 +247,7 @@ impl Race {
 }
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
-fn is_close(small: &Lane, large: &Lane) -> bool {
+fn is_close([small, large]: [&Lane; 2]) -> bool {
     let noise = noise(&small.speeds, &large.speeds);
     let behind = 1.0 - small.speed() / large.speed();
     let part = |lane: &Lane| 1.0 / as_f64(lane.speeds.len() as u64);

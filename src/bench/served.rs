@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use serde_json::Value;
 
 use super::Bench;
 use super::guard::Guard;
@@ -21,29 +22,36 @@ impl Bench<'_> {
         let usual = || base_url(self.home.as_deref());
         let server = Server::new(args.url.clone().unwrap_or_else(usual), timeout);
         let models = wait_for(&server, &interrupt, Duration::ZERO)?;
-        let target = resolve(args.model.as_deref(), models.as_deref())?;
+        let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
+        let context = target.config["context_length"].as_u64();
         let is_sweep = !self.sizes.is_empty();
         let now = self.in_use().and_then(Surveyed::chunk_and_stock);
         if !is_sweep {
             self.sizes = vec![now.map_or(DEFAULT_SIZE, |(chunk, _)| chunk)];
         }
         self.results.prompt_tokens = self.prompt_tokens()?;
-        let needed = self.fit(&target, is_sweep)?;
+        let needed = context_for(self.results.prompt_tokens);
+        let most = most.unwrap_or(u64::MAX);
+        let why = format!("prompts take a context of {needed}, and the model has at most {most}");
+        ensure!(!is_sweep || needed <= most, why);
+        if let Some(has) = context.filter(|has| !is_sweep && *has < needed) {
+            self.fit(&target.id, has, needed)?;
+        }
         self.results.api = if models.is_some() { "v1" } else { "openai" };
-        self.results.model.clone_from(&target.identifier);
-        self.results.context_length = target.context;
+        self.results.model.clone_from(&target.id);
+        self.results.context_length = context;
         let mut guard = None;
         if let (Some(home), true) = (&self.home, is_sweep) {
             let how = args.reload.clone();
             let mut held = Guard::new(home, &args.backend, how, (output, &interrupt))?;
-            held.hold_models(&target.identifier, needed)?;
+            held.hold_models(&target.id, needed)?;
             guard = Some(held);
         }
         let mut engine = Served {
             server,
             is_v1: models.is_some(),
-            model: target.identifier,
-            prompts: self.prompts()?,
+            model: target.id,
+            prompts: Prompts::new(args.prompt_file.as_deref())?,
             prompt_tokens: self.results.prompt_tokens,
             guard,
             interrupt: &interrupt,
@@ -58,17 +66,10 @@ impl Bench<'_> {
         raced.map(|()| is_right && is_back)
     }
 
-    /// The context that the prompts take. As it is, they have to fit into the one that there is.
-    fn fit(&mut self, target: &Target, is_sweep: bool) -> Result<u64> {
-        let needed = context_for(self.results.prompt_tokens);
-        let (has, most) = (target.context, target.max_context.unwrap_or(u64::MAX));
-        let why = format!("prompts take a context of {needed}, and the model has at most {most}");
-        ensure!(!is_sweep || needed <= most, why);
-        let Some(has) = has.filter(|has| !is_sweep && *has < needed) else {
-            return Ok(needed);
-        };
+    /// Makes prompts, which need a context of so many tokens, fit into the one that there is.
+    fn fit(&mut self, name: &str, has: u64, needed: u64) -> Result<()> {
         let tokens = has.saturating_sub(needed - self.results.prompt_tokens);
-        let (size, name) = (self.sizes[0], &target.identifier);
+        let size = self.sizes[0];
         ensure!(
             tokens >= 2 * size,
             "the model has a context of {has}, too little for two chunks of {size}; load it with more: \
@@ -77,7 +78,7 @@ impl Bench<'_> {
         self.results.prompt_tokens = tokens;
         let so = format!("so prompts have {tokens} tokens");
         self.note(format!("the model has a context of {has}, {so}"));
-        Ok(has)
+        Ok(())
     }
 }
 
@@ -129,25 +130,13 @@ fn wait_for(server: &Server, interrupt: &Interrupt, limit: Duration) -> Result<O
     })
 }
 
-/// The model that is measured.
-#[derive(Debug)]
-struct Target {
-    /// What it is asked by.
-    identifier: String,
-    /// In tokens, where they are known.
-    context: Option<u64>,
-    max_context: Option<u64>,
-}
-
-/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded.
-fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<Target> {
+/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded; and its largest
+/// context.
+fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<(Instance, Option<u64>)> {
     let Some(models) = models else {
-        let name = wanted.context("this server does not tell its models; name one with --model")?;
-        return Ok(Target {
-            identifier: name.to_owned(),
-            context: None,
-            max_context: None,
-        });
+        let id = wanted.context("this server does not tell its models; name one with --model")?;
+        let (id, config) = (id.to_owned(), Value::Null);
+        return Ok((Instance { id, config }, None));
     };
     let mut found = Vec::new();
     for model in models {
@@ -168,18 +157,11 @@ fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<Target> {
     };
     let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
     let (key, ids) = (&model.key, ids.join(", "));
-    let is_mlx = model.is_mlx();
-    ensure!(
-        is_mlx,
-        "{key} is no MLX model; lmpatch sets their chunks only"
-    );
+    let other = format!("{key} is no MLX model; lmpatch sets their chunks only");
+    ensure!(model.is_mlx(), other);
     let several = format!("several MLX models are loaded: {ids}; name one with --model");
     ensure!(found.len() == 1, several);
-    Ok(Target {
-        identifier: instance.id.clone(),
-        context: instance.config["context_length"].as_u64(),
-        max_context: model.max_context_length,
-    })
+    Ok(((*instance).clone(), model.max_context_length))
 }
 
 fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {

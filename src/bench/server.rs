@@ -65,13 +65,10 @@ pub struct Server {
 /// Where the server of an LM Studio home listens: this machine, at the port that its settings name.
 pub fn base_url(home: Option<&Path>) -> String {
     let settings = home.map(|home| home.join(".internal/http-server-config.json"));
-    let bytes = settings
-        .and_then(|path| files::read(&path).ok())
-        .unwrap_or_default();
-    let settings: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let port = settings["port"]
-        .as_u64()
-        .filter(|port| (1..65_536).contains(port));
+    let bytes = settings.and_then(|path| files::read(&path).ok());
+    let settings: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
+    let is_port = |port: &u64| (1..65_536).contains(port);
+    let port = settings["port"].as_u64().filter(is_port);
     format!("http://127.0.0.1:{}", port.unwrap_or(1234))
 }
 
@@ -101,10 +98,6 @@ impl Server {
 
     /// Its models; none where it has only the `OpenAI` interface.
     pub fn models(&self) -> Result<Option<Vec<Model>>> {
-        #[derive(Deserialize)]
-        struct List {
-            models: Vec<Model>,
-        }
         let request = agent(Some(TIMEOUT)).get(format!("{}/api/v1/models", self.base));
         let response = self.authorized(request).call();
         let mut response = response.map_err(|error| self.failed(&error))?;
@@ -112,8 +105,9 @@ impl Server {
         let body = response.body_mut().read_to_vec();
         let body = body.map_err(|error| self.failed(&error))?;
         ensure!(!matches!(status, 401 | 403), refusal(status, &body));
-        let list = serde_json::from_slice::<List>(&body);
-        Ok(list.ok().map(|list| list.models))
+        let list: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let models = list.get("models").map(Vec::deserialize);
+        Ok(models.and_then(Result::ok))
     }
 
     fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
