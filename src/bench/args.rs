@@ -76,7 +76,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
     pub reload: Reload,
 
-    /// How long the server may say nothing, in seconds
+    /// How long the engine may say nothing, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 
