@@ -37,11 +37,12 @@ pub fn run(cli: &Cli) -> Result<Exit> {
         is_quiet: cli.quiet,
         is_verbose: cli.verbose,
     };
+    let home = cli.home.as_deref();
     let text = match &cli.command {
         None => return check_or_change(cli, &output),
-        Some(Command::Bench(args)) => return bench::run(cli, args, &output),
+        Some(Command::Bench(args)) => return bench::run(home, cli.json, args, &output),
         Some(Command::Agent(command)) => {
-            return agent::run(cli.home.as_deref(), cli.json, &output, command);
+            return agent::run(home, cli.json, &output, command);
         }
         Some(Command::Completions { shell }) => completions::script(*shell),
         Some(Command::Man) => completions::manual_page()?,

@@ -1,11 +1,12 @@
 //! PURE: what the lines of an event stream say about a prefill.
 
+use anyhow::{Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::measure::Prefill;
 use super::race::{Position, as_f64};
-use super::server::{ServerError, reason, refuse};
+use super::server::reason;
 
 /// One event of LM Studio's own stream.
 #[derive(Deserialize)]
@@ -26,46 +27,28 @@ enum Event {
 }
 
 /// An answer that is coming in.
+#[derive(Default)]
 pub struct Answer<'a> {
-    model: &'a str,
-    is_v1: bool,
+    pub model: &'a str,
+    pub is_v1: bool,
     /// About how many the prompt has.
-    tokens: u64,
-    prefill: Prefill,
-    first_token: Option<f64>,
-    bare_comments: u64,
+    pub tokens: u64,
+    pub prefill: Prefill,
 }
 
-impl<'a> Answer<'a> {
-    pub fn new(model: &'a str, is_v1: bool, tokens: u64) -> Self {
-        let (prefill, first_token, bare_comments) = (Prefill::default(), None, 0);
-        Self {
-            model,
-            is_v1,
-            tokens,
-            prefill,
-            first_token,
-            bare_comments,
-        }
-    }
-
+impl Answer<'_> {
     /// Takes a line that came after so many seconds; the position that it tells.
-    pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>, ServerError> {
+    pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>> {
         let mut tokens = None;
-        if let Some(comment) = line.strip_prefix(':') {
-            self.bare_comments += u64::from(comment.trim() == "prompt-progress");
-            let done = comment
-                .trim()
-                .rsplit(' ')
-                .next()
-                .and_then(|part| part.split_once('/'));
-            tokens = done.and_then(|(done, _)| done.parse().ok());
+        if let Some(comment) = line.strip_prefix(':').map(str::trim) {
+            self.prefill.bare_steps += u64::from(comment == "prompt-progress");
+            let last = comment.rsplit(' ').next().unwrap_or_default();
+            tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
-            let Ok(data) = serde_json::from_str(data) else {
-                return refuse("what answers there sends events that are no JSON".to_owned());
-            };
+            let data = serde_json::from_str(data);
+            let data: Value = data.map_err(|_| anyhow!("what answers there sends no JSON"))?;
             if let Some(why) = reason(&data) {
-                return refuse(why);
+                bail!(why);
             }
             if self.is_v1 {
                 tokens = self.event(seconds, data)?;
@@ -78,37 +61,34 @@ impl<'a> Answer<'a> {
         Ok(position)
     }
 
-    fn event(&mut self, seconds: f64, data: Value) -> Result<Option<f64>, ServerError> {
+    fn event(&mut self, seconds: f64, data: Value) -> Result<Option<f64>> {
         let run = &mut self.prefill.run;
         match serde_json::from_value(data).unwrap_or(Event::Other) {
             Event::Start { model_instance_id } => self.check_model(&model_instance_id)?,
             Event::Load => run.ignored = Some("LM Studio loaded the model for it".to_owned()),
             Event::Progress { progress } => return Ok(Some(progress * as_f64(self.tokens))),
-            Event::Token => self.first_token = self.first_token.or(Some(seconds)),
+            Event::Token => self.token(seconds),
             Event::End { result } => {
                 let stats = &result["stats"];
-                run.prefill_seconds = stats["time_to_first_token_seconds"].as_f64().unwrap_or(0.0);
                 run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
+                let seconds = stats["time_to_first_token_seconds"].as_f64();
+                if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
+                    (run.prefill_seconds, run.source) = (seconds, "server");
+                }
             }
             Event::Other => {}
         }
         Ok(None)
     }
 
-    fn chunk(&mut self, seconds: f64, data: &Value) -> Result<(), ServerError> {
+    fn chunk(&mut self, seconds: f64, data: &Value) -> Result<()> {
         self.check_model(&data["model"])?;
         let choice = &data["choices"][0];
         let delta = &choice["delta"];
-        let texts = [
-            &delta["content"],
-            &delta["reasoning_content"],
-            &choice["finish_reason"],
-        ];
-        if texts
-            .iter()
-            .any(|text| text.as_str().is_some_and(|text| !text.is_empty()))
-        {
-            self.first_token = self.first_token.or(Some(seconds));
+        let content = [&delta["content"], &delta["reasoning_content"]];
+        let mut texts = content.into_iter().chain([&choice["finish_reason"]]);
+        if texts.any(|text| text.as_str().is_some_and(|text| !text.is_empty())) {
+            self.token(seconds);
         }
         let usage = &data["usage"];
         let run = &mut self.prefill.run;
@@ -117,50 +97,44 @@ impl<'a> Answer<'a> {
         Ok(())
     }
 
-    fn check_model(&self, answered: &Value) -> Result<(), ServerError> {
-        match answered.as_str() {
-            Some(other) if other != self.model => refuse(format!(
-                "the model that answered is {other}, not {}",
-                self.model
-            )),
-            _ => Ok(()),
+    fn check_model(&self, answered: &Value) -> Result<()> {
+        let (answered, model) = (answered.as_str().unwrap_or(self.model), self.model);
+        ensure!(
+            answered == model,
+            "the model that answered is {answered}, not {model}"
+        );
+        Ok(())
+    }
+
+    /// The first one ends the prefill, unless the server tells when that was.
+    fn token(&mut self, seconds: f64) {
+        let run = &mut self.prefill.run;
+        if run.source.is_empty() {
+            (run.prefill_seconds, run.source) = (seconds, "client");
         }
     }
 
-    pub fn end(mut self) -> Result<Prefill, ServerError> {
+    pub fn end(mut self) -> Result<Prefill> {
         let run = &mut self.prefill.run;
-        run.source = "server";
-        if run.prefill_seconds <= 0.0 {
-            let why = "the server broke off before the first token; did the model or the app end?";
-            let Some(seconds) = self.first_token else {
-                return refuse(why.to_owned());
-            };
-            (run.source, run.prefill_seconds) = ("client", seconds);
-        }
-        if run.prompt_tokens == 0 {
-            return refuse(
-                "the answer has no usage: not how many tokens the prompt had".to_owned(),
-            );
-        }
-        let tokens = as_f64(run.prompt_tokens);
-        run.tokens_per_second = tokens / run.prefill_seconds;
+        let broken = "the server broke off before the first token; did the model or the app end?";
+        ensure!(!run.source.is_empty(), broken);
+        let prompt_tokens = run.prompt_tokens;
+        let unknown = "the answer has no usage: not how many tokens the prompt had";
+        ensure!(prompt_tokens > 0, unknown);
+        run.tokens_per_second = as_f64(prompt_tokens) / run.prefill_seconds;
         // A chat template's own beginning is the same in every prompt, so a few cached tokens are no hit.
-        if run
-            .cached_tokens
-            .is_some_and(|cached| cached * 100 > run.prompt_tokens)
-        {
+        let cached = run.cached_tokens.unwrap_or_default();
+        if cached * 100 > prompt_tokens {
             run.ignored = Some("a part of it came out of the prompt cache".to_owned());
         }
-        let is_part = if self.is_v1 {
-            tokens / as_f64(self.tokens)
-        } else {
-            1.0
-        };
-        self.prefill
-            .course
-            .iter_mut()
-            .for_each(|position| position.tokens *= is_part);
-        self.prefill.bare_steps = self.bare_comments.saturating_sub(1);
+        if self.is_v1 {
+            let counted = as_f64(prompt_tokens) / as_f64(self.tokens);
+            for position in &mut self.prefill.course {
+                position.tokens *= counted;
+            }
+        }
+        // There is one more than there are steps.
+        self.prefill.bare_steps = self.prefill.bare_steps.saturating_sub(1);
         Ok(self.prefill)
     }
 }

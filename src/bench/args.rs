@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use glob::Pattern;
 
 use super::export;
@@ -53,7 +53,7 @@ pub struct BenchArgs {
     pub python: Option<PathBuf>,
 
     /// Tokens of every prompt [default: two chunks of the largest of several sizes, four of one; at least 8192]
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    #[arg(long, value_name = "TOKENS", value_parser = value_parser!(u64).range(1..=10_000_000))]
     pub prompt_tokens: Option<u64>,
 
     /// A text to make the prompts of, instead of a generated one
@@ -61,7 +61,7 @@ pub struct BenchArgs {
     pub prompt_file: Option<PathBuf>,
 
     /// Runs of each size at most
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
     pub runs: u32,
 
     /// End after so many minutes, with what is known then
@@ -73,11 +73,11 @@ pub struct BenchArgs {
     pub url: Option<String>,
 
     /// How a size takes effect: load the model again, restart the app, or a command of your own
-    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = parse_reload, requires = "sizes")]
+    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
     pub reload: Reload,
 
-    /// How long the server may say nothing, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    /// How long the engine may say nothing, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 
     /// Set the size to keep at the end, instead of what was there before
@@ -85,17 +85,8 @@ pub struct BenchArgs {
     pub apply_best: bool,
 
     /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
-    #[arg(long, value_name = "FILE", value_parser = export::File::parse)]
-    pub output: Vec<export::File>,
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the shape that clap asks for")]
-fn parse_reload(text: &str) -> Result<Reload, String> {
-    Ok(match text {
-        "model" => Reload::Model,
-        "app" => Reload::App,
-        command => Reload::Command(command.to_owned()),
-    })
+    #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
+    pub output: Vec<PathBuf>,
 }
 
 fn parse_minutes(text: &str) -> Result<Duration, String> {

@@ -1,28 +1,30 @@
 //! Prefills through a backend's own Python and mlx-lm: nothing is changed, nothing reloaded, no server needed.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::measure::{Engine, Failure, OnProgress, Prefill};
-use super::race::{Position, as_f64};
-use super::results::Results;
-use super::server::TICK;
+use super::measure::{Engine, OnProgress, Prefill, next_line};
+use super::prompt::Prompts;
+use super::race::{Position, as_u64};
 use super::{Bench, guard, marker};
+use crate::files;
 use crate::lmstudio::backends::{Backend, amphibian};
 use crate::patch;
 
+const SCRIPT: &str = include_str!("direct.py");
+
 impl Bench<'_> {
-    pub fn direct(&mut self, results: &mut Results) -> Result<bool> {
+    pub fn direct(&mut self) -> Result<bool> {
         let args = self.args;
         let named = PathBuf::from(args.model.clone().unwrap_or_default());
         let home = self.home.clone().unwrap_or_default();
@@ -30,34 +32,32 @@ impl Bench<'_> {
         let model = places.find(|path| path.is_dir());
         let shown = named.display();
         let model = model.with_context(|| format!("{shown} is no directory of an MLX model"))?;
-        let python = match (&args.python, self.in_use()) {
-            (Some(program), _) => Python {
-                program: program.clone(),
-                packages: None,
-            },
+        let (python, packages) = match (&args.python, self.in_use()) {
+            (Some(python), _) => (python.clone(), None),
             (None, Some(backend)) => python_of(&home, &backend.backend)?,
             _ => {
                 bail!("there is no MLX backend whose Python could be used; name one with --python")
             }
         };
-        results.api = "direct";
-        results.model = shown.to_string();
-        results.prompt_tokens = self.prompt_tokens()?;
+        self.results.api = "direct";
+        self.results.model = shown.to_string();
+        self.results.prompt_tokens = self.prompt_tokens()?;
+        let prompts = Prompts::new(args.prompt_file.as_deref())?;
         let mut engine = Direct {
             python,
-            model,
-            text: self.prompts()?.next(8192),
+            packages,
+            job: json!({ "model": model, "text": prompts.next(8192) }),
+            silence: Duration::from_secs(args.timeout),
             size: self.sizes[0],
-            start: Instant::now(),
             version: None,
             process: None,
         };
-        self.race(&mut engine, results, true)?;
+        self.race(&mut engine, true)?;
         if let Some(version) = &engine.version {
-            let runtime = results.runtime.take().map(|runtime| runtime + ", ");
-            results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
+            let runtime = self.results.runtime.take().map(|runtime| runtime + ", ");
+            self.results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
         }
-        let Some(size) = self.best(results) else {
+        let Some(size) = self.best() else {
             return Ok(true);
         };
         let lock = marker::lock(&home)?;
@@ -66,162 +66,144 @@ impl Bench<'_> {
     }
 }
 
-const SCRIPT: &str = include_str!("direct.py");
-
-/// A Python, and the `site-packages` of its backend; none where the user chose the Python.
-#[derive(Debug, Clone)]
-pub struct Python {
-    pub program: PathBuf,
-    pub packages: Option<PathBuf>,
-}
-
-/// The Python of a backend: its own, or that of the directory with the interpreter that its runtime names.
-pub fn python_of(home: &Path, backend: &Backend) -> Result<Python> {
+/// The Python of a backend, its own or that of the directory that its runtime names, and the backend's packages.
+fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>)> {
     let shown = backend.path.display();
     let mut packages = backend.site_packages.iter().flatten();
     let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
     let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
+    let names = backend.runtimes.iter().flat_map(|one| &one.packages);
     let mut places = vec![backend.path.clone()];
-    for runtime in &backend.runtimes {
-        places.extend(
-            runtime
-                .packages
-                .iter()
-                .map(|name| amphibian(home).join(name)),
-        );
-    }
-    let program = places
-        .iter()
-        .find_map(|place| interpreter(&place.join("bin")));
-    let advice = || format!("no Python was found for {shown}; name one with --python");
-    Ok(Python {
-        program: program.with_context(advice)?,
-        packages: Some(packages.clone()),
-    })
+    places.extend(names.map(|name| amphibian(home).join(name)));
+    let python = places.iter().find_map(|place| interpreter(place));
+    let missing = || format!("{shown} has no Python; name one with --python");
+    let python = python.with_context(missing)?;
+    Ok((python, Some(packages.clone())))
 }
 
-fn interpreter(bin: &Path) -> Option<PathBuf> {
-    let mut pythons = Vec::new();
-    for entry in fs::read_dir(bin).ok()?.flatten() {
-        let name = entry.file_name().into_string().unwrap_or_default();
+fn interpreter(place: &Path) -> Option<PathBuf> {
+    let bin = place.join("bin");
+    let mut names = files::names(&bin).ok()?;
+    names.retain(|name| {
+        let name = name.to_string_lossy();
         let version = name.strip_prefix("python").unwrap_or("none");
-        if version.chars().all(|c| c.is_ascii_digit() || c == '.') {
-            pythons.push(entry.path());
-        }
-    }
-    pythons.into_iter().min()
+        version.chars().all(|c| c.is_ascii_digit() || c == '.')
+    });
+    names.into_iter().min().map(|name| bin.join(name))
 }
 
-/// One line of the script.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-enum Line {
-    Ready {
-        mlx_lm: Option<String>,
-    },
-    Progress {
-        tokens: f64,
-        seconds: f64,
-    },
-    Done {
-        tokens: u64,
-        seconds: f64,
-        peak: Option<u64>,
-    },
-    Failed {
-        why: String,
-    },
-    Cut,
+/// What the script says in a line; each kind has its fields.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Line {
+    kind: String,
+    mlx_lm: Option<String>,
+    tokens: f64,
+    seconds: f64,
+    peak: Option<u64>,
+    why: String,
 }
 
 /// One process after another: where one crashes, that is its size's failure, and the next goes on.
-pub struct Direct {
-    pub python: Python,
-    /// The model's directory.
-    pub model: PathBuf,
-    /// What prompts are made of.
-    pub text: String,
-    pub size: u64,
-    pub start: Instant,
-    /// The version of mlx-lm, once it is known.
-    pub version: Option<String>,
-    pub process: Option<Process>,
+struct Direct {
+    python: PathBuf,
+    /// The `site-packages` of the backend; none where the user chose the Python.
+    packages: Option<PathBuf>,
+    /// The model, and what prompts are made of.
+    job: serde_json::Value,
+    /// How long a process may say nothing.
+    silence: Duration,
+    size: u64,
+    /// Of mlx-lm, once it is known.
+    version: Option<String>,
+    process: Option<Process>,
 }
 
 impl Engine for Direct {
-    fn elapsed(&self) -> f64 {
-        self.start.elapsed().as_secs_f64()
-    }
-
-    fn prepare(&mut self, size: u64) -> Result<(), Failure> {
+    fn prepare(&mut self, size: u64) -> Result<()> {
         self.size = size;
         Ok(())
     }
 
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill, Failure> {
-        let process = match self.process.take() {
-            Some(process) => Ok(process),
-            None => self.start_process(),
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill> {
+        let mut process = match self.process.take() {
+            Some(process) => process,
+            None => self.start()?,
         };
-        let mut process = process.map_err(|error| Failure::Size(format!("{error:#}")))?;
         process.say(&json!({ "size": self.size, "tokens": tokens }));
-        let Some(result) = process.follow(on_progress, &mut self.version) else {
-            let program = self.python.program.display();
-            return Err(Failure::Size(format!("{program} {}", process.ending())));
-        };
-        self.process = Some(process);
-        result
+        let mut prefill = Prefill::default();
+        // A process that is left in the middle is ended.
+        while let Some(line) = next_line(&process.lines, self.silence, on_progress)? {
+            // Whatever else is printed is no answer.
+            let line: Line = serde_json::from_str(&line).unwrap_or_default();
+            let (tokens, seconds) = (line.tokens, line.seconds);
+            let result = match line.kind.as_str() {
+                "progress" => {
+                    let position = Position { tokens, seconds };
+                    prefill.course.push(position);
+                    let goes_on = on_progress(Some(position));
+                    process.say(&json!(if goes_on { "go" } else { "stop" }));
+                    continue;
+                }
+                "done" => Ok(prefill),
+                "failed" => Err(anyhow!(line.why)),
+                "cut" => Err(anyhow!("stopped")),
+                _ => {
+                    self.version = line.mlx_lm.or(self.version.take());
+                    continue;
+                }
+            };
+            self.process = Some(process);
+            let mut prefill = result?;
+            let run = &mut prefill.run;
+            (run.prompt_tokens, run.prefill_seconds) = (as_u64(tokens), seconds);
+            (run.tokens_per_second, run.source) = (tokens / seconds, "server");
+            run.peak_memory_bytes = line.peak;
+            return Ok(prefill);
+        }
+        bail!("{} {}", self.python.display(), process.ending())
     }
 }
 
 impl Direct {
-    fn start_process(&self) -> Result<Process> {
-        let program = &self.python.program;
-        let mut command = Command::new(program);
+    fn start(&self) -> Result<Process> {
+        let mut command = Command::new(&self.python);
+        let errors = tempfile::tempfile()?;
         command.arg("-c").arg(SCRIPT).stdin(Stdio::piped());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(errors.try_clone()?);
         // Ctrl-C is for lmpatch alone; nothing is to be left in the backend, and nothing of the user's to come in.
         command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
-        if let Some(packages) = &self.python.packages {
-            command
-                .env("PYTHONPATH", packages)
-                .env("PYTHONNOUSERSITE", "1");
-            command.env_remove("PYTHONHOME");
+        if let Some(packages) = &self.packages {
+            command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
+            command.env("PYTHONNOUSERSITE", "1");
         }
         let child = command.spawn();
-        let mut child = child.with_context(|| format!("cannot run {}", program.display()))?;
+        let mut child = child.with_context(|| format!("cannot run {}", self.python.display()))?;
         let piped = "the stream was asked for";
         let stdout = BufReader::new(child.stdout.take().expect(piped));
-        let mut stderr = child.stderr.take().expect(piped);
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             let mut lines = stdout.lines().map_while(Result::ok);
             lines.try_for_each(|line| sender.send(line))
         });
-        let errors = thread::spawn(move || {
-            let mut text = Vec::new();
-            // What cannot be read was not said.
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        let (stdin, errors) = (child.stdin.take().expect(piped), Some(errors));
+        let stdin = child.stdin.take().expect(piped);
         let mut process = Process {
             child,
             stdin,
             lines,
             errors,
         };
-        process.say(&json!({ "model": self.model, "text": self.text }));
+        process.say(&self.job);
         Ok(process)
     }
 }
 
 /// A Python that runs the script.
-pub struct Process {
+struct Process {
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<String>,
-    errors: Option<JoinHandle<String>>,
+    errors: File,
 }
 
 impl Process {
@@ -230,61 +212,16 @@ impl Process {
         let _ = writeln!(self.stdin, "{what}");
     }
 
-    /// What comes of a prefill; none where the process ends.
-    fn follow(
-        &mut self,
-        on_progress: OnProgress<'_>,
-        version: &mut Option<String>,
-    ) -> Option<Result<Prefill, Failure>> {
-        let mut prefill = Prefill::default();
-        loop {
-            let line = match self.lines.recv_timeout(TICK) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {
-                    if on_progress(None).is_continue() {
-                        continue;
-                    }
-                    // Nothing is asked of it any more.
-                    let _ = self.child.kill();
-                    return Some(Err(Failure::Ended));
-                }
-            };
-            match serde_json::from_str(&line) {
-                Ok(Line::Ready { mlx_lm }) => *version = mlx_lm,
-                Ok(Line::Progress { tokens, seconds }) => {
-                    let position = Position { tokens, seconds };
-                    prefill.course.push(position);
-                    let is_over = on_progress(Some(position)).is_break();
-                    self.say(&json!(if is_over { "stop" } else { "go" }));
-                }
-                Ok(Line::Done {
-                    tokens,
-                    seconds,
-                    peak,
-                }) => {
-                    prefill.run.prompt_tokens = tokens;
-                    prefill.run.prefill_seconds = seconds;
-                    prefill.run.tokens_per_second = as_f64(tokens) / seconds;
-                    prefill.run.source = "server";
-                    prefill.run.peak_memory_bytes = peak;
-                    return Some(Ok(prefill));
-                }
-                Ok(Line::Failed { why }) => return Some(Err(Failure::Size(why))),
-                Ok(Line::Cut) => return Some(Err(Failure::Ended)),
-                Err(_) => {}
-            }
-        }
-    }
-
     /// How it ended, and its last words.
     fn ending(&mut self) -> String {
         let status = self.child.wait().map(|status| status.to_string());
-        let said = self.errors.take().and_then(|errors| errors.join().ok());
-        let said = said.unwrap_or_default();
-        let last = said.lines().rfind(|line| !line.trim().is_empty());
-        let last = last.unwrap_or("it said nothing").trim();
-        let last: String = last.chars().take(200).collect();
+        let mut said = Vec::new();
+        // What cannot be read was not said.
+        let _ = self.errors.rewind();
+        let _ = self.errors.read_to_end(&mut said);
+        let said = String::from_utf8_lossy(&said);
+        let last = said.trim_end().lines().last().unwrap_or("it said nothing");
+        let last: String = last.trim().chars().take(200).collect();
         format!("ended ({}): {last}", status.unwrap_or_default())
     }
 }

@@ -1,5 +1,6 @@
 //! Results for people and for other programs: a table with bars, JSON, CSV, Markdown, SVG.
 
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,45 +13,41 @@ use tempfile::{Builder, NamedTempFile};
 use super::results::{Results, Row};
 use crate::output::printable;
 
-/// A file to write to; the ending of its name says what.
-#[derive(Debug, Clone)]
-pub struct File {
-    path: PathBuf,
-    render: fn(&Results) -> Result<String>,
+/// The path of a file to write to, if its ending says what.
+pub fn parse_path(path: &str) -> Result<PathBuf, String> {
+    match ending(Path::new(path)) {
+        "json" | "csv" | "md" | "svg" => Ok(path.into()),
+        _ => Err("the name must end in .json, .csv, .md or .svg".to_owned()),
+    }
 }
 
-impl File {
-    pub fn parse(path: &str) -> Result<Self, String> {
-        let ending = Path::new(path).extension().unwrap_or_default();
-        let render = match ending.to_ascii_lowercase().to_str() {
-            Some("json") => json,
-            Some("csv") => csv,
-            Some("md") => markdown,
-            Some("svg") => svg,
-            _ => return Err("the name must end in .json, .csv, .md or .svg".to_owned()),
-        };
-        let path = path.into();
-        Ok(Self { path, render })
-    }
+fn ending(path: &Path) -> &str {
+    let ending = path.extension().and_then(OsStr::to_str);
+    ending.unwrap_or_default()
+}
 
-    /// Writes the file, which is at any moment wholly the one before or wholly this one.
-    pub fn write(&self, results: &Results) -> Result<()> {
-        let text = (self.render)(results)?;
-        let mut file = self.stage()?;
-        file.write_all(text.as_bytes())?;
-        file.persist(&self.path)?;
-        Ok(())
-    }
+/// Writes the file, which is at any moment wholly the one before or wholly this one.
+pub fn write(path: &Path, results: &Results) -> Result<()> {
+    let text = match ending(path) {
+        "csv" => csv(results)?,
+        "md" => markdown(results),
+        "svg" => svg(results),
+        _ => json(results)?,
+    };
+    let mut file = stage(path)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
 
-    /// Fails where the file cannot be written; nothing is written yet.
-    pub fn stage(&self) -> Result<NamedTempFile> {
-        let directory = self.path.parent().filter(|path| *path != Path::new(""));
-        let mut builder = Builder::new();
-        // The usual mode of a new file; the system takes the user's mask off it.
-        builder.permissions(Permissions::from_mode(0o666));
-        let file = builder.tempfile_in(directory.unwrap_or(Path::new(".")));
-        file.with_context(|| format!("cannot write {}", self.path.display()))
-    }
+/// Fails where the file cannot be written; nothing is written yet.
+pub fn stage(path: &Path) -> Result<NamedTempFile> {
+    let directory = path.parent().filter(|path| *path != Path::new(""));
+    let mut builder = Builder::new();
+    // The usual mode of a new file; the system takes the user's mask off it.
+    builder.permissions(Permissions::from_mode(0o666));
+    let file = builder.tempfile_in(directory.unwrap_or(Path::new(".")));
+    file.with_context(|| format!("cannot write {}", path.display()))
 }
 
 pub fn json(results: &Results) -> Result<String> {
@@ -79,11 +76,9 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
     let room = width.unwrap_or(100).saturating_sub(74).min(24);
-    let mut table = Table::new();
-    let mut text = String::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header(HEADER.split('|'));
+    let (mut table, mut text) = (Table::new(), String::new());
+    table.load_style(presets::NOTHING);
+    table.set_header(HEADER.split('|'));
     for row in &results.rows {
         let mut cells = cells(results, row);
         cells.push(bar(results.part(row) * f64::from(room)));
@@ -114,14 +109,10 @@ fn csv(results: &Results) -> Result<String> {
     writer.write_record(header.split(','))?;
     for row in &results.rows {
         let cut = row.cut.map(|cut| cut.tokens);
+        let (seconds, runs) = (row.median_prefill_seconds, row.runs.len());
         writer.serialize((
-            (
-                row.size,
-                row.speed(),
-                row.median_prefill_seconds,
-                row.spread,
-            ),
-            (row.runs.len(), row.observed_chunk, row.observed_steps),
+            (row.size, row.speed(), seconds, row.spread, runs),
+            (row.observed_chunk, row.observed_steps),
             (row.peak_memory_bytes, cut, &row.failed),
             (&results.model, &results.runtime, &results.machine),
             (results.prompt_tokens, results.lmpatch),
@@ -130,44 +121,22 @@ fn csv(results: &Results) -> Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-/// `text`, each of the characters replaced by what is beside it.
-fn escaped(text: &str, characters: &[(char, &str)]) -> String {
-    let mut escaped = String::new();
-    for c in printable(text).chars() {
-        match characters.iter().find(|(character, _)| *character == c) {
-            Some((_, with)) => escaped.push_str(with),
-            None => escaped.push(c),
-        }
-    }
-    escaped
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "one type for all")]
-fn markdown(results: &Results) -> Result<String> {
+fn markdown(results: &Results) -> String {
     let escaped = |text: &str| {
-        let special = [
-            ('|', r"\|"),
-            ('<', r"\<"),
-            ('*', r"\*"),
-            ('_', r"\_"),
-            ('`', r"\`"),
-        ];
-        escaped(text, &special)
+        let special = ['|', '<', '*', '_', '`'];
+        let escape = |text: String, c| text.replace(c, &format!("\\{c}"));
+        special.into_iter().fold(printable(text), escape)
     };
     let (model, subject) = (escaped(&results.model), escaped(&results.subject()));
-    let mut lines = vec![
-        format!("**{model}**, {subject}\n"),
-        format!("| {} |", HEADER.replace('|', " | ")),
-        format!("|{}", "---:|".repeat(7)),
-    ];
+    let (header, alignment) = (HEADER.replace('|', " | "), "---:|".repeat(7));
+    let mut text = format!("**{model}**, {subject}\n\n| {header} |\n|{alignment}\n");
     for row in &results.rows {
-        lines.push(format!("| {} |", cells(results, row).join(" | ")));
+        text += &format!("| {} |\n", cells(results, row).join(" | "));
     }
-    lines.push(String::new());
     for remark in results.remarks() {
-        lines.push(format!("- {}", escaped(&remark)));
+        text += &format!("\n- {}", escaped(&remark));
     }
-    Ok(lines.join("\n") + "\n")
+    text + "\n"
 }
 
 const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#24292f}rect{fill:#8c959f}.keep{fill:#1a7f37}\
@@ -175,19 +144,18 @@ const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#24292f}rect{fill:
 .ground{fill:#0d1117}}";
 
 /// A chart that needs nothing else and looks right on light and on dark ground.
-#[expect(clippy::unnecessary_wraps, reason = "one type for all")]
-fn svg(results: &Results) -> Result<String> {
-    let escaped = |text: &str| escaped(text, &[('&', "&amp;"), ('<', "&lt;"), ('"', "&quot;")]);
+fn svg(results: &Results) -> String {
+    let escaped = |text: &str| {
+        let text = printable(text).replace('&', "&amp;").replace('<', "&lt;");
+        text.replace('"', "&quot;")
+    };
     let title = format!("Prefill speed of {}", results.model);
-    let mut y = 28;
-    let mut lines = Vec::new();
-    let texts = [title.clone(), results.subject()];
-    for text in texts.into_iter().chain(results.remarks()) {
+    let (label, mut y, mut body) = (escaped(&title), 28, String::new());
+    let texts = [title, results.subject()].into_iter();
+    for text in texts.chain(results.remarks()) {
         for line in textwrap::wrap(&text, 100) {
-            lines.push(format!(
-                "<text x=\"16\" y=\"{y}\">{}</text>",
-                escaped(&line)
-            ));
+            let line = escaped(&line);
+            body += &format!("<text x=\"16\" y=\"{y}\">{line}</text>\n");
             y += 20;
         }
     }
@@ -197,20 +165,16 @@ fn svg(results: &Results) -> Result<String> {
         let (name, length, below) = (row.name(), 380.0 * results.part(row), y + 16);
         let speed = row.shown_speed().unwrap_or("failed".to_owned());
         let after = length + 98.0;
-        lines.push(format!(
-            "<text x=\"16\" y=\"{below}\">{name}</text><rect class=\"{class}\" x=\"90\" y=\"{y}\""
-        ));
-        lines.push(format!("width=\"{length:.1}\" height=\"22\"/>"));
-        lines.push(format!(
-            "<text x=\"{after:.1}\" y=\"{below}\">{speed}</text>"
-        ));
+        body += &format!(
+            "<text x=\"16\" y=\"{below}\">{name}</text>\n\
+             <rect class=\"{class}\" x=\"90\" y=\"{y}\" width=\"{length:.1}\" height=\"22\"/>\n\
+             <text x=\"{after:.1}\" y=\"{below}\">{speed}</text>\n"
+        );
         y += 34;
     }
-    let body = lines.join("\n");
     let size = format!("width=\"720\" height=\"{y}\"");
-    let label = escaped(&title);
-    Ok(format!(
+    format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" {size} role=\"img\" aria-label=\"{label}\">\n\
-         <style>{STYLE}</style>\n<rect class=\"ground\" {size}/>\n{body}\n</svg>\n"
-    ))
+         <style>{STYLE}</style>\n<rect class=\"ground\" {size}/>\n{body}</svg>\n"
+    )
 }

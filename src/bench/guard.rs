@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::Receiver;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use glob::Pattern;
 
 use super::interrupt::Interrupt;
@@ -28,6 +28,16 @@ pub enum Reload {
     Command(String),
 }
 
+impl From<&str> for Reload {
+    fn from(text: &str) -> Self {
+        match text {
+            "model" => Self::Model,
+            "app" => Self::App,
+            command => Self::Command(command.to_owned()),
+        }
+    }
+}
+
 /// What there was, and how to go back to it.
 pub struct Guard<'a> {
     home: PathBuf,
@@ -39,8 +49,6 @@ pub struct Guard<'a> {
     /// Where `lms` reloads: what was loaded, and the measured one as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
-    /// A reload that an interrupt did not wait for.
-    under_way: Option<Receiver<Result<()>>>,
     are_files_changed: bool,
     are_models_changed: bool,
 }
@@ -75,7 +83,6 @@ impl<'a> Guard<'a> {
             before,
             loaded: Vec::new(),
             wanted: None,
-            under_way: None,
             are_files_changed: false,
             are_models_changed: false,
         })
@@ -93,25 +100,16 @@ impl<'a> Guard<'a> {
             "{program} is not there, and nothing else loads a model again; give --reload a command that does"
         );
         self.loaded = lms.loaded()?;
-        self.loaded
-            .retain(|model| model.is_here() && model.is_mlx());
+        let is_meant = |model: &LoadedModel| model.is_here() && model.is_mlx();
+        self.loaded.retain(is_meant);
         let is_known = |model: &LoadedModel| model.path.is_some() && model.context_length.is_some();
-        let are_known = self.loaded.iter().all(is_known);
-        ensure!(
-            are_known,
-            "`lms ps` does not tell path and context of what is loaded"
-        );
-        let wanted = self
-            .loaded
-            .iter()
-            .find(|model| model.identifier == identifier);
-        let mut wanted = wanted.cloned().with_context(|| {
-            format!("`lms ps` does not list {identifier} among the MLX models on this Mac")
-        })?;
-        ensure!(
-            !wanted.is_busy(),
-            "{identifier} is at work; try again when it is idle"
-        );
+        let unknown = "`lms ps` does not tell path and context of what is loaded";
+        ensure!(self.loaded.iter().all(is_known), unknown);
+        let wanted = find(&self.loaded, identifier).cloned();
+        let missing = || format!("`lms ps` lists no MLX model {identifier} on this Mac");
+        let mut wanted = wanted.with_context(missing)?;
+        let advice = "try again when it is idle";
+        ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
             self.output.note(&format!(
@@ -130,37 +128,24 @@ impl<'a> Guard<'a> {
             self.are_files_changed = true;
         }
         let applied = patch::apply(&self.lock, self.now()?, Goal::Size(size));
-        if let Some(why) = applied
-            .iter()
-            .filter(|one| is_in_use(one))
-            .find_map(trouble)
-        {
-            bail!(why);
-        }
+        check(applied.iter().filter(|one| one.before.backend.selected))?;
         self.are_models_changed = true;
         self.reload()
     }
 
     /// The backends of the sweep as they are now.
     fn now(&self) -> Result<Vec<Surveyed>> {
+        let before: Vec<_> = self.before.iter().map(|one| &one.backend.path).collect();
         let mut backends = patch::survey(&self.home, &[])?.backends;
-        backends.retain(|now| {
-            let path = &now.backend.path;
-            self.before
-                .iter()
-                .any(|before| before.backend.path == *path)
-        });
+        backends.retain(|now| before.contains(&&now.backend.path));
         Ok(backends)
     }
 
     /// Where an end is asked for, the reload goes on and is not waited for.
-    fn reload(&mut self) -> Result<()> {
+    fn reload(&self) -> Result<()> {
         let (how, home, wanted) = (self.how.clone(), self.home.clone(), self.wanted.clone());
         let work = move || reload(&how, &home, wanted.as_ref());
-        self.interrupt.attend(work).unwrap_or_else(|under_way| {
-            self.under_way = Some(under_way);
-            Err(anyhow!("stopped"))
-        })
+        self.interrupt.attend(work)
     }
 
     /// The context of the measured model where `lms` tells; fails where something else loads or uses the model.
@@ -169,14 +154,13 @@ impl<'a> Guard<'a> {
             return Ok(None);
         };
         let lms = Lms::of(&self.home);
-        let asked = self.interrupt.attend(move || lms.loaded());
-        let mut loaded = asked.map_err(|_| anyhow!("stopped"))??;
+        let mut loaded = self.interrupt.attend(move || lms.loaded())?;
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
-        let measured = loaded.iter().find(|model| model.identifier == *name);
+        let measured = find(&loaded, name);
         let measured = measured.with_context(|| format!("something else unloaded {name}"))?;
         for LoadedModel { identifier: id, .. } in &loaded {
-            let is_old = self.loaded.iter().any(|before| before.identifier == *id);
+            let is_old = find(&self.loaded, id).is_some();
             ensure!(is_old, "something else loaded the model too, as {id}");
         }
         ensure!(!measured.is_busy(), "something else uses the model");
@@ -193,20 +177,14 @@ impl<'a> Guard<'a> {
         if !std::mem::take(&mut self.are_files_changed) {
             return keep.is_none();
         }
-        let left: Vec<_> = match self.now() {
-            Ok(now) => {
-                let applied = patch::apply(&self.lock, now, Goal::Earlier(&self.before));
-                applied.iter().filter_map(trouble).collect()
-            }
-            Err(error) => vec![format!("{error:#}")],
-        };
-        for why in &left {
-            let command = marker::way_back(&self.before);
-            self.output.error(&format!(
-                "not as it was: {why}; `{command}` gives the sizes back"
-            ));
-        }
-        if !left.is_empty() {
+        let restored = self.now().and_then(|now| {
+            let applied = patch::apply(&self.lock, now, Goal::Earlier(&self.before));
+            check(applied.iter())
+        });
+        if let Err(why) = restored {
+            let advice = format!("`{}` gives the sizes back", marker::way_back(&self.before));
+            self.output
+                .error(&format!("not as it was: {why:#}; {advice}"));
             return false;
         }
         marker::forget(&self.home);
@@ -225,25 +203,11 @@ impl<'a> Guard<'a> {
             return true;
         }
         self.interrupt.tolerate_first();
-        if let Some(under_way) = self.under_way.take() {
-            // Whether it worked does not matter any more.
-            let _ = self.interrupt.wait(&under_way);
-        }
-        if let Some(wanted) = &mut self.wanted {
-            let is_it = |model: &&LoadedModel| model.identifier == wanted.identifier;
-            *wanted = self.loaded.iter().find(is_it).unwrap_or(wanted).clone();
-        }
-        let is_stopped = self.interrupt.is_set();
-        let result = if is_stopped {
-            Err(anyhow!("stopped"))
-        } else {
-            self.reload()
-        };
+        let what = self.wanted.take().map(|wanted| wanted.identifier);
+        self.wanted = what.as_ref().and_then(|id| find(&self.loaded, id).cloned());
+        let result = self.reload();
         if let Err(why) = &result {
-            let what = self
-                .wanted
-                .as_ref()
-                .map_or("the model", |model| &model.identifier);
+            let what = what.as_deref().unwrap_or("the model");
             let text = format!("{what} was not loaded again: {why:#}; load it in LM Studio");
             self.output.error(&text);
         }
@@ -260,6 +224,9 @@ impl Drop for Guard<'_> {
 }
 
 fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // One that an interrupt did not wait for may still be under way.
+    let _turn = TURN.lock();
     if let Reload::Command(text) = how {
         let mut shell = Command::new("sh");
         let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
@@ -275,9 +242,9 @@ fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()>
         let models = reloader.run(How::App)?;
         let failed = models.into_iter().find_map(|model| model.failed);
         failed.map_or(Ok(()), |why| bail!(why))?;
-        let (id, context) = (&wanted.identifier, wanted.context_length);
-        let is_it = |now: &LoadedModel| now.identifier == *id && now.context_length == context;
-        if reloader.lms.loaded()?.iter().any(is_it) {
+        let now = reloader.lms.loaded()?;
+        let now = find(&now, &wanted.identifier);
+        if now.is_some_and(|now| now.context_length == wanted.context_length) {
             return Ok(());
         }
     }
@@ -285,36 +252,38 @@ fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()>
     failed.map_or(Ok(()), |why| bail!(why))
 }
 
-fn is_in_use(applied: &Applied) -> bool {
-    applied.before.backend.selected
+fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
+    models.iter().find(|model| model.identifier == identifier)
 }
 
-/// Why a backend is not as it was to be.
-fn trouble(applied: &Applied) -> Option<String> {
-    let is_done = matches!(applied.outcome, Outcome::Changed | Outcome::Unchanged);
-    let why = applied.why.as_deref().unwrap_or("unknown");
-    (!is_done).then(|| format!("{}: {why}", applied.before.backend.name))
+/// Fails where a backend is not as it was to be.
+fn check<'a>(applied: impl Iterator<Item = &'a Applied>) -> Result<()> {
+    let mut failed = Vec::new();
+    for one in applied {
+        if !matches!(one.outcome, Outcome::Changed | Outcome::Unchanged) {
+            let why = one.why.as_deref().unwrap_or("unknown");
+            failed.push(format!("{}: {why}", one.before.backend.name));
+        }
+    }
+    ensure!(failed.is_empty(), failed.join("; "));
+    Ok(())
 }
 
 /// Sets a size for good and says what was really set; false where a selected backend was not.
 pub fn set_best(lock: &Lock, backends: Vec<Surveyed>, size: u64, output: &Output) -> bool {
     let mut set = Vec::new();
     let mut is_right = true;
-    let all = patch::apply(lock, backends, Goal::Size(size));
-    for applied in &all {
-        match trouble(applied) {
-            None => set.push(applied.after.backend.name.as_str()),
-            Some(why) => {
-                output.error(&format!("not set to {size}: {why}"));
-                is_right &= !is_in_use(applied);
-            }
+    for one in &patch::apply(lock, backends, Goal::Size(size)) {
+        if let Err(why) = check([one].into_iter()) {
+            output.error(&format!("not set to {size}: {why}"));
+            is_right &= !one.before.backend.selected;
+        } else {
+            set.push(one.after.backend.name.clone());
         }
     }
-    let names = set.join(", ");
     if !set.is_empty() {
-        output.say(&format!(
-            "{size} is set in {names}; it takes effect when a model is next loaded."
-        ));
+        let effect = "it takes effect when a model is next loaded";
+        output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
     }
     is_right && !set.is_empty()
 }

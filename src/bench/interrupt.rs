@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::server::TICK;
+use super::measure::TICK;
 
 /// How often an end was asked for.
 #[derive(Debug, Clone, Default)]
@@ -25,21 +25,19 @@ impl Interrupt {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
         thread::spawn(move || {
-            signals.forever().for_each(|_| {
+            for _ in signals.forever() {
                 asked.fetch_add(1, Ordering::SeqCst);
-            });
+            }
         });
         Ok(interrupt)
     }
 
     /// Whether to come to an end.
-    #[must_use]
     pub fn is_set(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > self.tolerated.load(Ordering::SeqCst)
     }
 
     /// Whether an end was ever asked for.
-    #[must_use]
     pub fn was_set(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > 0
     }
@@ -49,22 +47,19 @@ impl Interrupt {
         self.tolerated.store(1, Ordering::SeqCst);
     }
 
-    /// What `work` gives; where an end is asked for before, the work goes on and may be waited for later.
+    /// What `work` gives; where an end is asked for before, the work goes on alone.
     pub fn attend<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Receiver<T>> {
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        ensure!(!self.is_set(), "stopped");
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || sender.send(work()));
-        self.wait(&receiver).ok_or(receiver)
-    }
-
-    /// What comes out, unless an end is asked for before.
-    pub fn wait<T>(&self, receiver: &Receiver<T>) -> Option<T> {
         loop {
             match receiver.recv_timeout(TICK) {
+                Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) if !self.is_set() => {}
-                other => return other.ok(),
+                Err(_) => bail!("stopped"),
             }
         }
     }

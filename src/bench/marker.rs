@@ -59,23 +59,14 @@ pub fn write(home: &Path, before: &[Surveyed]) -> Result<()> {
 
 /// The command that gives these backends their sizes.
 pub fn way_back(before: &[Surveyed]) -> String {
-    let mut commands = Vec::new();
-    for backend in before {
-        let size = match backend.chunk_and_stock() {
-            Some((chunk, stock)) if chunk != stock => chunk.to_string(),
-            _ => "--revert".to_owned(),
-        };
-        commands.push((format!("lmpatch {size}"), &backend.backend.name));
-    }
-    let first = commands.first().map(|(command, _)| command.clone());
-    let first = first.unwrap_or_default();
-    if commands.iter().all(|(command, _)| *command == first) {
+    let command = |one: &Surveyed| match one.chunk_and_stock() {
+        Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
+        _ => "lmpatch --revert".to_owned(),
+    };
+    let first = command(&before[0]);
+    if before.iter().all(|one| command(one) == first) {
         return first;
     }
-    let with_name = |(command, name): &(String, &String)| format!("{command} --backend '{name}'");
-    commands
-        .iter()
-        .map(with_name)
-        .collect::<Vec<_>>()
-        .join(" && ")
+    let named = |one: &Surveyed| format!("{} --backend '{}'", command(one), one.backend.name);
+    before.iter().map(named).collect::<Vec<_>>().join(" && ")
 }

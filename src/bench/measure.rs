@@ -1,11 +1,21 @@
 //! Measures sizes in the order that the race asks for, through anything that prefills.
 
-use std::ops::ControlFlow;
+use std::iter;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
-use super::progress::Bar;
-use super::race::{Position, Race, Step, as_u64};
-use super::results::{Results, Row, Run};
+use anyhow::{Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
 
+use super::Bench;
+use super::race::{Position, Race, Step, as_f64, as_u64};
+use super::results::{Row, Run};
+use crate::output::Output;
+
+/// How often it is looked whether to go on.
+pub const TICK: Duration = Duration::from_millis(50);
+/// The tokens of the prefill that comes before everything: it shows that all works, and about how fast.
+const PROBE_TOKENS: u64 = 1024;
 /// How many runs of a size may not count before it is given up.
 const MAX_IGNORED: usize = 3;
 
@@ -18,142 +28,164 @@ pub struct Prefill {
     pub bare_steps: u64,
 }
 
-/// Why there is no prefill: this size cannot be measured, or `on_progress` ended it.
-#[derive(Debug)]
-pub enum Failure {
-    Size(String),
-    Ended,
-}
+/// Told every position, and none every now and then; says whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Option<Position>) -> bool;
 
-/// Called with every position, and with none every now and then.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Option<Position>) -> ControlFlow<()>;
-
-pub fn unless(is_over: bool) -> ControlFlow<()> {
-    if is_over {
-        ControlFlow::Break(())
-    } else {
-        ControlFlow::Continue(())
-    }
-}
-
-/// What prefills: a server, a Python process, in tests a made-up one.
+/// What prefills: a server or a Python process.
 pub trait Engine {
-    /// Seconds since the benchmark began.
-    fn elapsed(&self) -> f64;
     /// Makes the engine use chunks of `size` tokens.
-    fn prepare(&mut self, size: u64) -> Result<(), Failure>;
-    /// One token behind a new prompt of about `tokens` tokens.
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill, Failure>;
+    fn prepare(&mut self, size: u64) -> Result<()>;
+    /// One token behind a new prompt of about `tokens` tokens. Fails too where `on_progress` ends it.
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill>;
 }
 
-/// One benchmark.
-pub struct Measuring<'a> {
-    pub engine: &'a mut dyn Engine,
-    pub race: &'a mut Race,
-    pub results: &'a mut Results,
-    pub bar: &'a Bar,
-    /// Whether the size that is raced is known to be the engine's.
-    pub is_size_known: bool,
-    /// Asked whenever something is waited for: whether the user, or the budget, wants an end.
-    pub wants_stop: &'a dyn Fn() -> bool,
-    pub after_step: &'a mut dyn FnMut(&mut Results, &Race),
+/// The next of the lines that a thread reads; none at their end.
+pub fn next_line<T>(
+    lines: &Receiver<T>,
+    silence: Duration,
+    on_progress: OnProgress<'_>,
+) -> Result<Option<T>> {
+    let start = Instant::now();
+    loop {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => return Ok(Some(line)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => ensure!(on_progress(None), "stopped"),
+        }
+        let silent = format!("the engine said nothing for {} seconds", silence.as_secs());
+        ensure!(start.elapsed() < silence, silent);
+    }
 }
 
-impl Measuring<'_> {
-    /// Measures until the answer is settled, the time is over or the user wants to stop.
-    pub fn run(&mut self) {
-        while let Some(step) = self.race.next(self.engine.elapsed()) {
-            let (Step::WarmUp { size, .. } | Step::Measure { size }) = step;
-            match self.step(step, size) {
-                Err(Failure::Ended) => return,
-                _ if (self.wants_stop)() => return,
-                Err(Failure::Size(why)) => {
-                    self.row(size).failed = Some(why);
-                    self.race.drop_out(size);
-                }
-                Ok(()) => {}
-            }
-            self.results.seconds = self.engine.elapsed();
-            (self.after_step)(self.results, self.race);
-        }
+impl Bench<'_> {
+    fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
     }
 
-    fn row(&mut self, size: u64) -> &mut Row {
-        self.results.row(self.is_size_known.then_some(size))
+    fn wants_stop(&self) -> bool {
+        let is_over = |budget| self.start.elapsed() > budget;
+        self.interrupt.is_set() || self.args.budget.is_some_and(is_over)
     }
 
-    fn step(&mut self, step: Step, size: u64) -> Result<(), Failure> {
-        if self.race.current() != Some(size) {
-            self.bar.set_message(format!("{size}, loading"));
-            self.engine.prepare(size)?;
-            self.race.prepared(size);
-        }
-        self.bar.set_message(size.to_string());
-        let (bar, race, wants_stop) = (self.bar, &*self.race, self.wants_stop);
-        if let Step::WarmUp { tokens, .. } = step {
-            self.engine.prefill(tokens, &mut |_| unless(wants_stop()))?;
-            bar.inc(tokens);
-            self.race.warmed_up(size);
+    /// Probes, says how long it takes at most, and races until the answer is settled or an end is wanted.
+    pub fn race(&mut self, engine: &mut dyn Engine, is_size_known: bool) -> Result<()> {
+        let (tokens, count) = (self.results.prompt_tokens, self.sizes.len());
+        let budget = self.args.budget.map_or(f64::INFINITY, |b| b.as_secs_f64());
+        let mut race = Race::new(&self.sizes, tokens, self.args.runs, !self.args.direct);
+        race.limit(budget);
+        let probe = engine.prefill(PROBE_TOKENS.min(tokens), &mut |_| !self.wants_stop());
+        if self.wants_stop() {
             return Ok(());
         }
+        let at_most = as_f64(race.tokens_at_most()) / probe?.run.tokens_per_second;
+        let minutes = (at_most.min(budget) / 60.0).ceil();
+        self.output.say(&format!(
+            "{}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill",
+            self.results.model
+        ));
+        let bar = bar(self.output, race.tokens_at_most());
+        while let Some(step) = race.next(self.seconds()) {
+            let (Step::WarmUp { size, .. } | Step::Measure { size }) = step;
+            let row = is_size_known.then_some(size);
+            let done = self.step(engine, &mut race, &bar, step, row);
+            if self.wants_stop() {
+                break;
+            }
+            if let Err(why) = done {
+                self.results.row(row).failed = Some(format!("{why:#}"));
+                race.drop_out(size);
+            }
+            self.results.seconds = self.seconds();
+            self.results.conclude(race.standing(), count);
+            self.write();
+        }
+        bar.finish_and_clear();
+        self.results.conclude(race.standing(), count);
+        if race.is_cut_short(self.seconds()) && !self.interrupt.was_set() {
+            self.note("the budget was over before the answer was settled".to_owned());
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        engine: &mut dyn Engine,
+        race: &mut Race,
+        bar: &ProgressBar,
+        step: Step,
+        row: Option<u64>,
+    ) -> Result<()> {
+        let (size, tokens, is_measured) = match step {
+            Step::WarmUp { size, tokens } => (size, tokens, false),
+            Step::Measure { size } => (size, self.results.prompt_tokens, true),
+        };
+        if race.current() != Some(size) {
+            bar.set_message(format!("{size}, loading"));
+            engine.prepare(size)?;
+            race.prepared(size);
+        }
+        bar.set_message(size.to_string());
         let (mut cut, mut last) = (None, 0.0);
-        let tokens = self.results.prompt_tokens;
-        let prefill = self.engine.prefill(tokens, &mut |position| {
+        let prefill = engine.prefill(tokens, &mut |position| {
             if let Some(position) = position {
                 bar.inc(as_u64(position.tokens - last));
                 last = position.tokens;
-                cut = race.cut(size, position);
+                cut = race.cut(size, position).filter(|_| is_measured);
             }
-            unless(cut.is_some() || wants_stop())
+            cut.is_none() && !self.wants_stop()
         });
-        if cut.is_none() {
-            return self.take(size, prefill?);
+        if cut.is_some() {
+            self.results.row(row).cut = cut;
+            race.drop_out(size);
+        } else if is_measured {
+            take(self.results.row(row), race, size, prefill?)?;
+        } else {
+            prefill?;
+            race.warmed_up(size);
         }
-        self.row(size).cut = cut;
-        self.race.drop_out(size);
         Ok(())
     }
+}
 
-    fn take(&mut self, size: u64, prefill: Prefill) -> Result<(), Failure> {
-        let Prefill {
-            mut run,
-            course,
-            bare_steps,
-        } = prefill;
-        if run.ignored.is_none() && starts_in_cache(&course) {
-            run.ignored = Some("its beginning came out of the prompt cache".to_owned());
-        }
-        let observed = match bare_steps {
-            0 => observed(&course),
-            steps => counted(run.prompt_tokens, steps, size).map(|chunk| (chunk, steps)),
-        };
-        let (speed, ignored) = (run.tokens_per_second, run.ignored.clone());
-        let is_size_known = self.is_size_known;
-        let row = self.row(size);
-        row.runs.push(run);
-        if let Some(why) = ignored {
-            let count = row.runs.iter().filter(|run| run.ignored.is_some()).count();
-            let is_enough = count >= MAX_IGNORED;
-            let why = format!("{count} runs do not count: {why}");
-            return if is_enough {
-                Err(Failure::Size(why))
-            } else {
-                Ok(())
-            };
-        }
-        if let Some((chunk, steps)) = observed {
-            (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
-            // Some engines tell their progress as a rounded part.
-            if is_size_known && chunk.abs_diff(size) * 100 > size {
-                return Err(Failure::Size(format!(
-                    "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, \
-                     and see that --home is the home of the app that answers"
-                )));
-            }
-        }
-        self.race.measured_run(size, speed, course);
-        Ok(())
+/// Adds a whole prefill to the row, and to the race where it counts.
+fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<()> {
+    let (mut run, course) = (prefill.run, prefill.course);
+    if run.ignored.is_none() && starts_in_cache(&course) {
+        run.ignored = Some("its beginning came out of the prompt cache".to_owned());
     }
+    let observed = match prefill.bare_steps {
+        0 => observed(&course),
+        steps => counted(run.prompt_tokens, steps, size).map(|chunk| (chunk, steps)),
+    };
+    row.runs.push(run.clone());
+    if let Some(why) = run.ignored {
+        let count = row.runs.iter().filter(|run| run.ignored.is_some()).count();
+        ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
+        return Ok(());
+    }
+    if let Some((chunk, steps)) = observed {
+        (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
+        // Some engines tell their progress as a rounded part.
+        ensure!(
+            row.size.is_none() || chunk.abs_diff(size) * 100 <= size,
+            "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
+             that --home is the home of the app that answers"
+        );
+    }
+    race.measured_run(size, run.tokens_per_second, course);
+    Ok(())
+}
+
+/// A progress bar over so many prompt tokens at most; on a terminal only.
+fn bar(output: &Output, tokens: u64) -> ProgressBar {
+    if !output.shows_progress() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
+    let bar = ProgressBar::new(tokens).with_style(style.expect("it is well-formed"));
+    // Time goes on also where a server tells no progress.
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
 }
 
 /// The chunk and the number of steps that the positions of a prefill show.
@@ -191,12 +223,8 @@ fn starts_in_cache(course: &[Position]) -> bool {
 
 /// The tokens between each two positions. The very last token is computed on its own and is no step.
 fn steps(course: &[Position]) -> Vec<f64> {
-    let mut before = 0.0;
-    let mut steps = Vec::new();
-    for position in course {
-        steps.push(position.tokens - before);
-        before = position.tokens;
-    }
-    steps.retain(|step| *step > 2.0);
-    steps
+    let tokens = || course.iter().map(|position| position.tokens);
+    let before = iter::once(0.0).chain(tokens());
+    let steps = tokens().zip(before).map(|(now, before)| now - before);
+    steps.filter(|step| *step > 2.0).collect()
 }

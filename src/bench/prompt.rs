@@ -1,8 +1,12 @@
-//! PURE: prompts that no cache knows, of a wanted number of tokens.
+//! Prompts that no cache knows, of a wanted number of tokens.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::race::{as_f64, as_u64};
+use crate::files;
 
 /// Words of ordinary prose, so that tokenizers split it as they split ordinary prose.
 const WORDS: &str = "the river of a morning and seven letters in quiet houses that carry bread through winter \
@@ -18,14 +22,20 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Prompts made of a text, or of words.
-    pub fn new(text: Option<String>) -> Self {
-        let text = text.unwrap_or_else(|| WORDS.to_owned());
-        Self {
+    /// Prompts made of a text file, or of words. Fails where it has no text.
+    pub fn new(file: Option<&Path>) -> Result<Self> {
+        let mut text = WORDS.to_owned();
+        if let Some(path) = file {
+            let shown = path.display();
+            let bytes = files::read(path).map_err(|why| anyhow!("{shown} {why}"))?;
+            text = String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))?;
+            ensure!(!text.trim().is_empty(), "{shown} is empty");
+        }
+        Ok(Self {
             text,
             characters_per_token: 4.5,
             counted: 0,
-        }
+        })
     }
 
     /// About `tokens` tokens of the text, over and over, behind something that is new every time: caches reuse the longest
@@ -34,9 +44,7 @@ impl Prompts {
         // The standard library's hasher takes its keys from the system's randomness.
         let mut prompt = format!("{:016x} ", RandomState::new().build_hasher().finish());
         let characters = as_u64(as_f64(tokens) * self.characters_per_token);
-        let rest = usize::try_from(characters)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(prompt.len());
+        let rest = (characters as usize).saturating_sub(prompt.len());
         prompt.extend(self.text.chars().cycle().take(rest));
         prompt
     }

@@ -56,7 +56,6 @@ struct Lane {
     /// Tokens per second of every whole prefill, and the positions of the last.
     speeds: Vec<f64>,
     course: Vec<Position>,
-    is_out: bool,
 }
 
 impl Lane {
@@ -68,8 +67,10 @@ impl Lane {
 /// A race between sizes.
 #[derive(Debug)]
 pub struct Race {
-    /// In the order of their first runs.
+    /// Those that neither failed nor were cut short, in the order of their first runs.
     lanes: Vec<Lane>,
+    /// One size is not compared: it is measured as often as may be.
+    is_alone: bool,
     prompt_tokens: u64,
     max_runs: usize,
     /// Whether a change of the size loads the model again, which makes it cold.
@@ -88,12 +89,13 @@ impl Race {
             (ratio, *size)
         });
         sizes.dedup();
-        let lane = |size| Lane {
+        let lane = |&size| Lane {
             size,
             ..Lane::default()
         };
         Self {
-            lanes: sizes.into_iter().map(lane).collect(),
+            lanes: sizes.iter().map(lane).collect(),
+            is_alone: sizes.len() == 1,
             prompt_tokens,
             max_runs: max_runs as usize,
             reloads,
@@ -128,15 +130,9 @@ impl Race {
     }
 
     fn next_lane(&self) -> Option<&Lane> {
-        let is_new = |lane: &&Lane| !lane.is_out && lane.speeds.is_empty();
-        if let Some(new) = self.lanes.iter().find(is_new) {
-            return Some(new);
-        }
         let mut open = self.undecided();
-        if let [only] = &self.lanes[..] {
-            open.push(only);
-        }
-        open.retain(|lane| !lane.is_out && lane.speeds.len() < self.max_runs);
+        open.retain(|lane| lane.speeds.len() < self.max_runs);
+        open.extend(self.lanes.iter().filter(|lane| lane.speeds.is_empty()));
         // What is loaded needs neither another load nor another warm-up.
         let turn = |lane: &&Lane| (lane.speeds.len(), self.current != Some(lane.size));
         open.into_iter().min_by_key(turn)
@@ -148,14 +144,10 @@ impl Race {
             return Vec::new();
         };
         let mut open = Vec::new();
-        for lane in self.measured().filter(|lane| lane.size != keep.size) {
-            let is_smaller = lane.size < keep.size;
-            let pair = if is_smaller {
-                [lane, best]
-            } else {
-                [keep, lane]
-            };
-            if is_close(pair[0], pair[1]) {
+        for lane in self.measured() {
+            let below = lane.size < keep.size;
+            let pair = if below { [lane, best] } else { [keep, lane] };
+            if self.is_alone || lane.size != keep.size && is_close(pair) {
                 open.extend(pair);
             }
         }
@@ -206,7 +198,7 @@ impl Race {
 
     /// `size` failed or was cut short, and is not measured any more.
     pub fn drop_out(&mut self, size: u64) {
-        self.lane(size).is_out = true;
+        self.lanes.retain(|lane| lane.size != size);
     }
 
     fn lane(&mut self, size: u64) -> &mut Lane {
@@ -215,13 +207,12 @@ impl Race {
     }
 
     fn measured(&self) -> impl Iterator<Item = &Lane> {
-        let is_measured = |lane: &&Lane| !lane.is_out && !lane.speeds.is_empty();
-        self.lanes.iter().filter(is_measured)
+        self.lanes.iter().filter(|lane| !lane.speeds.is_empty())
     }
 
     fn best(&self) -> Option<&Lane> {
-        self.measured()
-            .max_by(|a, b| a.speed().total_cmp(&b.speed()))
+        let by_speed = |one: &&Lane, other: &&Lane| one.speed().total_cmp(&other.speed());
+        self.measured().max_by(by_speed)
     }
 
     /// The smallest size within the noise of the best.
@@ -247,7 +238,7 @@ impl Race {
     pub fn tokens_at_most(&self) -> u64 {
         let of_lane = |lane: &Lane| {
             let runs = self.max_runs.saturating_sub(lane.speeds.len()) as u64;
-            let is_cold = self.reloads && self.lanes.len() > 1;
+            let is_cold = self.reloads && !self.is_alone;
             let warm_ups = if is_cold { runs } else { runs.min(1) };
             runs * self.prompt_tokens + warm_ups * lane.size.min(self.prompt_tokens)
         };
@@ -256,7 +247,7 @@ impl Race {
 }
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
-fn is_close(small: &Lane, large: &Lane) -> bool {
+fn is_close([small, large]: [&Lane; 2]) -> bool {
     let noise = noise(&small.speeds, &large.speeds);
     let behind = 1.0 - small.speed() / large.speed();
     let part = |lane: &Lane| 1.0 / as_f64(lane.speeds.len() as u64);

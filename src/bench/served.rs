@@ -1,142 +1,119 @@
 //! Measures through a server, and changes the size between prefills through the guard.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use serde_json::Value;
 
 use super::Bench;
 use super::guard::Guard;
 use super::interrupt::Interrupt;
-use super::measure::{Engine, Failure, OnProgress, Prefill};
+use super::measure::{Engine, OnProgress, Prefill};
 use super::prompt::{Prompts, context_for};
-use super::results::Results;
-use super::server::{Instance, Model, Server, ServerError, TICK, base_url};
+use super::server::{Instance, Model, Server, base_url};
+use crate::command;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
 
 impl Bench<'_> {
-    pub fn served(&mut self, results: &mut Results) -> Result<bool> {
-        let args = self.args;
-        let base = base_url(self.home.as_deref());
+    pub fn served(&mut self) -> Result<bool> {
+        let (args, output, interrupt) = (self.args, self.output, self.interrupt.clone());
         let timeout = Duration::from_secs(args.timeout);
-        let server = Server::new(args.url.clone().unwrap_or(base), timeout);
-        let models = wait_for(&server, &self.interrupt, Duration::ZERO);
-        let models = models.map_err(anyhow::Error::msg)?;
-        let target = resolve(args.model.as_deref(), models.as_deref())?;
+        let usual = || base_url(self.home.as_deref());
+        let server = Server::new(args.url.clone().unwrap_or_else(usual), timeout);
+        let models = wait_for(&server, &interrupt, Duration::ZERO)?;
+        let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
+        let context = target.config["context_length"].as_u64();
         let is_sweep = !self.sizes.is_empty();
         let now = self.in_use().and_then(Surveyed::chunk_and_stock);
         if !is_sweep {
             self.sizes = vec![now.map_or(DEFAULT_SIZE, |(chunk, _)| chunk)];
         }
-        results.prompt_tokens = self.prompt_tokens()?;
-        let needed = self.fit(results, &target, is_sweep)?;
-        results.api = if models.is_some() { "v1" } else { "openai" };
-        results.model.clone_from(&target.identifier);
-        results.context_length = target.context;
+        self.results.prompt_tokens = self.prompt_tokens()?;
+        let needed = context_for(self.results.prompt_tokens);
+        let most = most.unwrap_or(u64::MAX);
+        let why = format!("prompts take a context of {needed}, and the model has at most {most}");
+        ensure!(!is_sweep || needed <= most, why);
+        if let Some(has) = context.filter(|has| !is_sweep && *has < needed) {
+            self.fit(&target.id, has, needed)?;
+        }
+        self.results.api = if models.is_some() { "v1" } else { "openai" };
+        self.results.model.clone_from(&target.id);
+        self.results.context_length = context;
         let mut guard = None;
         if let (Some(home), true) = (&self.home, is_sweep) {
-            let (how, told) = (args.reload.clone(), (self.output, &self.interrupt));
-            let mut held = Guard::new(home, &args.backend, how, told)?;
-            held.hold_models(&target.identifier, needed)?;
+            let how = args.reload.clone();
+            let mut held = Guard::new(home, &args.backend, how, (output, &interrupt))?;
+            held.hold_models(&target.id, needed)?;
             guard = Some(held);
         }
         let mut engine = Served {
             server,
             is_v1: models.is_some(),
-            model: target.identifier,
-            prompts: self.prompts()?,
-            prompt_tokens: results.prompt_tokens,
+            model: target.id,
+            prompts: Prompts::new(args.prompt_file.as_deref())?,
+            prompt_tokens: self.results.prompt_tokens,
             guard,
-            interrupt: &self.interrupt,
-            start: Instant::now(),
-            timeout,
+            interrupt: &interrupt,
         };
-        let raced = self.race(&mut engine, results, is_sweep || now.is_some());
+        let raced = self.race(&mut engine, is_sweep || now.is_some());
         let Some(guard) = engine.guard.take() else {
             return raced.map(|()| true);
         };
-        let is_right = guard.finish(self.best(results).filter(|_| raced.is_ok()));
+        let is_right = guard.finish(self.best().filter(|_| raced.is_ok()));
         // The server is left as it was found: answering.
-        let is_back =
-            self.interrupt.was_set() || wait_for(&engine.server, &self.interrupt, timeout).is_ok();
+        let is_back = interrupt.was_set() || wait_for(&engine.server, &interrupt, timeout).is_ok();
         raced.map(|()| is_right && is_back)
     }
 
-    /// The context that the prompts take. As it is, they have to fit into the one that there is.
-    fn fit(&self, results: &mut Results, target: &Target, is_sweep: bool) -> Result<u64> {
-        let needed = context_for(results.prompt_tokens);
-        let (has, most) = (target.context, target.max_context.unwrap_or(u64::MAX));
-        let is_possible = !is_sweep || needed <= most;
-        ensure!(
-            is_possible,
-            "prompts take a context of {needed}, and the model has at most {most}"
-        );
-        let Some(has) = has.filter(|has| !is_sweep && *has < needed) else {
-            return Ok(needed);
-        };
-        results.prompt_tokens = has.saturating_sub(needed - results.prompt_tokens);
-        let (tokens, size, name) = (results.prompt_tokens, self.sizes[0], &target.identifier);
+    /// Makes prompts, which need a context of so many tokens, fit into the one that there is.
+    fn fit(&mut self, name: &str, has: u64, needed: u64) -> Result<()> {
+        let tokens = has.saturating_sub(needed - self.results.prompt_tokens);
+        let size = self.sizes[0];
         ensure!(
             tokens >= 2 * size,
             "the model has a context of {has}, too little for two chunks of {size}; load it with more: \
              `lms load '{name}' --context-length {needed}`"
         );
-        let note = format!("the model has a context of {has}, so prompts have {tokens} tokens");
-        self.output.note(&note);
-        results.notes.push(note);
-        Ok(has)
+        self.results.prompt_tokens = tokens;
+        let so = format!("so prompts have {tokens} tokens");
+        self.note(format!("the model has a context of {has}, {so}"));
+        Ok(())
     }
 }
 
 /// A model behind a server.
-pub struct Served<'a> {
-    pub server: Server,
-    pub is_v1: bool,
+struct Served<'a> {
+    server: Server,
+    is_v1: bool,
     /// What it is asked by.
-    pub model: String,
-    pub prompts: Prompts,
-    pub prompt_tokens: u64,
+    model: String,
+    prompts: Prompts,
+    prompt_tokens: u64,
     /// Where sizes are changed.
-    pub guard: Option<Guard<'a>>,
-    pub interrupt: &'a Interrupt,
-    pub start: Instant,
-    /// How long a server that was started again is waited for.
-    pub timeout: Duration,
+    guard: Option<Guard<'a>>,
+    interrupt: &'a Interrupt,
 }
 
 impl Engine for Served<'_> {
-    fn elapsed(&self) -> f64 {
-        self.start.elapsed().as_secs_f64()
-    }
-
-    fn prepare(&mut self, size: u64) -> Result<(), Failure> {
+    fn prepare(&mut self, size: u64) -> Result<()> {
         let Some(guard) = &mut self.guard else {
             return Ok(());
         };
-        guard.prepare(size).map_err(|error| failure(&error))?;
-        wait_for(&self.server, self.interrupt, self.timeout).map_err(Failure::Size)?;
-        let context = guard.look().map_err(|error| failure(&error))?;
-        match context.filter(|context| *context < self.prompt_tokens) {
-            Some(context) => Err(Failure::Size(format!(
-                "LM Studio gave the model a context of {context} at this size, less than the {} tokens of the prompt",
-                self.prompt_tokens
-            ))),
-            None => Ok(()),
-        }
+        guard.prepare(size)?;
+        wait_for(&self.server, self.interrupt, self.server.silence)?;
+        let (context, tokens) = (guard.look()?.unwrap_or(u64::MAX), self.prompt_tokens);
+        ensure!(
+            context >= tokens,
+            "LM Studio gave the model a context of {context} at this size, less than the {tokens} tokens of the prompt"
+        );
+        Ok(())
     }
 
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill, Failure> {
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill> {
         let prompt = self.prompts.next(tokens);
         let asked = (self.model.as_str(), self.is_v1);
-        let answer = self.server.prefill(asked, (&prompt, tokens), on_progress);
-        let mut prefill = match answer {
-            Ok(prefill) => prefill,
-            Err(ServerError::Ended) => return Err(Failure::Ended),
-            Err(ServerError::NotThere(why) | ServerError::Refused(why)) => {
-                return Err(Failure::Size(why));
-            }
-        };
+        let mut prefill = self.server.prefill(asked, (&prompt, tokens), on_progress)?;
         self.prompts.correct(&prompt, prefill.run.prompt_tokens);
         if let Some(Err(why)) = self.guard.as_ref().map(Guard::look) {
             prefill.run.ignored = Some(format!("{why:#}"));
@@ -145,49 +122,25 @@ impl Engine for Served<'_> {
     }
 }
 
-fn failure(error: &anyhow::Error) -> Failure {
-    Failure::Size(format!("{error:#}"))
-}
-
 /// Its models, as soon as it answers: that takes a while where it was started again.
-pub fn wait_for(
-    server: &Server,
-    interrupt: &Interrupt,
-    timeout: Duration,
-) -> Result<Option<Vec<Model>>, String> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let copy = server.clone();
-        let asked = interrupt.attend(move || copy.models());
-        match asked.unwrap_or(Err(ServerError::Ended)) {
-            Ok(models) => return Ok(models),
-            Err(ServerError::NotThere(_)) if Instant::now() < deadline => {}
-            Err(ServerError::NotThere(why) | ServerError::Refused(why)) => return Err(why),
-            Err(ServerError::Ended) => return Err("stopped".to_owned()),
+fn wait_for(server: &Server, interrupt: &Interrupt, limit: Duration) -> Result<Option<Vec<Model>>> {
+    let models = command::retry(limit, || {
+        let server = server.clone();
+        match interrupt.attend(move || server.models()) {
+            Err(_) if interrupt.is_set() => Ok(None),
+            models => models.map(Some),
         }
-        thread::sleep(4 * TICK);
-    }
+    });
+    models?.context("stopped")
 }
 
-/// The model that is measured.
-#[derive(Debug)]
-pub struct Target {
-    /// What it is asked by.
-    pub identifier: String,
-    /// In tokens, where they are known.
-    pub context: Option<u64>,
-    pub max_context: Option<u64>,
-}
-
-/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded.
-pub fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<Target> {
+/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded; and its largest
+/// context.
+fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<(Instance, Option<u64>)> {
     let Some(models) = models else {
-        let name = wanted.context("this server does not tell its models; name one with --model")?;
-        return Ok(Target {
-            identifier: name.to_owned(),
-            context: None,
-            max_context: None,
-        });
+        let id = wanted.context("this server does not tell its models; name one with --model")?;
+        let (id, config) = (id.to_owned(), Value::Null);
+        return Ok((Instance { id, config }, None));
     };
     let mut found = Vec::new();
     for model in models {
@@ -203,42 +156,29 @@ pub fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<Target>
     if let Some(exact) = found.iter().find(is_exact) {
         found = vec![*exact];
     }
-    let [(model, instance)] = found[..] else {
-        let loaded: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
-        bail!(ambiguity(wanted, models, &loaded.join(", ")));
+    let Some((model, instance)) = found.first() else {
+        return Err(not_loaded(wanted, models));
     };
-    let key = &model.key;
-    ensure!(
-        model.is_mlx(),
-        "{key} is no MLX model; lmpatch sets the chunk of MLX models"
-    );
-    Ok(Target {
-        identifier: instance.id.clone(),
-        context: instance.config["context_length"].as_u64(),
-        max_context: model.max_context_length,
-    })
+    let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
+    let (key, ids) = (&model.key, ids.join(", "));
+    let other = format!("{key} is no MLX model; lmpatch sets their chunks only");
+    ensure!(model.is_mlx(), other);
+    let several = format!("several MLX models are loaded: {ids}; name one with --model");
+    ensure!(found.len() == 1, several);
+    Ok(((*instance).clone(), model.max_context_length))
 }
 
-/// Why none or several of the models are meant.
-fn ambiguity(wanted: Option<&str>, models: &[Model], loaded: &str) -> String {
+fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
     let Some(name) = wanted else {
-        let none = "no MLX model is loaded; load one in LM Studio, or with `lms load`".to_owned();
-        let several = format!("several MLX models are loaded: {loaded}; name one with --model");
-        return if loaded.is_empty() { none } else { several };
+        return anyhow!("no MLX model is loaded; load one in LM Studio, or with `lms load`");
     };
-    if !loaded.is_empty() {
-        return format!("{name} is loaded as {loaded}; name one of these with --model");
-    }
     if models.iter().any(|model| model.key == name) {
         let context = context_for(16_384);
-        return format!(
-            "{name} is not loaded; load it with `lms load '{name}' --context-length {context}`"
-        );
+        let load = format!("lms load '{name}' --context-length {context}");
+        return anyhow!("{name} is not loaded; load it with `{load}`");
     }
     let keys = models.iter().filter(|model| model.is_mlx());
     let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
-    format!(
-        "LM Studio has no model {name}; its MLX models are: {}",
-        keys.join(", ")
-    )
+    let keys = keys.join(", ");
+    anyhow!("LM Studio has no model {name}; its MLX models are: {keys}")
 }

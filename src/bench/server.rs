@@ -5,33 +5,26 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Error, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::{Agent, RequestBuilder};
 
 use super::answer::Answer;
-use super::measure::{OnProgress, Prefill};
+use super::measure::{OnProgress, Prefill, next_line};
 use crate::files;
 
-/// How often it is looked whether to go on.
-pub const TICK: Duration = Duration::from_millis(50);
+/// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// No answer, and no line of a stream, is longer, in bytes.
-const MAX_LENGTH: u64 = 16 << 20;
+/// No answer is longer, in bytes.
+const MAX_LENGTH: u64 = 64 << 20;
 
-/// Why there is no answer.
-#[derive(Debug)]
-pub enum ServerError {
-    /// Which may pass, where the server is being started.
-    NotThere(String),
-    Refused(String),
-    /// By `on_progress`.
-    Ended,
-}
+/// A line, and the seconds since the request was sent.
+type Line = Result<(f64, String)>;
 
 /// A model that a server has.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,19 +59,16 @@ pub struct Server {
     base: String,
     authorization: Option<String>,
     /// How long it may say nothing.
-    silence: Duration,
+    pub silence: Duration,
 }
 
 /// Where the server of an LM Studio home listens: this machine, at the port that its settings name.
 pub fn base_url(home: Option<&Path>) -> String {
     let settings = home.map(|home| home.join(".internal/http-server-config.json"));
-    let bytes = settings
-        .and_then(|path| files::read(&path).ok())
-        .unwrap_or_default();
-    let settings: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let port = settings["port"]
-        .as_u64()
-        .filter(|port| (1..65_536).contains(port));
+    let bytes = settings.and_then(|path| files::read(&path).ok());
+    let settings: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
+    let is_port = |port: &u64| (1..65_536).contains(port);
+    let port = settings["port"].as_u64().filter(is_port);
     format!("http://127.0.0.1:{}", port.unwrap_or(1234))
 }
 
@@ -107,28 +97,17 @@ impl Server {
     }
 
     /// Its models; none where it has only the `OpenAI` interface.
-    pub fn models(&self) -> Result<Option<Vec<Model>>, ServerError> {
-        #[derive(Deserialize)]
-        struct List {
-            models: Vec<Model>,
-        }
+    pub fn models(&self) -> Result<Option<Vec<Model>>> {
         let request = agent(Some(TIMEOUT)).get(format!("{}/api/v1/models", self.base));
-        let mut response = self
-            .authorized(request)
-            .call()
-            .map_err(|e| self.failed(&e))?;
+        let response = self.authorized(request).call();
+        let mut response = response.map_err(|error| self.failed(&error))?;
         let status = response.status().as_u16();
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(MAX_LENGTH)
-            .read_to_vec();
+        let body = response.body_mut().read_to_vec();
         let body = body.map_err(|error| self.failed(&error))?;
-        if matches!(status, 401 | 403) {
-            return Err(refusal(status, &body));
-        }
-        let list = serde_json::from_slice::<List>(&body);
-        Ok(list.ok().map(|list| list.models))
+        ensure!(!matches!(status, 401 | 403), refusal(status, &body));
+        let list: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let models = list.get("models").map(Vec::deserialize);
+        Ok(models.and_then(Result::ok))
     }
 
     fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
@@ -138,12 +117,12 @@ impl Server {
         }
     }
 
-    fn failed(&self, error: &ureq::Error) -> ServerError {
+    fn failed(&self, error: &ureq::Error) -> Error {
         let base = &self.base;
-        ServerError::NotThere(format!(
+        anyhow!(
             "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
              `lms server start`, or name it with --url"
-        ))
+        )
     }
 
     /// Asks `model` for one token behind `prompt`, which has about `tokens` tokens.
@@ -154,77 +133,63 @@ impl Server {
         (model, is_v1): (&str, bool),
         (prompt, tokens): (&str, u64),
         on_progress: OnProgress<'_>,
-    ) -> Result<Prefill, ServerError> {
-        let connection = Connection(agent(None));
+    ) -> Result<Prefill> {
+        let agent = agent(None);
         let (sender, lines) = mpsc::channel();
-        let (server, agent) = (self.clone(), connection.0.clone());
-        let request = request(model, is_v1, prompt);
+        let (server, reading) = (self.clone(), agent.clone());
+        let (path, request) = request(model, is_v1, prompt);
         thread::spawn(move || {
-            let result = server.read(&agent, is_v1, &request, &sender);
-            // Nobody listens any more where it was left.
-            let _ = sender.send(result.map(|()| None));
+            if let Err(error) = server.read(&reading, path, &request, &sender) {
+                // Nobody listens any more where it was left.
+                let _ = sender.send(Err(error));
+            }
         });
-        let mut answer = Answer::new(model, is_v1, tokens);
-        let mut last_sign = Instant::now();
-        loop {
-            let mut position = None;
-            match lines.recv_timeout(TICK) {
-                Ok(Ok(Some((seconds, line)))) => {
-                    last_sign = Instant::now();
-                    position = answer.line(seconds, &line)?;
-                }
-                Ok(Err(error)) => return Err(error),
-                Ok(Ok(None)) | Err(RecvTimeoutError::Disconnected) => return answer.end(),
-                Err(RecvTimeoutError::Timeout) if last_sign.elapsed() > self.silence => {
-                    let seconds = self.silence.as_secs();
-                    return refuse(format!("the server said nothing for {seconds} seconds"));
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if on_progress(position).is_break() {
-                return Err(ServerError::Ended);
-            }
-        }
+        let answer = Answer {
+            model,
+            is_v1,
+            tokens,
+            ..Answer::default()
+        };
+        let prefill = self.follow(&lines, answer, on_progress);
+        agent.shutdown();
+        prefill
     }
 
-    fn read(
+    fn follow(
         &self,
-        agent: &Agent,
-        is_v1: bool,
-        request: &Value,
-        sender: &Sender<Result<Option<(f64, String)>, ServerError>>,
-    ) -> Result<(), ServerError> {
+        lines: &Receiver<Line>,
+        mut answer: Answer<'_>,
+        on_progress: OnProgress<'_>,
+    ) -> Result<Prefill> {
+        while let Some(line) = next_line(lines, self.silence, on_progress)? {
+            let (seconds, line) = line?;
+            let position = answer.line(seconds, &line)?;
+            ensure!(on_progress(position), "stopped");
+        }
+        answer.end()
+    }
+
+    fn read(&self, agent: &Agent, path: &str, request: &Value, to: &Sender<Line>) -> Result<()> {
         let start = Instant::now();
-        let path = if is_v1 {
-            "api/v1/chat"
-        } else {
-            "v1/chat/completions"
-        };
-        let post = agent
-            .post(format!("{}/{path}", self.base))
-            .content_type("application/json");
-        let response = self.authorized(post).send(request.to_string());
+        let post = agent.post(format!("{}/{path}", self.base));
+        let post = self.authorized(post.content_type("application/json"));
+        let response = post.send(request.to_string());
         let response = response.map_err(|error| self.failed(&error))?;
         let status = response.status().as_u16();
         let kind = response.headers().get("content-type").cloned();
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let mut body = BufReader::new(response.into_body().into_reader());
-        let broken = |error| ServerError::NotThere(format!("the server broke off ({error})"));
+        let mut body = BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH);
+        let broken = |error| anyhow!("the server broke off ({error})");
         if status != 200 || !is_stream {
             let mut whole = Vec::new();
-            body.take(MAX_LENGTH)
-                .read_to_end(&mut whole)
-                .map_err(broken)?;
+            body.read_to_end(&mut whole).map_err(broken)?;
             return Err(refusal(status, &whole));
         }
-        loop {
-            let mut line = String::new();
-            let read = body.by_ref().take(MAX_LENGTH).read_line(&mut line);
-            let seconds = start.elapsed().as_secs_f64();
-            if read.map_err(broken)? == 0 || sender.send(Ok(Some((seconds, line)))).is_err() {
-                return Ok(());
-            }
+        for line in body.lines() {
+            let line = line.map_err(broken)?;
+            to.send(Ok((start.elapsed().as_secs_f64(), line)))?;
         }
+        Ok(())
     }
 }
 
@@ -238,54 +203,37 @@ fn agent(timeout: Option<Duration>) -> Agent {
     config.timeout_global(timeout).build().into()
 }
 
-/// A request that is ended, also in the middle of a read, when this is dropped.
-struct Connection(Agent);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.clone().shutdown();
-    }
-}
-
-/// One token, nothing random, nothing kept.
-fn request(model: &str, is_v1: bool, prompt: &str) -> Value {
+/// Where and how to ask for one token, nothing random, nothing kept.
+fn request(model: &str, is_v1: bool, prompt: &str) -> (&'static str, Value) {
     if is_v1 {
-        return json!({ "model": model, "input": prompt, "stream": true, "max_output_tokens": 1,
-                       "temperature": 0, "store": false });
+        let body = json!({ "model": model, "input": prompt, "stream": true, "max_output_tokens": 1,
+                           "temperature": 0, "store": false });
+        return ("api/v1/chat", body);
     }
     // mlx_engine.server insists on top_k; with temperature 0 it decides nothing.
-    json!({ "model": model, "messages": [{ "role": "user", "content": prompt }], "stream": true,
-            "stream_options": { "include_usage": true }, "max_tokens": 1, "temperature": 0, "top_k": 1 })
-}
-
-pub fn refuse<T>(why: String) -> Result<T, ServerError> {
-    Err(ServerError::Refused(why))
+    let body = json!({ "model": model, "messages": [{ "role": "user", "content": prompt }], "stream": true,
+                       "stream_options": { "include_usage": true }, "max_tokens": 1, "temperature": 0, "top_k": 1 });
+    ("v1/chat/completions", body)
 }
 
 /// What an answer that is no stream says.
-fn refusal(status: u16, body: &[u8]) -> ServerError {
+fn refusal(status: u16, body: &[u8]) -> Error {
     if matches!(status, 401 | 403) {
-        let why = "the server asks for an API token; set LM_API_TOKEN to one from LM Studio's Developer settings";
-        return ServerError::Refused(why.to_owned());
+        let settings = "LM Studio's Developer settings";
+        return anyhow!(
+            "the server asks for an API token; set LM_API_TOKEN to one from {settings}"
+        );
     }
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
-    let text = || {
-        String::from_utf8_lossy(body)
-            .trim()
-            .chars()
-            .take(200)
-            .collect()
-    };
-    let said = reason(&value).unwrap_or_else(text);
-    ServerError::Refused(format!("the server answered {status}: {said}"))
+    let said = reason(&value).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    let said: String = said.trim().chars().take(200).collect();
+    anyhow!("the server answered {status}: {said}")
 }
 
 /// The reason in `{"error":{"message":…}}` or `{"error":…}`.
 pub fn reason(data: &Value) -> Option<String> {
     let error = data.get("error").filter(|error| !error.is_null())?;
     let text = error.get("message").unwrap_or(error);
-    Some(
-        text.as_str()
-            .map_or_else(|| text.to_string(), str::to_owned),
-    )
+    let plain = text.as_str().map(str::to_owned);
+    Some(plain.unwrap_or_else(|| text.to_string()))
 }

@@ -7,14 +7,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{Layer, engine_since_2026, runtime, select, usual_layer};
+use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
-use crate::support::standins::{executable, until};
+use crate::support::standins::{StandIns, executable, until};
 use crate::support::{Entry, Env, Ran, differences, snapshot};
 use lmpatch::bench::guard::{Guard, Reload};
 use lmpatch::bench::interrupt::Interrupt;
 use lmpatch::bench::marker::interrupted;
 use lmpatch::output::Output;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
@@ -573,6 +574,7 @@ fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent()
         until("the files are back", || stage.chunk() == Some(2048));
         // A second is promised; what a busy machine adds is not lmpatch's.
         assert!(sent.elapsed() < Duration::from_secs(5));
+        assert_eq!(stage.whole(), [0; 0], "the server is silent still");
         Ran::of(&child.wait_with_output().unwrap())
             .exits(1)
             .says("stopped")
@@ -739,6 +741,42 @@ fn a_command_reloads_where_it_is_asked_for() {
     failed(&results, 0, "no luck");
     failed(&results, 1, "no luck");
     assert_eq!(stage.chunk(), Some(2048));
+}
+
+#[test]
+fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() {
+    let env = Env::new();
+    let home = env.lmstudio();
+    let layer = usual_layer(&home, NAME);
+    runtime(&home, "1.12.0", &[NAME]);
+    select(&home, "1.12.0");
+    // One stands in for the server of the app, the other for its workers and its `lms`.
+    let elsewhere = env.user().join("elsewhere");
+    let server = FakeLmStudio::start(&elsewhere, &layer.engine());
+    server.load(MODEL, "mlx", 65_536);
+    let lms = FakeLms::start(&home, &layer.engine());
+    lms.set("app", json!("/Applications/LM Studio.app/Contents"));
+    lms.add(json!({ "path": MODEL, "contextLength": 4096, "parallel": 3 }));
+    lms.add(json!({ "path": "llama/tiny", "format": "gguf", "contextLength": 6000 }));
+    let before = (snapshot(&layer.root), lms.summary());
+    let standins = StandIns::new(&env);
+    let [own, others] = [&home, &elsewhere].map(|home| home.join("bin/lms").display().to_string());
+    standins.script("osascript", &format!("'{own}' test-quit"));
+    let load = format!("load dir/{MODEL} --identifier {MODEL} --context-length 65536");
+    let open = format!("'{own}' test-open; '{others}' unload {MODEL}; '{others}' {load}");
+    standins.script("open", &open);
+    let url = server.url();
+    let sizes = ["bench", "--url", &url, "--sizes", "512,4096", "--runs", "1"];
+    let results = standins.json(sizes.iter().chain(&["--reload", "app"]));
+    assert_eq!(column(&results, "observed_chunk"), [512, 4096]);
+    assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    assert_eq!(
+        standins.calls_of("open").len(),
+        3,
+        "two sizes, and as it was"
+    );
+    let left = differences(&before.0, &snapshot(&layer.root));
+    assert_eq!((left, lms.summary()), (Vec::new(), before.1));
 }
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
