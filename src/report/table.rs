@@ -8,8 +8,7 @@ use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
 use crate::patch::backend::Surveyed;
-use crate::patch::file::VendorFile;
-use crate::patch::file::words;
+use crate::patch::file::{VendorFile, words};
 use crate::patch::original::Proof;
 
 /// The table of backends with, where asked for, the sites of each below it.
