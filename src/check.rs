@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use glob::Pattern;
 
 use crate::bench::marker;
@@ -56,20 +56,18 @@ pub fn run(cli: &Cli, output: &Output, home: &Home, report: &mut Report) -> Resu
 /// The home's backends that were asked for. Fails where there is none.
 pub fn survey(cli: &Cli, home: &Home) -> Result<Survey> {
     let survey = patch::survey(&home.path, &cli.backend)?;
-    let amphibian = amphibian(&home.path);
-    let (is_any, directory) = (!survey.backends.is_empty(), amphibian.display());
-    let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
-    let matches = format!("matches {}", patterns.join(" or "));
-    if patterns.is_empty() {
-        ensure!(
-            is_any,
-            "no MLX backend found in {directory}; {INSTALL}{}",
-            home.other()
-        );
+    if !survey.backends.is_empty() {
+        return Ok(survey);
     }
-    let next = "`lmpatch --check` shows them all";
-    ensure!(is_any, "no backend in {directory} {matches}; {next}");
-    Ok(survey)
+    let amphibian = amphibian(&home.path);
+    let directory = amphibian.display();
+    let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
+    if patterns.is_empty() {
+        let other = home.other();
+        bail!("no MLX backend found in {directory}; {INSTALL}{other}");
+    }
+    let patterns = patterns.join(" or ");
+    bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
 
 /// Adds to the report whether the values are in effect, by what was `seen` already, or by what is seen now.

@@ -62,12 +62,13 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 ///
 /// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let metadata = match fs::metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
-            return Err(NotRead::NotAFile("a link that leads nowhere"));
-        }
-        metadata => metadata?,
-    };
+    let mut metadata = fs::symlink_metadata(path)?;
+    if metadata.is_symlink() {
+        metadata = fs::metadata(path).map_err(|error| match error.into() {
+            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
+            why => why,
+        })?;
+    }
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }
@@ -75,7 +76,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
         return Err(NotRead::TooLarge(metadata.len()));
     }
     // In case the file grew since, up to one byte more than allowed.
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
     File::open(path)?
         .take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)?;

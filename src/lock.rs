@@ -14,8 +14,8 @@ use crate::lmstudio::backends;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// A lock on the directory of backends itself, so that no lock file is left behind. It goes when
-/// it is dropped, or when the process ends in whatever way.
+/// A lock on the directory of backends itself, so that no lock file is left behind. It goes when it is dropped, or when
+/// the process ends in whatever way.
 #[derive(Debug)]
 pub struct Lock {
     _handle: File,

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
 use crate::command::{self, retry};
-use crate::lmstudio::lms::{Lms, LoadedModel};
+use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lmstudio::workers::{self, Worker};
 
 /// For how long macOS may refuse to open an app that is still on its way out.
@@ -77,10 +77,10 @@ impl Reloader<'_> {
 
     fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
         let before = self.until_idle(wanted)?;
-        if find(&before, wanted).is_some() {
+        if find(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
             let left = self.lms.loaded().unwrap_or_default();
-            if let Some(now) = find(&left, wanted) {
+            if let Some(now) = find(&left, &wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
                 let what =
                     "it was not unloaded, or something loaded it again in between; try again";
@@ -96,13 +96,13 @@ impl Reloader<'_> {
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
-            if *id != wanted.identifier && find(&before, other).is_none() {
+            if *id != wanted.identifier && find(&before, id).is_none() {
                 let end = format!("`lms unload '{id}'` ends it");
                 notes.push(format!("another copy was loaded in between: {end}"));
             }
         }
         let error = result.err().map(|error| format!("{error:#}"));
-        let Some(now) = find(&after, wanted) else {
+        let Some(now) = find(&after, &wanted.identifier) else {
             notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
             bail!("{}; {}", notes.join("; "), self.advice);
         };
@@ -119,7 +119,7 @@ impl Reloader<'_> {
         let limit = self.lms.busy;
         let loaded = retry(limit, || {
             let loaded = self.lms.loaded()?;
-            if find(&loaded, wanted).is_some_and(LoadedModel::is_busy) {
+            if find(&loaded, &wanted.identifier).is_some_and(LoadedModel::is_busy) {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
             Ok(loaded)
@@ -144,7 +144,7 @@ impl Reloader<'_> {
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
         let back = self.quit_and_open(&apps, workers);
         let back = back.map_err(|e| anyhow!("{e:#}; what was loaded: {}", names.join(", ")))?;
-        let reload = |model: &LoadedModel| match find(&back, model) {
+        let reload = |model: &LoadedModel| match find(&back, &model.identifier) {
             Some(now) => Reloaded::of(now, model, Vec::new()),
             None => self.reload(model),
         };
@@ -196,10 +196,4 @@ impl Reloaded {
             note: (!notes.is_empty()).then(|| notes.join("; ")),
         }
     }
-}
-
-/// The model of that name on this Mac.
-fn find<'m>(models: &'m [LoadedModel], wanted: &LoadedModel) -> Option<&'m LoadedModel> {
-    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == wanted.identifier;
-    models.iter().find(is_it)
 }

@@ -11,7 +11,7 @@ use glob::Pattern;
 use super::interrupt::Interrupt;
 use super::marker;
 use crate::command;
-use crate::lmstudio::lms::{Lms, LoadedModel};
+use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
@@ -250,10 +250,6 @@ fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()>
     }
     let failed = reloader.reload(wanted).failed;
     failed.map_or(Ok(()), |why| bail!(why))
-}
-
-fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
-    models.iter().find(|model| model.identifier == identifier)
 }
 
 /// Fails where a backend is not as it was to be.

@@ -4,17 +4,29 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 
 use super::backends;
 use crate::files::{self, NotRead, is_absence};
 
-const GIVEN: &str = "given with --home";
-
-/// LM Studio's home directory, as it was named, and by which rule it was found.
+/// LM Studio's home directory, as it was named.
 #[derive(Debug, Clone)]
 pub struct Home {
     pub path: PathBuf,
-    pub found_by: &'static str,
+    pub found_by: FoundBy,
+}
+
+/// By which rule a home was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum FoundBy {
+    #[serde(rename = "given with --home")]
+    Given,
+    #[serde(rename = "named by ~/.lmstudio-home-pointer")]
+    Pointer,
+    #[serde(rename = "~/.cache/lm-studio exists")]
+    Cache,
+    #[serde(rename = "LM Studio's usual place")]
+    Usual,
 }
 
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
@@ -24,7 +36,7 @@ pub struct Home {
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<Home> {
     let (path, found_by) = match explicit {
-        Some(path) => (path.to_owned(), GIVEN),
+        Some(path) => (path.to_owned(), FoundBy::Given),
         None => find_as_lmstudio_does()?,
     };
     let home = Home { path, found_by };
@@ -37,12 +49,13 @@ pub fn find(explicit: Option<&Path>) -> Result<Home> {
 impl Home {
     /// Names another home that has backends, to follow an error about this one; empty where there is none.
     pub fn other(&self) -> String {
-        let Some(user) = dirs::home_dir().filter(|_| self.found_by != GIVEN) else {
+        let Some(user) = dirs::home_dir().filter(|_| self.found_by != FoundBy::Given) else {
             return String::new();
         };
         for home in [user.join(".cache/lm-studio"), user.join(".lmstudio")] {
-            let found = backends::find(&home, &[]);
-            if home != self.path && found.is_ok_and(|found| !found.backends.is_empty()) {
+            let has_any =
+                |home| backends::find(home, &[]).is_ok_and(|found| !found.backends.is_empty());
+            if home != self.path && has_any(&home) {
                 let home = home.display();
                 return format!("; there are backends in {home}: lmpatch --home '{home}'");
             }
@@ -51,16 +64,16 @@ impl Home {
     }
 }
 
-fn find_as_lmstudio_does() -> Result<(PathBuf, &'static str)> {
+fn find_as_lmstudio_does() -> Result<(PathBuf, FoundBy)> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
     let cache = user.join(".cache/lm-studio");
     // Where it cannot be told, it counts as there: another home is not patched in its place.
     let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
     Ok(match read_pointer(&user.join(".lmstudio-home-pointer"))? {
-        Some(path) => (path, "named by ~/.lmstudio-home-pointer"),
-        None if is_cache_absent => (user.join(".lmstudio"), "LM Studio's usual place"),
-        None => (cache, "~/.cache/lm-studio exists"),
+        Some(path) => (path, FoundBy::Pointer),
+        None if is_cache_absent => (user.join(".lmstudio"), FoundBy::Usual),
+        None => (cache, FoundBy::Cache),
     })
 }
 

@@ -48,6 +48,12 @@ impl LoadedModel {
     }
 }
 
+/// The model of that identifier on this Mac.
+pub fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
+    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == identifier;
+    models.iter().find(is_it)
+}
+
 /// `<home>/bin/lms`, and how long to wait: for a load, for a busy model, and for an app to quit and to come back.
 #[derive(Debug, Clone)]
 pub struct Lms {

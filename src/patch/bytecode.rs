@@ -18,12 +18,8 @@ pub fn remove(source: &Path) -> Result<()> {
     for cached in list(source)? {
         match fs::remove_file(&cached) {
             Err(error) if !is_absence(&error) => {
-                return Err(cannot(
-                    "remove",
-                    &cached,
-                    error,
-                    "chmod u+wx on its directory",
-                ));
+                let chmod = "chmod u+wx on its directory";
+                return Err(cannot("remove", &cached, error, chmod));
             }
             _ => {}
         }
@@ -46,10 +42,8 @@ fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
     let header = files::read(cached).ok()?;
     // PEP 552: flags (1 is a hash that is never checked); then a hash, or the source's modification second and size,
     // both cut to 32 bits.
-    let (second, size) = (
-        of_source.mtime().to_le_bytes(),
-        of_source.len().to_le_bytes(),
-    );
+    let second = of_source.mtime().to_le_bytes();
+    let size = of_source.len().to_le_bytes();
     Some(match header.get(4..8)? {
         [0, 0, 0, 0] => *header.get(8..16)? == [&second[..4], &size[..4]].concat(),
         flags => flags == [1, 0, 0, 0],

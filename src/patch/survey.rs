@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::backend::Surveyed;
 use super::file::{Blocked, Source, State, VendorFile};
-use super::original::{Evidence, Receipt, parse_record, prove, releases};
+use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
 use crate::files::{self, NotRead, app_bundle, directory_error};
@@ -86,17 +86,26 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
         NotRead::Missing => Blocked::new(State::Incomplete, missing),
         why => refused(unreadable(path, &why)),
     })?;
-    let evidence = evidence(site_packages, setting);
+    let mut evidence = releases(setting);
     let sites = locate(setting, &bytes).map_err(|why| {
         let mut blocked = refused(why);
-        let is_proven = |evidence| prove(&bytes, &[], &[], evidence).is_some();
-        blocked.is_original = evidence.as_ref().is_ok_and(is_proven);
+        evidence.extend(record(site_packages, setting).unwrap_or_default());
+        blocked.is_original = prove(&bytes, &[], &[], &evidence).is_some();
         blocked
     })?;
     let receipt = read_receipt(path, &bytes, &sites);
+    let source = Source::new(bytes, sites, receipt, &evidence);
+    if matches!(&source.original, Some(known) if known.proof == Proof::Release) {
+        return Ok(source);
+    }
     // Without RECORD an edited file could be taken for one that was never edited.
-    let evidence = evidence.map_err(refused)?;
-    Ok(Source::new(bytes, sites, receipt, &evidence))
+    evidence.extend(record(site_packages, setting).map_err(refused)?);
+    Ok(Source::new(
+        source.bytes,
+        source.sites,
+        source.receipt,
+        &evidence,
+    ))
 }
 
 fn refused(why: String) -> Blocked {
@@ -116,12 +125,12 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
     }
 }
 
-/// What the table and every `RECORD` of the package say of the setting's file. Fails where one cannot be read.
-fn evidence(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
+/// What every `RECORD` of the package says of the setting's file. Fails where one cannot be read.
+fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
     let names = files::names(site_packages)
         .map_err(|error| format!("{:#}", directory_error("list", site_packages, error)))?;
-    let mut rows = releases(setting);
+    let mut rows = Evidence::new();
     for name in names {
         let shown = name.to_string_lossy();
         if !shown.starts_with(&prefix) || !shown.ends_with(".dist-info") {

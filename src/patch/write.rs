@@ -21,6 +21,7 @@ use crate::lock::Lock;
 
 /// Temp files have this in their names.
 const TEMP_MARK: &str = ".lmpatch-tmp.";
+
 /// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
 ///
 /// Files that hold the wanted bytes already are not touched.
@@ -63,25 +64,18 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     for edit in changes {
         staged.push(stage(&edit.path, &edit.path, &edit.after)?);
     }
-    let remove_all = || {
-        changes
-            .iter()
-            .try_for_each(|edit| bytecode::remove(&edit.path))
-    };
+    let mut paths = changes.iter().map(|edit| &edit.path);
     // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
-    remove_all()?;
+    paths.clone().try_for_each(|path| bytecode::remove(path))?;
     for (temp, edit) in staged.into_iter().zip(changes) {
         commit(temp, &edit.path, &edit.before, &edit.after)?;
     }
-    remove_all()?;
+    paths.try_for_each(|path| bytecode::remove(path))?;
     for edit in changes {
         let path = edit.path.display();
         let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
-        let is_as_written = now == edit.after;
-        ensure!(
-            is_as_written,
-            "{path} does not read back as it was written; was LM Studio updating it?"
-        );
+        let why = "does not read back as it was written; was LM Studio updating it?";
+        ensure!(now == edit.after, "{path} {why}");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod table;
 use serde::Serialize;
 
 use crate::lmstudio::backends::{Backend, MissingBackend};
+use crate::lmstudio::home::FoundBy;
 use crate::lmstudio::workers::{LoadState, Worker};
 use crate::output::{Level, Output};
 use crate::patch::backend::Surveyed;
@@ -26,7 +27,7 @@ pub struct Report {
     /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
-    pub home_found_by: Option<&'static str>,
+    pub home_found_by: Option<FoundBy>,
     pub exit_code: u8,
     /// Why the run as a whole failed.
     pub error: Option<String>,

@@ -8,7 +8,7 @@ use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
 use crate::patch::backend::Surveyed;
-use crate::patch::file::{VendorFile, words};
+use crate::patch::file::{State, VendorFile, words};
 use crate::patch::original::Proof;
 
 /// The table of backends with, where asked for, the sites of each below it.
@@ -70,13 +70,13 @@ fn cells(row: &BackendReport) -> Vec<String> {
 
 /// What became of the backend, or its state where the run only looked.
 fn last_word(row: &BackendReport) -> (String, Style) {
-    let word = row.result.map_or_else(|| words(row.state), words);
-    let style = match word.as_str() {
-        "changed" | "patched" => GOOD,
-        "incomplete" | "mixed" => NOTE,
-        "failed" | "refused" => BAD,
+    let style = match (row.result, row.state) {
+        (Some(Changed), _) | (None, State::Patched) => GOOD,
+        (Some(Incomplete), _) | (None, State::Incomplete | State::Mixed) => NOTE,
+        (Some(Failed | Refused), _) | (None, State::Refused) => BAD,
         _ => Style::new(),
     };
+    let word = row.result.map_or_else(|| words(row.state), words);
     (word, style)
 }
 
