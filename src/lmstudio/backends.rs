@@ -1,5 +1,6 @@
 //! The MLX backends of a home, joined with the runtimes that use them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use glob::Pattern;
 use serde::Serialize;
 
 use super::runtimes::{self, App, Runtime};
-use crate::files::{self, app_bundle, directory_error, is_absence, is_dir};
+use crate::files::{self, app_bundle, directory_error, is_absence, is_dir, resolved};
 
 /// How the names of MLX backends start, as far as any has been seen.
 const NAME_PREFIX: &str = "app-mlx-generate";
@@ -23,6 +24,9 @@ pub struct Backend {
     pub name: String,
     #[serde(serialize_with = "crate::files::lossy")]
     pub path: PathBuf,
+    /// That path with all links resolved, as far as it can be.
+    #[serde(skip)]
+    pub real: PathBuf,
     /// Its `site-packages` with a package of the engine, none in a stuck download; or why it is refused as a whole.
     #[serde(skip)]
     pub site_packages: Result<Vec<PathBuf>, String>,
@@ -77,11 +81,13 @@ pub fn amphibian(home: &Path) -> PathBuf {
 /// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
-    match (fs::read_dir(&directory), leads_into_app(&directory)) {
-        (Err(error), _) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        (Err(error), _) => Err(directory_error("list", &directory, error)),
-        (Ok(_), Some(why)) => bail!(why),
-        (Ok(_), None) => Ok(directory),
+    match fs::read_dir(&directory) {
+        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
+        Err(error) => Err(directory_error("list", &directory, error)),
+        Ok(_) => match leads_into_app(&directory, &resolved(&directory)) {
+            Some(why) => bail!(why),
+            None => Ok(directory),
+        },
     }
 }
 
@@ -112,7 +118,8 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut left_out) = (Vec::new(), Vec::new());
-    let found = names.iter().map(|name| backend(&directory.join(name)));
+    let real = resolved(&directory);
+    let found = names.iter().map(|name| backend(&directory, &real, name));
     for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
@@ -151,14 +158,15 @@ fn version_key(name: &str) -> (String, u64) {
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))
 }
 
-/// The backend at `path`, unless it is surely none. Links are followed: people move backends to other disks.
-fn backend(path: &Path) -> Option<Backend> {
-    let name = path.file_name()?.to_string_lossy().into_owned();
+/// The backend of that name, unless it is surely none. Links are followed: people move backends to other disks.
+fn backend(directory: &Path, real: &Path, name: &OsStr) -> Option<Backend> {
+    let path = directory.join(name);
+    let name = name.to_string_lossy().into_owned();
     let is_named_so = name.starts_with(NAME_PREFIX);
     let (shown, is_link) = (path.display(), path.is_symlink());
-    let site_packages = match fs::metadata(path) {
+    let site_packages = match fs::metadata(&path) {
         Ok(metadata) if !metadata.is_dir() => return None,
-        Ok(_) => engine_directories(path).map_err(|error| format!("{error:#}")),
+        Ok(_) => engine_directories(&path).map_err(|error| format!("{error:#}")),
         // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
         Err(error) if !is_named_so || !is_link && is_absence(&error) => return None,
         Err(error) if is_link => {
@@ -170,19 +178,25 @@ fn backend(path: &Path) -> Option<Backend> {
     if !is_named_so && site_packages.as_ref().is_ok_and(Vec::is_empty) {
         return None;
     }
+    // What is no link is where its directory is: asking the system for each costs more than all else here.
+    let real = if is_link {
+        resolved(&path)
+    } else {
+        real.join(&name)
+    };
     Some(Backend {
+        site_packages: leads_into_app(&path, &real).map_or(site_packages, Err),
         name,
-        path: path.to_owned(),
-        site_packages: leads_into_app(path).map_or(site_packages, Err),
+        path,
+        real,
         runtimes: Vec::new(),
         selected: false,
     })
 }
 
 /// Why nothing at `path` is edited, where it leads into an app bundle.
-fn leads_into_app(path: &Path) -> Option<String> {
-    let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let (path, bundle) = (path.display(), app_bundle(&resolved)?.display());
+fn leads_into_app(path: &Path, real: &Path) -> Option<String> {
+    let (path, bundle) = (path.display(), app_bundle(real)?.display());
     let why = "where an edit would break the app's signature";
     let next = "remove the link and install the runtime in LM Studio";
     Some(format!("{path} leads into {bundle}, {why}; {next}"))

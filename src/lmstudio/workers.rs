@@ -3,8 +3,7 @@
 //! Every loaded model has one: `<home>/.internal/utils/node -e … require("…/llmworker.js")`. It reads the Python files
 //! of its backend when it starts, so one that is older than those files holds older values.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -13,6 +12,7 @@ use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, Updat
 use super::backends::{Backend, amphibian};
 use super::lms::{Lms, LoadedModel};
 use super::runtimes::{self, App};
+use crate::files::resolved;
 
 /// Parts of the names of programs that can be workers or engines.
 const NAMES: [&str; 4] = ["node", "llmworker", "python", "mlx"];
@@ -120,10 +120,6 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
         let is_ours = resolved(&Path::new(root).join("_amphibian")) == amphibian;
         is_ours.then(|| rest.split('/').next().map(str::to_owned))?
     })
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 impl WorkerSnapshot {

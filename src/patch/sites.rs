@@ -52,6 +52,13 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     Ok(sites)
 }
 
+/// Compiles the patterns, which takes as long as finding the backends does.
+pub fn prepare() {
+    for pattern in [&HEADER, &DEFINITION, &ODD, &ODD_ITEM] {
+        LazyLock::force(pattern);
+    }
+}
+
 /// How many lines end in `text`; a lone `\r` ends one, too.
 fn line_ends(text: &[u8]) -> usize {
     let count = |byte| memchr_iter(byte, text).count();
@@ -116,13 +123,18 @@ fn token_length(text: &[u8]) -> Option<usize> {
     let is_long = text.starts_with(&[quote; 3]);
     let mut at = if is_long { 3 } else { 1 };
     loop {
-        at += match *text.get(at..)? {
-            [byte, ..] if byte == quote && !is_long => return Some(at + 1),
-            [a, b, c, ..] if [a, b, c] == [quote; 3] => return Some(at + 3),
-            [b'\n' | b'\r', ..] if !is_long => return None,
+        let is_end = |byte: &u8| matches!(*byte, b'\\' | b'\n' | b'\r') || *byte == quote;
+        at += match text.get(at..)? {
+            rest if is_long => memchr2(quote, b'\\', rest)?,
+            rest => rest.iter().position(is_end)?,
+        };
+        at += match text[at..] {
             [b'\\', b'\r', b'\n', ..] => 3,
             [b'\\', ..] => 2,
-            _ => 1,
+            [byte, ..] if byte == quote && !is_long => return Some(at + 1),
+            [a, b, c, ..] if [a, b, c] == [quote; 3] => return Some(at + 3),
+            _ if is_long => 1,
+            _ => return None,
         };
     }
 }

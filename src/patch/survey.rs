@@ -17,22 +17,25 @@ const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
 
 /// Reads every vendor file of `backend`.
 pub fn survey(backend: Backend) -> Surveyed {
-    let root = fs::canonicalize(&backend.path).unwrap_or_else(|_| backend.path.clone());
     let mut files = Vec::new();
     for site_packages in backend.site_packages.as_deref().unwrap_or_default() {
         let all = SETTINGS.iter();
-        files.extend(all.filter_map(|setting| vendor_file(&root, site_packages, setting)));
+        files.extend(all.filter_map(|setting| vendor_file(&backend, site_packages, setting)));
     }
     Surveyed { backend, files }
 }
 
-/// Reads the file of a setting, if its package is there. It must be inside `root`, the real directory of its backend.
-fn vendor_file(root: &Path, site_packages: &Path, setting: &'static Setting) -> Option<VendorFile> {
+/// Reads the file of a setting, if its package is there.
+fn vendor_file(
+    backend: &Backend,
+    site_packages: &Path,
+    setting: &'static Setting,
+) -> Option<VendorFile> {
     let package = site_packages.join(setting.package);
     let mut path = package.join(setting.file);
     let found = match files::is_dir(&package) {
         Ok(false) => return None,
-        Ok(true) => inside(root, &path),
+        Ok(true) => inside(backend, &path),
         Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
     };
     let content = found.map_err(refused).and_then(|real| {
@@ -61,15 +64,21 @@ fn unreadable(path: &Path, why: &NotRead) -> String {
     format!("{} {why}{next}", path.display())
 }
 
-/// The real path of a vendor file, which must be inside `root`, the real directory of its backend.
-fn inside(root: &Path, path: &Path) -> Result<PathBuf, String> {
+/// The real path of a vendor file, which must be inside the real directory of its backend.
+fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
+    let rest = path.strip_prefix(&backend.path).unwrap_or(path);
+    let has_link = |rest: &Path| backend.real.join(rest).is_symlink();
+    // Nearly always there is none, and the system would look at every part of the path from the root on.
+    if !rest.ancestors().any(has_link) {
+        return Ok(backend.real.join(rest));
+    }
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
         Err(NotRead::Missing) => return Ok(path.to_owned()),
         Err(why) => return Err(unreadable(path, &why)),
     };
-    if real.starts_with(root) {
+    if real.starts_with(&backend.real) {
         return Ok(real);
     }
     let why = match app_bundle(&real) {

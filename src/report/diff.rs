@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::Result;
 use similar::TextDiff;
 
+use crate::files::resolved;
 use crate::output::{BAD, FAINT, GOOD, Output, STRONG, printable};
 use crate::patch::Applied;
 
 /// The diff of all backends; `patch -p1` in the home would apply it.
 pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
-    let home = home.canonicalize().unwrap_or_else(|_| home.to_owned());
+    let home = resolved(home);
     let mut bytes = Vec::new();
     let edits = applied.iter().flat_map(|applied| &applied.edits);
     for change in edits.filter(|edit| edit.is_change()) {

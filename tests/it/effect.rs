@@ -265,6 +265,7 @@ fn backend(name: &str, selected_by: &[App]) -> Backend {
     Backend {
         name: name.into(),
         path: PathBuf::new(),
+        real: PathBuf::new(),
         site_packages: Ok(Vec::new()),
         runtimes: vec![Runtime {
             name: String::new(),
