@@ -1,14 +1,15 @@
 //! `lmpatch SIZE`, `lmpatch --revert` and their dry runs.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::bench::marker;
 use crate::check;
 use crate::cli::Cli;
-use crate::exit::Exit;
-use crate::lmstudio::home::Home;
+use crate::effect;
 use crate::lmstudio::lms::Lms;
-use crate::output::Output;
+use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::{self, Survey};
@@ -19,12 +20,15 @@ use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
 pub fn run(
     cli: &Cli,
     output: &Output,
-    home: &Home,
+    home: &Path,
     report: &mut Report,
     goal: Goal<'_>,
 ) -> Result<Exit> {
-    let lock = (!cli.dry_run).then(|| marker::lock(&home.path));
-    let lock = lock.transpose()?;
+    let lock = if cli.dry_run {
+        None
+    } else {
+        Some(marker::lock(home)?)
+    };
     let mut survey = check::survey(cli, home)?;
     let backends = std::mem::take(&mut survey.backends);
     let applied = match &lock {
@@ -32,17 +36,17 @@ pub fn run(
         None => patch::dry_run(backends, goal),
     };
     if lock.is_some() {
-        marker::forget(&home.path);
+        marker::forget(home);
     }
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
-        check::look_at_workers(cli, home, report, &after, None);
+        effect::look(cli, home, report, &after, None);
     }
     notes::on_change(report, &survey, &applied);
     let shown = match cli.dry_run {
         _ if !cli.shows_text() => Ok(()),
-        true => diff::print(output, &diff::unified(&home.path, &applied)),
+        true => diff::print(output, &diff::unified(home, &applied)),
         false => output.print(&table::backends(report, output)),
     };
     // Also where stdout is of no use: what was done to people's files is not kept from them.
@@ -85,13 +89,13 @@ fn has_failed(report: &Report) -> bool {
 }
 
 /// Makes the values take effect and tells of it; whether that worked.
-fn reload(output: &Output, home: &Home, report: &mut Report, how: How) -> bool {
+fn reload(output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
     let most_used = report.with(Changed).max_by_key(|row| row.backend.selected);
     let size = most_used.and_then(|row| row.chunk_before);
     let back = size.map(|n| format!("`lmpatch {n} --reload` goes back to {n}, then "));
     let reloader = Reloader {
-        home: &home.path,
-        lms: Lms::of(&home.path),
+        home,
+        lms: Lms::of(home),
         advice: back.unwrap_or_default() + "load it in LM Studio",
     };
     let (models, error) = match reloader.run(how) {

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -14,12 +13,6 @@ use glob::Pattern;
 use crate::reload::How;
 use crate::values::parse_size;
 use crate::{agent, bench};
-
-const STYLES: Styles = Styles::styled()
-    .header(AnsiColor::Green.on_default().bold())
-    .usage(AnsiColor::Green.on_default().bold())
-    .literal(AnsiColor::Cyan.on_default().bold())
-    .placeholder(AnsiColor::Cyan.on_default());
 
 /// What `--help` ends with.
 pub const AFTER_HELP: &str = "\
@@ -42,7 +35,7 @@ Exit codes:
 
 /// Set the prefill chunk size of LM Studio's MLX backends, exactly and reversibly
 #[derive(Debug, Parser)]
-#[command(version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 90)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 90)]
 #[command(override_usage = "lmpatch [OPTIONS] [SIZE]\n       lmpatch [OPTIONS] <COMMAND>")]
 #[expect(
     clippy::struct_excessive_bools,
@@ -139,11 +132,6 @@ impl Cli {
     /// Whether people are to be shown what was found, on stdout.
     pub fn shows_text(&self) -> bool {
         !self.json && !self.quiet
-    }
-
-    /// Whether it is of use what loaded models have: a run that prints errors only does not tell it.
-    pub fn wants_workers(&self) -> bool {
-        self.json || !self.quiet
     }
 }
 

@@ -29,7 +29,7 @@ pub enum NotRead {
     /// It is larger than [`MAX_BYTES`]; its size in bytes.
     #[error("has {0} bytes, more than the {MAX_BYTES} that are read at most")]
     TooLarge(u64),
-    #[error("cannot be read ({0}){fix}", fix = fix(.0, "chmod u+r, or chmod u+rx on its directory"))]
+    #[error("cannot be read ({0}){fix}", fix = fix(.0, "chmod u+r, or chmod u+rwx on its directory"))]
     Io(io::Error),
 }
 
@@ -87,16 +87,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 }
 
 /// `error`, told as a failure to `act` on the directory `path`, with what fixes it where permissions are the reason.
-pub fn directory_error(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
+pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-    let chmod = format!("chmod u+rx '{}'", closed.unwrap_or(path).display());
-    cannot(act, path, error, &chmod)
-}
-
-/// `error`, told as a failure to `act` on `path`, with `chmod` where that fixes it.
-pub fn cannot(act: &str, path: &Path, error: io::Error, chmod: &str) -> anyhow::Error {
-    let fix = fix(&error, chmod);
+    let chmod = format!("chmod u+rwx '{}'", closed.unwrap_or(path).display());
+    let fix = fix(&error, &chmod);
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }
 

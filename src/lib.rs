@@ -10,7 +10,7 @@ mod check;
 pub mod cli;
 pub mod command;
 mod completions;
-pub mod exit;
+mod effect;
 pub mod files;
 pub mod lmstudio;
 pub mod lock;
@@ -23,9 +23,8 @@ mod values;
 use anyhow::Result;
 
 use cli::{Cli, Command};
-use exit::Exit;
 use lmstudio::home;
-use output::Output;
+use output::{Exit, Output};
 use patch::backend::Goal;
 use patch::settings::DEFAULT_SIZE;
 use report::{Action, Report, SCHEMA};
@@ -37,13 +36,11 @@ pub fn run(cli: &Cli) -> Result<Exit> {
         is_quiet: cli.quiet,
         is_verbose: cli.verbose,
     };
-    let home = cli.home.as_deref();
+    let (home, json) = (cli.home.as_deref(), cli.json);
     let text = match &cli.command {
         None => return check_or_change(cli, &output),
-        Some(Command::Bench(args)) => return bench::run(home, cli.json, args, &output),
-        Some(Command::Agent(command)) => {
-            return agent::run(home, cli.json, &output, command);
-        }
+        Some(Command::Bench(args)) => return bench::run(home, json, args, &output),
+        Some(Command::Agent(command)) => return agent::run(home, json, &output, command),
         Some(Command::Completions { shell }) => completions::script(*shell),
         Some(Command::Man) => completions::manual_page()?,
     };
@@ -65,8 +62,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         ..Report::default()
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {
-        report.home = Some(home.path.display().to_string());
-        report.home_found_by = Some(home.found_by);
+        report.home = Some(home.display().to_string());
         if action == Action::Check {
             return check::run(cli, output, &home, &mut report);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::files::directory_error;
+use crate::files::cannot;
 use crate::lmstudio::backends;
 
 /// How long another lmpatch is waited for. A run on ten backends takes well under a second.
@@ -39,10 +39,9 @@ impl Lock {
         );
     }
 
-    /// Takes the lock on `home`, if nobody has it.
     pub fn try_take(home: &Path) -> Result<Option<Self>> {
         let directory = backends::open(home)?;
-        let failed = |error| directory_error("lock", &directory, error);
+        let failed = |error| cannot("lock", &directory, error);
         let handle = File::open(&directory).map_err(failed)?;
         match handle.try_lock() {
             Ok(()) => Ok(Some(Self { _handle: handle })),

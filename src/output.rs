@@ -1,4 +1,4 @@
-//! stdout and stderr, colour and width: decided once, handed down. Data goes to stdout, talk to stderr.
+//! stdout, stderr, colour, width and the exit code: decided once, handed down. Data goes to stdout, talk to stderr.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -9,15 +9,10 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use textwrap::{Options, WordSplitter};
 
-/// For what the eye should find first.
 pub const STRONG: Style = Style::new().bold();
-/// Good news.
 pub const GOOD: Style = AnsiColor::Green.on_default();
-/// Something to know.
 pub const NOTE: Style = AnsiColor::Yellow.on_default().bold();
-/// Something that failed.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
-/// What matters less.
 pub const FAINT: Style = Style::new().dimmed();
 
 /// How much a line matters: the run fails for it, it is not as it should be, or it is good to know.
@@ -27,6 +22,17 @@ pub enum Level {
     Error,
     Warning,
     Note,
+}
+
+/// What a run amounted to, as its exit code. A wrong command line is 2 and is dealt with by clap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or nothing to do.
+    Done = 0,
+    /// Something failed, or nothing was found.
+    Failed = 1,
+    /// `--check SIZE` found another value.
+    OtherValue = 3,
 }
 
 /// How much is told. Whether there is colour is decided once for the whole program.
@@ -72,12 +78,10 @@ impl Output {
         }
     }
 
-    /// Says something that is good to know and not part of every run.
     pub fn note(&self, text: &str) {
         self.tell(Level::Note, text);
     }
 
-    /// Says what went wrong, also where the run is quiet.
     pub fn error(&self, text: &str) {
         self.tell(Level::Error, text);
     }

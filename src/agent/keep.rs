@@ -7,10 +7,9 @@ use std::{fs, thread};
 use anyhow::Result;
 use glob::Pattern;
 
-use crate::exit::Exit;
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
-use crate::output::Output;
+use crate::output::{Exit, Output};
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::file::State;
 use crate::patch::settings::{SETTINGS, Setting};

@@ -11,12 +11,11 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::exit::Exit;
-use crate::files;
+use crate::files::{self, resolved};
 use crate::lmstudio::backends::amphibian;
 use crate::lmstudio::home;
 use crate::lock::Lock;
-use crate::output::{Output, printable};
+use crate::output::{Exit, Output, printable};
 use crate::patch::settings::DEFAULT_SIZE;
 use crate::values::{parse_seconds, parse_size};
 use launchd::Launchd;
@@ -85,14 +84,13 @@ pub fn run(
 fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let launchd = Launchd::new()?;
     let program = lasting_program()?;
-    let home = std::path::absolute(home::find(home)?.path)?;
+    let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
     output.say(&format!(
         "The agent is installed: while it is, no backend stays at stock; each gets {size}."
     ));
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if is_protected(&real(&amphibian(&home)), &real(&launchd.user)) {
+    if is_protected(&resolved(&amphibian(&home)), &resolved(&launchd.user)) {
         let (home, program) = (home.display(), program.display());
         output.note(&format!(
             "macOS does not let the agent into {home} without Full Disk Access; give it to {program} in System \
@@ -119,7 +117,7 @@ fn lasting_program() -> Result<PathBuf> {
     // Cargo marks its target directories with this file.
     let is_target = |directory: &Path| directory.join(".rustc_info.json").is_file();
     let temporary = env::temp_dir();
-    let temporary = temporary.canonicalize().unwrap_or(temporary);
+    let temporary = resolved(&temporary);
     let is_temporary = real.starts_with(temporary) || real.starts_with("/private/tmp");
     ensure!(
         !is_temporary && !real.ancestors().any(is_target),

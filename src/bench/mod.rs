@@ -27,9 +27,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::command;
-use crate::exit::Exit;
 use crate::lmstudio::home;
-use crate::output::Output;
+use crate::output::{Exit, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use args::BenchArgs;
@@ -101,8 +100,8 @@ impl Bench<'_> {
         let needs_home = args.apply_best || !args.direct && !self.sizes.is_empty();
         match home::find(home) {
             Ok(found) => {
-                self.backends = patch::survey(&found.path, &args.backend)?.backends;
-                self.home = Some(found.path);
+                self.backends = patch::survey(&found, &args.backend)?.backends;
+                self.home = Some(found);
             }
             Err(error) if home.is_some() || needs_home => return Err(error),
             Err(_) => {}

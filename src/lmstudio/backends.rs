@@ -8,12 +8,11 @@ use anyhow::{Result, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use super::runtimes::{self, App, Runtime};
-use crate::files::{self, app_bundle, directory_error, is_absence, is_dir, resolved};
+use super::runtimes::{self, APPS, Runtime};
+use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// How the names of MLX backends start, as far as any has been seen.
 const NAME_PREFIX: &str = "app-mlx-generate";
-/// What to do where there is no backend.
 pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
 const IS_IT_CONNECTED: &str = "is the disk that it is on connected?";
 
@@ -37,16 +36,15 @@ pub struct Backend {
 
 impl Backend {
     /// The apps whose selected runtime uses it.
-    pub fn selected_by(&self) -> Vec<App> {
-        let mut apps = App::ALL.to_vec();
+    pub fn selected_by(&self) -> Vec<&'static str> {
+        let mut apps = APPS.map(|(app, _)| app).to_vec();
         apps.retain(|app| self.runtimes.iter().any(|r| r.selected_by.contains(app)));
         apps
     }
 
     /// Those apps by name, "LM Studio and Bionic".
     pub fn users(&self) -> String {
-        let apps: Vec<_> = self.selected_by().into_iter().map(App::name).collect();
-        apps.join(" and ")
+        self.selected_by().join(" and ")
     }
 }
 
@@ -83,7 +81,7 @@ pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {
         Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        Err(error) => Err(directory_error("list", &directory, error)),
+        Err(error) => Err(cannot("list", &directory, error)),
         Ok(_) => match leads_into_app(&directory, &resolved(&directory)) {
             Some(why) => bail!(why),
             None => Ok(directory),
@@ -114,7 +112,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let directory = open(home)?;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
     let names = files::names(&directory);
-    let mut names = names.map_err(|error| directory_error("list", &directory, error))?;
+    let mut names = names.map_err(|error| cannot("list", &directory, error))?;
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut left_out) = (Vec::new(), Vec::new());
@@ -159,9 +157,9 @@ fn version_key(name: &str) -> (String, u64) {
 }
 
 /// The backend of that name, unless it is surely none. Links are followed: people move backends to other disks.
-fn backend(directory: &Path, real: &Path, name: &OsStr) -> Option<Backend> {
-    let path = directory.join(name);
-    let name = name.to_string_lossy().into_owned();
+fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> {
+    let path = directory.join(file_name);
+    let name = file_name.to_string_lossy().into_owned();
     let is_named_so = name.starts_with(NAME_PREFIX);
     let (shown, is_link) = (path.display(), path.is_symlink());
     let site_packages = match fs::metadata(&path) {
@@ -182,7 +180,7 @@ fn backend(directory: &Path, real: &Path, name: &OsStr) -> Option<Backend> {
     let real = if is_link {
         resolved(&path)
     } else {
-        real.join(&name)
+        real.join(file_name)
     };
     Some(Backend {
         site_packages: leads_into_app(&path, &real).map_or(site_packages, Err),
@@ -207,14 +205,14 @@ fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     let lib = backend.join("lib");
     let mut names = match files::names(&lib) {
         Err(error) if is_absence(&error) => return Ok(Vec::new()),
-        names => names.map_err(|error| directory_error("list", &lib, error))?,
+        names => names.map_err(|error| cannot("list", &lib, error))?,
     };
     names.retain(|name| name.to_string_lossy().starts_with("python3."));
     names.sort();
     let mut found = Vec::new();
     for name in names {
         let site_packages = lib.join(name).join("site-packages");
-        let closed = |error| directory_error("list", &site_packages, error);
+        let closed = |error| cannot("list", &site_packages, error);
         let has = |package| is_dir(&site_packages.join(package)).map_err(closed);
         if has("mlx_engine")? || has("mlx_lm")? {
             found.push(site_packages);

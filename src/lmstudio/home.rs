@@ -4,76 +4,46 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
 
 use super::backends;
 use crate::files::{self, NotRead, is_absence};
-
-/// LM Studio's home directory, as it was named.
-#[derive(Debug, Clone)]
-pub struct Home {
-    pub path: PathBuf,
-    pub found_by: FoundBy,
-}
-
-/// By which rule a home was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum FoundBy {
-    #[serde(rename = "given with --home")]
-    Given,
-    #[serde(rename = "named by ~/.lmstudio-home-pointer")]
-    Pointer,
-    #[serde(rename = "~/.cache/lm-studio exists")]
-    Cache,
-    #[serde(rename = "LM Studio's usual place")]
-    Usual,
-}
 
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
 ///
 /// LM Studio's rule (lmstudio-js, `findLMStudioHome`): the trimmed content of the pointer file if that file exists,
 /// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
 /// home is named in the error and never used instead.
-pub fn find(explicit: Option<&Path>) -> Result<Home> {
-    let (path, found_by) = match explicit {
-        Some(path) => (path.to_owned(), FoundBy::Given),
-        None => find_as_lmstudio_does()?,
-    };
-    let home = Home { path, found_by };
-    match backends::open(&home.path) {
-        Ok(_) => Ok(home),
-        Err(error) => bail!("{error:#}{}", home.other()),
+pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
+    let home = explicit.map_or_else(find_as_lmstudio_does, |path| Ok(path.to_owned()))?;
+    match backends::open(&home) {
+        Err(error) if explicit.is_none() => bail!("{error:#}{}", other(&home)),
+        opened => opened.map(|_| home),
     }
 }
 
-impl Home {
-    /// Names another home that has backends, to follow an error about this one; empty where there is none.
-    pub fn other(&self) -> String {
-        let Some(user) = dirs::home_dir().filter(|_| self.found_by != FoundBy::Given) else {
-            return String::new();
-        };
-        for home in [user.join(".cache/lm-studio"), user.join(".lmstudio")] {
-            let has_any =
-                |home| backends::find(home, &[]).is_ok_and(|found| !found.backends.is_empty());
-            if home != self.path && has_any(&home) {
-                let home = home.display();
-                return format!("; there are backends in {home}: lmpatch --home '{home}'");
-            }
+/// Names another home that has backends, to follow an error about this one; empty where there is none.
+pub fn other(home: &Path) -> String {
+    let user = dirs::home_dir().unwrap_or_default();
+    for other in [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name)) {
+        let found = backends::find(&other, &[]);
+        if other != home && found.is_ok_and(|found| !found.backends.is_empty()) {
+            let other = other.display();
+            return format!("; there are backends in {other}: lmpatch --home '{other}'");
         }
-        String::new()
     }
+    String::new()
 }
 
-fn find_as_lmstudio_does() -> Result<(PathBuf, FoundBy)> {
+fn find_as_lmstudio_does() -> Result<PathBuf> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
     let cache = user.join(".cache/lm-studio");
     // Where it cannot be told, it counts as there: another home is not patched in its place.
     let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
     Ok(match read_pointer(&user.join(".lmstudio-home-pointer"))? {
-        Some(path) => (path, FoundBy::Pointer),
-        None if is_cache_absent => (user.join(".lmstudio"), FoundBy::Usual),
-        None => (cache, FoundBy::Cache),
+        Some(path) => path,
+        None if is_cache_absent => user.join(".lmstudio"),
+        None => cache,
     })
 }
 

@@ -11,42 +11,22 @@ use walkdir::WalkDir;
 
 use crate::files;
 
-/// An app that has its own choice of runtime in the one home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum App {
-    /// LM Studio; its headless daemon reads the same preferences.
-    #[serde(rename = "LM Studio")]
-    LmStudio,
-    /// The second app of the same makers, since 2026-07.
-    Bionic,
-}
-
-impl App {
-    pub const ALL: [Self; 2] = [Self::LmStudio, Self::Bionic];
-
-    /// Its name, as macOS knows it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::LmStudio => "LM Studio",
-            Self::Bionic => "Bionic",
-        }
-    }
-
-    /// Where its preferences are, below the home.
-    pub fn preferences(self) -> &'static str {
-        match self {
-            Self::LmStudio => ".internal/backend-preferences-v1.json",
-            Self::Bionic => "apps/bionic/.internal/backend-preferences-v1.json",
-        }
-    }
-}
+/// The apps that have their own choice of runtime in the one home, by the names that macOS knows, and where below it
+/// their preferences are. LM Studio's headless daemon reads LM Studio's; Bionic is by the same makers, since 2026-07.
+pub const APPS: [(&str, &str); 2] = [
+    (LM_STUDIO, ".internal/backend-preferences-v1.json"),
+    (
+        "Bionic",
+        "apps/bionic/.internal/backend-preferences-v1.json",
+    ),
+];
+pub const LM_STUDIO: &str = "LM Studio";
 
 /// One runtime, as its `backend-manifest.json` describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Runtime {
     /// `mlx-llm-mac-arm64-apple-metal-advsimd`.
     pub name: String,
-    /// `1.11.0`.
     pub version: String,
     /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` where two have one version.
     #[serde(skip)]
@@ -55,7 +35,7 @@ pub struct Runtime {
     #[serde(skip)]
     pub packages: Vec<String>,
     pub selected: bool,
-    pub selected_by: Vec<App>,
+    pub selected_by: Vec<&'static str>,
 }
 
 /// Every MLX runtime of `home`, newest first, and why the selection is not known where it is not.
@@ -74,8 +54,8 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
     label(&mut runtimes);
     let mut unknown = Vec::new();
-    for app in App::ALL {
-        match choice(home, app) {
+    for (app, preferences) in APPS {
+        match choice(app, &home.join(preferences)) {
             Err(why) => unknown.push(why),
             Ok(row) => {
                 let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
@@ -90,11 +70,13 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
 }
 
 /// Since when at the latest each app has had its choice of a runtime, in seconds since 1970; none where it is not known.
-pub fn selected_since(home: &Path) -> Vec<(App, u64)> {
-    let mut apps = App::ALL.to_vec();
-    apps.retain(|app| choice(home, *app).is_ok_and(|row| !row.is_null()));
-    let since = |app: App| Some((app, files::modified(&home.join(app.preferences()))?));
-    apps.into_iter().filter_map(since).collect()
+pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
+    let since = |(app, preferences)| {
+        let preferences = home.join(preferences);
+        choice(app, &preferences).ok().filter(Value::is_object)?;
+        Some((app, files::modified(&preferences)?))
+    };
+    APPS.into_iter().filter_map(since).collect()
 }
 
 /// Runtimes of one version are told apart by what only their own names have: `nax` for the M5.
@@ -136,10 +118,10 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
 
 /// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; null where the app
 /// is not installed. Fails with the reason where that is not known.
-fn choice(home: &Path, app: App) -> Result<Value, String> {
-    let preferences = files::read(&home.join(app.preferences()));
+fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
+    let preferences = files::read(preferences);
     // Without its file an app is not installed, as most people have no Bionic.
-    if preferences.is_err() && app == App::Bionic {
+    if preferences.is_err() && app != LM_STUDIO {
         return Ok(Value::Null);
     }
     let rows = serde_json::from_slice(&preferences.unwrap_or_default());
@@ -151,6 +133,7 @@ fn choice(home: &Path, app: App) -> Result<Value, String> {
         1 => return Ok(rows.remove(0)),
         several => format!("{several} for MLX models"),
     };
-    let unknown = format!("which runtime {} uses is not known", app.name());
-    Err(format!("{unknown}: its preferences name {named}"))
+    Err(format!(
+        "which runtime {app} uses is not known: its preferences name {named}"
+    ))
 }

@@ -11,7 +11,7 @@ use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, Updat
 
 use super::backends::{Backend, amphibian};
 use super::lms::{Lms, LoadedModel};
-use super::runtimes::{self, App};
+use super::runtimes::{self, LM_STUDIO};
 use crate::files::resolved;
 
 /// Parts of the names of programs that can be workers or engines.
@@ -33,7 +33,7 @@ pub struct WorkerSnapshot {
     /// Other processes that may run an engine, with the directory of `_amphibian` that they are from.
     pub foreign: Vec<(u32, String)>,
     /// Since when each app has had its choice of a runtime, where that is known.
-    pub selected_since: Vec<(App, u64)>,
+    pub selected_since: Vec<(&'static str, u64)>,
     /// How many MLX models and how many others are loaded, where `lms` was asked.
     pub loaded: Option<(usize, usize)>,
     pub now: u64,
@@ -152,9 +152,9 @@ impl WorkerSnapshot {
         let (mut is_used, mut older) = (false, Vec::new());
         for Worker { pid, started, app } in &self.workers {
             // The headless daemon has LM Studio's choice.
-            let app = app.replace("llmster", App::LmStudio.name());
+            let app = app.replace("llmster", LM_STUDIO);
             let selected = self.selected_since.iter();
-            match selected.clone().find(|(of, _)| app.contains(of.name())) {
+            match selected.clone().find(|(of, _)| app.contains(of)) {
                 None => return Err(format!("which runtime worker {pid} uses is not known")),
                 Some((_, since)) if started <= since => {
                     return Err(format!(

@@ -1,7 +1,5 @@
 //! PURE: one backend as it was read from disk, and the edits that bring it to a goal.
 
-use std::collections::BTreeSet;
-
 use super::file::{Blocked, Edit, Source, State, VendorFile};
 use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
@@ -129,7 +127,6 @@ impl VendorFile {
         (read_back == wanted).then_some(()).ok_or(why.to_owned())
     }
 
-    /// The literals that an earlier survey found here, where nothing else has changed since.
     fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
         let mut files = earlier.iter().flat_map(|backend| &backend.files);
         let then = files.find(|file| file.path == self.path);
@@ -144,18 +141,12 @@ impl VendorFile {
 }
 
 fn original_unknown(source: &Source, stock: u64) -> String {
-    let list = |value: fn(&Site) -> u64| {
-        let values: BTreeSet<_> = source.sites.iter().map(value).collect();
-        let values: Vec<_> = values.iter().map(u64::to_string).collect();
-        values.join(" and ")
-    };
-    let (now, shipped) = (list(|site| site.value), list(|site| site.stock));
     let receipt = match &source.receipt {
         Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
     format!(
-        "it says {now} where such files ship with {shipped}, it is no known release and {receipt}, so the original is \
-         unknown; `lmpatch {stock}` writes the stock numbers, or reinstall the runtime in LM Studio"
+        "the original is unknown: it is no known release and {receipt}; `lmpatch {stock}` writes the stock numbers, or \
+         reinstall the runtime in LM Studio"
     )
 }

@@ -5,12 +5,11 @@
 //! file's own are removed: a wipe of every cache makes LM Studio compile thousands of modules at its next start.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::files::{self, cannot, directory_error, is_absence};
+use crate::files::{cannot, is_absence};
 
 /// Removes every cached `.pyc` of `source`. Fails where the cache directory is a link, which would lead out of the
 /// backend, or a file cannot be removed.
@@ -18,8 +17,8 @@ pub fn remove(source: &Path) -> Result<()> {
     for cached in list(source)? {
         match fs::remove_file(&cached) {
             Err(error) if !is_absence(&error) => {
-                let chmod = "chmod u+wx on its directory";
-                return Err(cannot("remove", &cached, error, chmod));
+                let cache = cached.parent().unwrap_or(&cached);
+                return Err(cannot("remove files from", cache, error));
             }
             _ => {}
         }
@@ -27,33 +26,10 @@ pub fn remove(source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The cached `.pyc`s of `source` that are older than it and that Python would take for current all the same.
-pub fn stale(source: &Path) -> Vec<PathBuf> {
-    let cached = list(source).unwrap_or_default();
-    let is_stale = |cached: &PathBuf| is_stale(cached, source).unwrap_or(false);
-    cached.into_iter().filter(is_stale).collect()
-}
-
-fn is_stale(cached: &Path, source: &Path) -> Option<bool> {
-    let (of_source, of_cached) = (fs::metadata(source).ok()?, fs::metadata(cached).ok()?);
-    if of_cached.modified().ok()? >= of_source.modified().ok()? {
-        return Some(false);
-    }
-    let header = files::read(cached).ok()?;
-    // PEP 552: flags (1 is a hash that is never checked); then a hash, or the source's modification second and size,
-    // both cut to 32 bits.
-    let second = of_source.mtime().to_le_bytes();
-    let size = of_source.len().to_le_bytes();
-    Some(match header.get(4..8)? {
-        [0, 0, 0, 0] => *header.get(8..16)? == [&second[..4], &size[..4]].concat(),
-        flags => flags == [1, 0, 0, 0],
-    })
-}
-
 fn list(source: &Path) -> Result<Vec<PathBuf>> {
     let cache = source.with_file_name("__pycache__");
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    let failed = |error| directory_error("list", &cache, error);
+    let failed = |error| cannot("list", &cache, error);
     if cache.is_symlink() {
         let cache = cache.display();
         bail!("{cache} is a link; remove it, Python makes a new one");
@@ -67,7 +43,7 @@ fn list(source: &Path) -> Result<Vec<PathBuf>> {
         let entry = entry.map_err(failed)?;
         // Python never takes a directory for bytecode, so it is not stale.
         let is_file = entry.file_type().is_ok_and(|found| !found.is_dir());
-        if belongs_to(&entry.file_name().to_string_lossy(), &stem) && is_file {
+        if is_file && belongs_to(&entry.file_name().to_string_lossy(), &stem) {
             own.push(entry.path());
         }
     }

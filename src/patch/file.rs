@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde::Serialize;
-use serde::ser::{SerializeStruct as _, Serializer};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 use super::original::{Evidence, Original, Proof, Receipt, literals, prove, with_values};
 use super::settings::{Setting, Site};
@@ -48,7 +48,6 @@ pub enum State {
 }
 
 impl State {
-    /// The state of what has these sites.
     pub fn of<'s>(sites: impl Iterator<Item = &'s Site>) -> Self {
         let sites: Vec<_> = sites.collect();
         if sites.iter().all(|site| site.value == site.stock) {
@@ -100,7 +99,6 @@ pub struct Edit {
 }
 
 impl Edit {
-    /// Whether the file has to be written at all.
     pub fn is_change(&self) -> bool {
         self.after != self.before
     }
@@ -146,7 +144,6 @@ impl Source {
         }
     }
 
-    /// Whether every site has its stock value.
     pub fn is_stock(&self) -> bool {
         self.sites.iter().all(|site| site.value == site.stock)
     }
@@ -166,7 +163,6 @@ fn value(literal: &str) -> Option<u64> {
 }
 
 impl VendorFile {
-    /// What was read, where the file was understood.
     pub fn source(&self) -> Option<&Source> {
         self.content.as_deref().ok()
     }
@@ -183,13 +179,13 @@ impl Serialize for VendorFile {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let source = self.source();
         let original = source.and_then(|source| source.original.as_ref());
-        let mut fields = serializer.serialize_struct("VendorFile", 5)?;
-        fields.serialize_field("file", &self.setting.record_path())?;
-        fields.serialize_field("path", &self.path.to_string_lossy())?;
-        fields.serialize_field("state", &self.state())?;
-        let proof = original.map_or("unknown".to_owned(), |original| words(original.proof));
-        fields.serialize_field("original", &proof)?;
-        fields.serialize_field("sites", source.map_or(&[][..], |source| &source.sites))?;
-        fields.end()
+        let report = json!({
+            "file": self.setting.record_path(),
+            "path": self.path.to_string_lossy(),
+            "state": self.state(),
+            "original": original.map_or("unknown".to_owned(), |original| words(original.proof)),
+            "sites": source.map_or(&[][..], |source| &source.sites),
+        });
+        report.serialize(serializer)
     }
 }

@@ -25,8 +25,6 @@ use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
 
-pub use write::temporaries;
-
 /// So many backends are written at a time: a disk takes many syncs as one.
 const WRITERS: usize = 16;
 

@@ -1,7 +1,5 @@
 //! PURE: which bytes of a vendor file are the original, and what proves it.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
@@ -39,7 +37,6 @@ impl Fingerprint {
 pub struct Receipt {
     #[serde(flatten)]
     pub fingerprint: Fingerprint,
-    /// The literals of the sites, as they were written.
     pub literals: Vec<String>,
 }
 
@@ -80,7 +77,6 @@ pub fn prove(source: &[u8], sites: &[Site], literals: &[String], rows: &Evidence
     Some(rows.iter().find(|row| row.1 == print)?.0)
 }
 
-/// The literals of the sites, as they are written.
 pub fn literals(source: &[u8], sites: &[Site]) -> Vec<String> {
     with_values(source, sites, |site| site.value)
 }
@@ -137,9 +133,6 @@ pub fn parse_record(record: &[u8], path: &str) -> Evidence {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    let mut hex = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
-    }
-    hex
+    let add = |hex, byte: &u8| format!("{hex}{byte:02x}");
+    bytes.iter().fold(String::new(), add)
 }

@@ -52,7 +52,6 @@ pub struct Site {
 /// One way in which engines write the setting.
 #[derive(Debug)]
 pub struct Form {
-    /// The name that is given the value.
     pub name: &'static str,
     pub place: FormPlace,
 }

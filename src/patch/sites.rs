@@ -13,13 +13,13 @@ use regex::bytes::Regex;
 use super::settings::FormPlace::{AnyDefinition, MethodParameter, ModuleConstant};
 use super::settings::{Form, Setting, Site};
 
-/// Sites, and why other bindings are not understood.
 type Bindings = Vec<Result<Site, String>>;
+const OVERRIDES: &str = "is set here in a way that would override the edit:";
 
 /// The sites of `setting` in `source`, in the order in which they stand there.
 ///
-/// Fails on source that cannot be read with certainty, on any other binding of the name that counts, and on fewer or
-/// more sites than the form must have. The error says what was found, and in which line if one can be named.
+/// Fails, saying what was found in which line, on source that cannot be read with certainty, on any other binding of the
+/// name that counts, and on fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     let (text, lines) = blank(source)?;
     let bindings = |form| (form, bindings(form, source, &text, &lines));
@@ -34,8 +34,7 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
         return Err(format!("no {names} with an integer value found"));
     };
     if let Some((other, _)) = present.pop() {
-        let both = format!("has both {other} and {form}");
-        return Err(both + ", so neither alone decides");
+        return Err(format!("has both {other} and {form}; neither decides"));
     }
     let mut sites = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (mut line, mut counted) = (1, 0);
@@ -54,12 +53,9 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
 
 /// Compiles the patterns, which takes as long as finding the backends does.
 pub fn prepare() {
-    for pattern in [&HEADER, &DEFINITION, &ODD, &ODD_ITEM] {
-        LazyLock::force(pattern);
-    }
+    _ = (&*HEADER, &*DEFINITION, &*ODD, &*ODD_ITEM);
 }
 
-/// How many lines end in `text`; a lone `\r` ends one, too.
 fn line_ends(text: &[u8]) -> usize {
     let count = |byte| memchr_iter(byte, text).count();
     count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
@@ -98,16 +94,12 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
         }
     }
     lines.push(start..source.len());
-    match open.pop() {
-        Some(at) => refuse(at, "unbalanced brackets"),
-        None => Ok((text, lines)),
-    }
+    let left_open = open.pop().map(|at| refuse(at, "unbalanced brackets"));
+    left_open.unwrap_or(Ok((text, lines)))
 }
 
 fn is_special(byte: &u8) -> bool {
-    let is_plain = byte.is_ascii_alphanumeric() || *byte == b' ';
-    !is_plain
-        && matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
+    matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
 }
 
 /// The length of the string, comment, continuation, bracket or line end at the start; none for a string without end.
@@ -160,8 +152,7 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
         let headers = open.iter().filter_map(|(_, code)| HEADER.captures(code));
         let names = headers.map(|header| String::from_utf8_lossy(&header[2]).into_owned());
         let names: Vec<_> = names.collect();
-        let is_in = |class: &str| names.iter().any(|name| name == class);
-        if !matches!(form.place, MethodParameter(class) if !is_in(class)) {
+        if !matches!(form.place, MethodParameter(class) if !names.contains(&class.to_owned())) {
             found.extend(read_line(form, source, code, line.start, &names.join(".")));
         }
     }
@@ -213,8 +204,6 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
     }
     found
 }
-
-const OVERRIDES: &str = "is set here in a way that would override the edit:";
 
 /// The source up to the end of the line, and no more than a line can be.
 fn quote(source: &[u8]) -> String {
@@ -307,6 +296,5 @@ patterns! {
         r"\x00\s*[,)\]=][^;\x01]*=|[^\s\x00\x01]\s*\x00+\s*=|[:;]\s*\x00+\s*:[^;\x01]*=",
         r"|\blambda\b.*\x00\s*[:=]|\x00\s*(?::[^=,;\x01]*)?(?:=\s*)?\blambda\b"
     );
-    /// `A = B = 4096`.
     SHARED = r"=\s*\x00+\s*=|\x00\s*=[^;=\x01]*=";
 }

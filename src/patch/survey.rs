@@ -9,10 +9,9 @@ use super::file::{Blocked, Source, State, VendorFile};
 use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
-use crate::files::{self, NotRead, app_bundle, directory_error};
+use crate::files::{self, NotRead, app_bundle, cannot};
 use crate::lmstudio::backends::Backend;
 
-/// What to do about something that is no vendor file.
 const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
 
 /// Reads every vendor file of `backend`.
@@ -25,7 +24,6 @@ pub fn survey(backend: Backend) -> Surveyed {
     Surveyed { backend, files }
 }
 
-/// Reads the file of a setting, if its package is there.
 fn vendor_file(
     backend: &Backend,
     site_packages: &Path,
@@ -138,7 +136,7 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
 fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
     let names = files::names(site_packages)
-        .map_err(|error| format!("{:#}", directory_error("list", site_packages, error)))?;
+        .map_err(|error| format!("{:#}", cannot("list", site_packages, error)))?;
     let mut rows = Evidence::new();
     for name in names {
         let shown = name.to_string_lossy();

@@ -16,7 +16,7 @@ use tempfile::{Builder, NamedTempFile};
 use super::bytecode;
 use super::file::Edit;
 use super::survey::receipt_path;
-use crate::files::{self, NotRead, cannot, directory_error};
+use crate::files::{self, NotRead, cannot};
 use crate::lock::Lock;
 
 /// Temp files have this in their names.
@@ -80,7 +80,6 @@ fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Puts back whatever was replaced, and says in the error what could not be.
 fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error {
     let mut is_back = true;
     for edit in changes {
@@ -113,11 +112,11 @@ fn put_back(edit: &Edit) -> Result<()> {
 }
 
 /// The temp files for a vendor file or its receipt that killed runs have left.
-pub fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
+fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
     let (directory, name) = split(target);
     let prefix = format!(".{name}.lmpatch");
     let names = files::names(directory);
-    let mut names = names.map_err(|error| directory_error("list", directory, error))?;
+    let mut names = names.map_err(|error| cannot("list", directory, error))?;
     names.retain(|name| {
         let name = name.to_string_lossy();
         name.starts_with(&prefix) && name.contains(TEMP_MARK)
@@ -140,7 +139,7 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
         let mut options = File::options();
         options.write(true).create_new(true).mode(0o600).open(path)
     });
-    let mut temp = temp.map_err(|error| refused("write in", directory, error))?;
+    let mut temp = temp.map_err(|error| cannot("write in", directory, error))?;
     let filled = fill(&mut temp, &metadata, content);
     filled.with_context(|| format!("cannot write {name} in {}", directory.display()))?;
     Ok(temp)
@@ -163,9 +162,9 @@ fn commit(temp: NamedTempFile, target: &Path, before: &[u8], after: &[u8]) -> Re
 
 fn rename(temp: NamedTempFile, target: &Path) -> Result<()> {
     let renamed = temp.persist(target).map_err(|error| error.error);
-    renamed.map_err(|error| refused("replace", target, error))?;
-    // Without this a crash could bring the old directory entry back.
     let directory = split(target).0;
+    renamed.map_err(|error| cannot("replace files in", directory, error))?;
+    // Without this a crash could bring the old directory entry back.
     let synced = File::open(directory).and_then(|handle| sync(&handle));
     synced.with_context(|| format!("cannot sync {} to disk", directory.display()))
 }
@@ -200,12 +199,6 @@ fn sync(file: &File) -> io::Result<()> {
     }
 }
 
-fn refused(act: &str, path: &Path, error: io::Error) -> Error {
-    let chmod = format!("chmod u+w '{}', if you own it", path.display());
-    cannot(act, path, error, &chmod)
-}
-
-/// The directory and the name of a file.
 fn split(path: &Path) -> (&Path, Cow<'_, str>) {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     (path.parent().unwrap_or(path), name)

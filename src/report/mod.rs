@@ -7,7 +7,6 @@ pub mod table;
 use serde::Serialize;
 
 use crate::lmstudio::backends::{Backend, MissingBackend};
-use crate::lmstudio::home::FoundBy;
 use crate::lmstudio::workers::{LoadState, Worker};
 use crate::output::{Level, Output};
 use crate::patch::backend::Surveyed;
@@ -27,7 +26,6 @@ pub struct Report {
     /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
-    pub home_found_by: Option<FoundBy>,
     pub exit_code: u8,
     /// Why the run as a whole failed.
     pub error: Option<String>,
@@ -102,7 +100,6 @@ impl BackendReport {
     }
 }
 
-/// One line about what a run found, with its next step.
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
@@ -111,7 +108,6 @@ struct Finding {
     next: String,
 }
 
-/// What was found so far.
 #[derive(Debug, Default, Serialize)]
 #[serde(transparent)]
 pub struct Findings(Vec<Finding>);

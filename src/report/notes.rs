@@ -2,13 +2,12 @@
 
 use super::{BackendReport, Findings, Report};
 use crate::agent;
+use crate::effect;
 use crate::lmstudio::backends::Backend;
-use crate::lmstudio::workers::LoadState;
 use crate::output::Level::{Error, Note, Warning};
-use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::DEFAULT_SIZE;
-use crate::patch::{Applied, Outcome, Survey, bytecode, temporaries};
+use crate::patch::{Applied, Outcome, Survey};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
 const CHECKPOINT_GRID: u64 = 256;
@@ -22,10 +21,9 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 pub fn on_check(report: &mut Report, survey: &Survey) {
     let (rows, found) = (&report.backends, &mut report.findings);
     let is_any_patched = rows.iter().any(|row| row.state == State::Patched);
-    for (row, surveyed) in rows.iter().zip(&survey.backends) {
-        on_backend(found, row, surveyed, row.chunk);
-        on_values(found, row, surveyed, is_any_patched);
-        on_leftovers(found, row);
+    for row in rows {
+        on_backend(found, row, row.chunk);
+        on_values(found, row, is_any_patched);
     }
     on_missing(found, survey);
     for why in &survey.home.selection_unknown {
@@ -49,7 +47,7 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
 pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     let (rows, found) = (&report.backends, &mut report.findings);
     for (row, applied) in rows.iter().zip(applied) {
-        on_backend(found, row, &applied.after, report.size);
+        on_backend(found, row, report.size);
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
             let path = file.setting.record_path();
@@ -73,23 +71,22 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     }
 }
 
-/// What every run has to tell of a backend that has, or was to get, chunks of `size` tokens.
-fn on_backend(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: Option<u64>) {
+fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
     on_blocked(found, row);
-    on_load_state(found, row);
+    effect::on_row(found, row);
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
             found.add(Note, row, &what, "move it away");
         }
     }
-    match (size, row.stock, &row.why) {
-        (Some(size), Some(stock), None) if size != stock => on_size(found, row, of, size, stock),
-        _ => {}
+    if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
+        && size != stock
+    {
+        on_size(found, row, size, stock);
     }
 }
 
-/// Why a backend is not edited, or was not changed.
 fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let Some(why) = &row.why else { return };
     let (is_selected, apps) = (row.backend.selected, row.backend.users());
@@ -108,14 +105,14 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     found.add(level, row, &what, next);
 }
 
-/// Values that differ among its places, or from those of the other backends.
-fn on_values(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_any_patched: bool) {
+fn on_values(found: &mut Findings, row: &BackendReport, is_any_patched: bool) {
     let set = row.chunk.filter(|chunk| Some(*chunk) != row.stock);
     let size = set.unwrap_or(DEFAULT_SIZE);
     if row.state == State::Mixed {
         let what = "its places have different values, so it was set only in part";
         let mut next = format!("`lmpatch {size}` sets them all");
-        if backend.edits(Goal::Original).is_ok() {
+        let mut sources = row.files.iter().filter_map(VendorFile::source);
+        if sources.all(|source| source.original.is_some() || source.is_stock()) {
             next += ", `lmpatch --revert` none";
         }
         found.add(Warning, row, what, &next);
@@ -126,46 +123,7 @@ fn on_values(found: &mut Findings, row: &BackendReport, backend: &Surveyed, is_a
     }
 }
 
-/// Whether loaded models have the backend's values, where they do not or it is unknown.
-fn on_load_state(found: &mut Findings, row: &BackendReport) {
-    match &row.in_effect {
-        Some(LoadState::Unknown(why)) => {
-            let what = format!("it is unknown whether loaded models have its values: {why}");
-            found.add(Note, row, &what, "load them again to be sure");
-        }
-        Some(LoadState::ReloadNeeded(pids)) => {
-            let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
-            let pids = pids.join(", ");
-            let what = format!("a loaded model still has older values (worker {pids})");
-            let name = &row.backend.name;
-            let mut next = "load it again in LM Studio".to_owned();
-            if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
-                next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
-            }
-            found.add(Warning, row, &what, &next);
-        }
-        _ => {}
-    }
-}
-
-/// Bytecode that Python would take for current, temp files of killed runs.
-fn on_leftovers(found: &mut Findings, row: &BackendReport) {
-    let run = row.chunk.map_or("--revert".to_owned(), |n| n.to_string());
-    for file in &row.files {
-        for cached in bytecode::stale(&file.path) {
-            let cached = cached.display();
-            let what = format!("{cached} is older than its source, and Python would still take it");
-            found.add(Warning, row, &what, &format!("remove it: rm '{cached}'"));
-        }
-        for temp in temporaries(&file.path).unwrap_or_default() {
-            let what = format!("{} is left of a run that was killed", temp.display());
-            found.add(Note, row, &what, &format!("`lmpatch {run}` removes it"));
-        }
-    }
-}
-
-/// What is good to know about a chunk of `size` that is not what the backend ships with.
-fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: u64, stock: u64) {
+fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
@@ -183,7 +141,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, of: &Surveyed, size: u64, 
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = "`lmpatch --revert` restores the vendor's files";
         found.add(Note, row, &what, next);
-    } else if fits_context(&of.backend) {
+    } else if fits_context(&row.backend) {
         let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("it fits less context into memory at a larger chunk: {case}");
         let next = "if you need the longer context: `lmpatch --revert`";
@@ -196,7 +154,6 @@ fn fits_context(backend: &Backend) -> bool {
     directories.any(|site_packages| site_packages.join(CONTEXT_FIT).exists())
 }
 
-/// What runtimes are made of and is not there.
 fn on_missing(found: &mut Findings, survey: &Survey) {
     for missing in &survey.home.missing {
         let level = if missing.selected { Warning } else { Note };

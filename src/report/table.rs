@@ -4,7 +4,6 @@ use anstyle::Style;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Action, BackendReport, Report};
-use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
 use crate::patch::backend::Surveyed;
@@ -106,37 +105,22 @@ impl Report {
     }
 }
 
-/// How many of the backends have the size that was asked about.
+/// How many of the backends have the size that was asked about, and what sets it in the others.
 pub fn verdict(size: u64, all: &[Surveyed]) -> String {
     let lacking = all.iter().filter(|backend| !backend.has(size));
-    let mut next = String::new();
-    if lacking.clone().any(|backend| backend.blocked().is_none()) {
-        next = format!("; `lmpatch {size}` sets it");
-    }
-    let found = match (lacking.count(), all.len()) {
-        (0, 1) => format!("it has {size}"),
-        (0, _) => format!("all have {size}"),
-        (_, 1) => format!("it does not have {size}{next}"),
-        (lacking, _) => format!("{lacking} without {size}{next}"),
+    let can_be_set = |backend: &Surveyed| backend.blocked().is_none();
+    let advice = format!("; `lmpatch {size}` sets it");
+    let next = if lacking.clone().any(can_be_set) {
+        &advice
+    } else {
+        ""
     };
-    format!("{}: {found}", count(all.len()))
+    let having = all.len() - lacking.count();
+    format!("{size} in {having} of {}{next}", count(all.len()))
 }
 
 fn count(backends: usize) -> String {
     format!("{backends} backend{}", if backends == 1 { "" } else { "s" })
-}
-
-/// Whether the values are in effect, where that is not told as a finding.
-pub fn load_state(report: &Report) -> &'static str {
-    let states = report.backends.iter().map(|row| row.in_effect.as_ref());
-    let states: Vec<_> = states.flatten().collect();
-    if states.is_empty() || states.iter().any(|s| !matches!(s, InEffect | NotLoaded)) {
-        ""
-    } else if states.contains(&&InEffect) {
-        "Every loaded model has these values.\n"
-    } else {
-        "No model is loaded.\n"
-    }
 }
 
 fn details(row: &BackendReport) -> String {

@@ -816,6 +816,6 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     let home = env.lmstudio().display().to_string();
     let args = ["--home", &home, "agent", "run", "4096", "--settle", "3600"];
     while_mode(&env.amphibian(), 0o000, || {
-        finish(&mut env.ordinary(args)).exits(1).says("chmod u+rx")
+        finish(&mut env.ordinary(args)).exits(1).says("chmod u+rwx")
     });
 }

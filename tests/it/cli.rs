@@ -72,11 +72,11 @@ fn a_check_of_a_size_says_what_it_found() {
     let env = Env::with_fixture();
     env.run(["--check", "2048"])
         .exits(3)
-        .says("3 backends: 2 without 2048; `lmpatch 2048` sets it");
+        .says("2048 in 1 of 3 backends; `lmpatch 2048` sets it");
     env.run(["4096", "-q"]).exits(0);
     env.run(["--check", "4096"])
         .exits(0)
-        .says("3 backends: all have 4096");
+        .says("4096 in 3 of 3 backends");
     let ran = env.run(["--check", "8192", "-q"]).exits(3);
     assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
 }

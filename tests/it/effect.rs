@@ -10,7 +10,7 @@ use crate::support::home::{Layer, runtime, select, select_in, usual_layer};
 use crate::support::lms::{FakeLms, Running, node};
 use crate::support::standins::{ago, until, written};
 use lmpatch::lmstudio::backends::Backend;
-use lmpatch::lmstudio::runtimes::{App, Runtime};
+use lmpatch::lmstudio::runtimes::{APPS, Runtime};
 use lmpatch::lmstudio::workers::{LoadState, Worker, WorkerSnapshot};
 use serde_json::{Value, json};
 
@@ -38,7 +38,7 @@ fn home(lmstudio: &Path) -> (Layer, Layer) {
     ] {
         written(&path, ago(3600));
     }
-    written(&lmstudio.join(App::LmStudio.preferences()), ago(7200));
+    written(&lmstudio.join(APPS[0].1), ago(7200));
     node(lmstudio);
     (used, other)
 }
@@ -144,8 +144,8 @@ fn look_alikes_are_no_workers() {
 fn each_apps_workers_follow_its_own_choice() {
     let env = Env::new();
     home(&env.lmstudio());
-    select_in(&env.lmstudio(), App::Bionic.preferences(), "1.1.0");
-    written(&env.lmstudio().join(App::Bionic.preferences()), ago(7200));
+    select_in(&env.lmstudio(), APPS[1].1, "1.1.0");
+    written(&env.lmstudio().join(APPS[1].1), ago(7200));
     let llmster = env.lmstudio().join("llmster/0.0.3-1/.bundle/llmworker.js");
     for (script, app, expected) in [
         (LM_STUDIO, "LM Studio", ["in-effect", "not-running"]),
@@ -164,10 +164,7 @@ fn each_apps_workers_follow_its_own_choice() {
     }
     // From before the choice was made: it may use either.
     let _worker = Running::worker(&env.lmstudio(), BIONIC);
-    written(
-        &env.lmstudio().join(App::Bionic.preferences()),
-        SystemTime::now(),
-    );
+    written(&env.lmstudio().join(APPS[1].1), SystemTime::now());
     let report = env.json(["--check"]);
     assert_eq!(in_effect(&report), ["unknown", "unknown"]);
     env.run(["--check"])
@@ -261,7 +258,7 @@ fn lms_is_asked_only_about_a_worker_that_is_older_than_the_files() {
 }
 
 /// A backend that these apps use, as LM Studio's manifests would have it.
-fn backend(name: &str, selected_by: &[App]) -> Backend {
+fn backend(name: &str, selected_by: &[&'static str]) -> Backend {
     Backend {
         name: name.into(),
         path: PathBuf::new(),
@@ -287,9 +284,9 @@ fn worker(pid: u32, started: u64, app: &str) -> Worker {
 #[test]
 fn the_decision_from_literals() {
     use LoadState::{InEffect, NotLoaded, ReloadNeeded};
-    let used = backend("a", &[App::LmStudio]);
+    let used = backend("a", &["LM Studio"]);
     let seen = WorkerSnapshot {
-        selected_since: vec![(App::LmStudio, 10), (App::Bionic, 10)],
+        selected_since: vec![("LM Studio", 10), ("Bionic", 10)],
         now: 1000,
         ..WorkerSnapshot::default()
     };

@@ -68,7 +68,7 @@ fn read_only_directories_are_named_with_the_fix() {
             |_, layer| layer.path(directory),
             0o555,
             &WRITING,
-            "chmod u+w",
+            "chmod u+rwx",
         );
     }
 }
@@ -86,14 +86,14 @@ fn unreadable_files_are_named_with_the_fix() {
 fn unreadable_directories_of_a_layer_are_named_with_the_fix() {
     let site_packages = "lib/python3.11/site-packages";
     for package in ["mlx_engine", "mlx_lm"] {
-        assert_denied(|_, layer| layer.path(package), 0o000, &ANY, "chmod u+rx");
+        assert_denied(|_, layer| layer.path(package), 0o000, &ANY, "chmod u+rwx");
     }
     for directory in [site_packages, "lib/python3.11", "lib", ""] {
         assert_denied(
             |_, layer| layer.root.join(directory).components().collect(),
             0o000,
             &ANY,
-            "chmod u+rx",
+            "chmod u+rwx",
         );
     }
 }
@@ -110,7 +110,7 @@ fn unreadable_directories_above_the_layers_are_named_with_the_fix() {
             |env, _| env.lmstudio().join(above).components().collect(),
             0o000,
             &ANY,
-            "chmod u+rx",
+            "chmod u+rwx",
         );
     }
 }
@@ -121,7 +121,7 @@ fn an_unreadable_bytecode_directory_is_named_with_the_fix() {
         |_, layer| layer.path("mlx_lm/__pycache__"),
         0o000,
         &WRITING,
-        "chmod u+rx",
+        "chmod u+rwx",
     );
 }
 

@@ -172,7 +172,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     let before = snapshot(&layer.root);
     env.run(["--revert"])
         .exits(1)
-        .says("@34: mlx_engine/cache_wrapper.py: it says 4096 where such files ship with 2048")
+        .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: it is no known release")
         .says("`lmpatch 2048` writes the stock numbers")
         .says("1 changed, 1 refused");
     assert_eq!(snapshot(&layer.root), before);
@@ -195,7 +195,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
         .with_generate(generate("4096", "4096", "4096"));
     env.run(["--revert"])
         .exits(1)
-        .says("mlx_lm/generate.py: it says 4096 where such files ship with 512 and 2048")
+        .says("mlx_lm/generate.py: the original is unknown: it is no known release")
         .says("`lmpatch 512` writes the stock numbers");
     env.run(["512"]).exits(0);
     assert_eq!(text(layer.generate()), stock_generate());
@@ -374,7 +374,7 @@ fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
     env.run(["--check", "2048"])
         .exits(0)
         .shows("stock")
-        .says("1 backend: it has 2048");
+        .says("2048 in 1 of 1 backend");
     env.run(["2048"]).exits(0).says("1 unchanged");
     env.run(["--revert"]).exits(0).says("1 unchanged");
     assert_eq!(differences(&before, &snapshot(&env.lmstudio())), [""; 0]);

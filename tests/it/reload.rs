@@ -9,7 +9,7 @@ use crate::support::home::{Layer, runtime, select, usual_layer};
 use crate::support::lms::{FakeLms, Running};
 use crate::support::standins::{StandIns, ago, written};
 use lmpatch::lmstudio::lms::{Lms, LoadedModel};
-use lmpatch::lmstudio::runtimes::App;
+use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::reload::{How, Reloaded, Reloader};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn home(env: &Env) -> (Layer, FakeLms) {
     let layer = usual_layer(&lmstudio, BACKEND);
     runtime(&lmstudio, "1.12.0", &[BACKEND]);
     select(&lmstudio, "1.12.0");
-    written(&lmstudio.join(App::LmStudio.preferences()), ago(7200));
+    written(&lmstudio.join(APPS[0].1), ago(7200));
     let fake = FakeLms::start(&lmstudio, &layer.engine());
     (layer, fake)
 }

@@ -1,0 +1,85 @@
+//! Whether loaded models have the values that are on disk.
+
+use std::path::Path;
+
+use crate::cli::Cli;
+use crate::files;
+use crate::lmstudio::lms::Lms;
+use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
+use crate::lmstudio::workers::{self, WorkerSnapshot};
+use crate::output::Level::{Note, Warning};
+use crate::patch::backend::Surveyed;
+use crate::patch::file::State;
+use crate::report::{BackendReport, Findings, Report};
+
+/// Adds to the report whether the values are in effect, by what was `seen` already, or by what is seen now.
+pub fn look(
+    cli: &Cli,
+    home: &Path,
+    report: &mut Report,
+    backends: &[&Surveyed],
+    seen: Option<WorkerSnapshot>,
+) {
+    // A run that prints errors only does not tell it.
+    if cli.quiet && !cli.json {
+        return;
+    }
+    let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
+    let state =
+        |snapshot: &WorkerSnapshot, of: &Surveyed| snapshot.load_state(&of.backend, written(of));
+    let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
+    // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
+    if backends.iter().any(needs_reload) {
+        snapshot.ask(&Lms::of(home));
+    }
+    for (row, of) in report.backends.iter_mut().zip(backends) {
+        let state = state(&snapshot, of);
+        if let ReloadNeeded(pids) = &state {
+            row.stale_workers.clone_from(pids);
+        }
+        row.in_effect = Some(state);
+    }
+    report.workers = Some(snapshot.workers);
+}
+
+/// When the last of a backend's files was written, in seconds since 1970; none where one has no date.
+fn written(surveyed: &Surveyed) -> Option<u64> {
+    let files = surveyed.files.iter();
+    let times = files.map(|file| files::modified(&file.path));
+    times.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+/// Tells of a backend whose values loaded models do not have, or of which that is unknown.
+pub fn on_row(found: &mut Findings, row: &BackendReport) {
+    match &row.in_effect {
+        Some(Unknown(why)) => {
+            let what = format!("it is unknown whether loaded models have its values: {why}");
+            found.add(Note, row, &what, "load them again to be sure");
+        }
+        Some(ReloadNeeded(pids)) => {
+            let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+            let pids = pids.join(", ");
+            let what = format!("a loaded model still has older values (worker {pids})");
+            let name = &row.backend.name;
+            let mut next = "load it again in LM Studio".to_owned();
+            if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
+                next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
+            }
+            found.add(Warning, row, &what, &next);
+        }
+        _ => {}
+    }
+}
+
+/// Whether the values are in effect, where that is not told as a finding.
+pub fn summary(report: &Report) -> &'static str {
+    let states = report.backends.iter().map(|row| row.in_effect.as_ref());
+    let states: Vec<_> = states.flatten().collect();
+    if states.is_empty() || states.iter().any(|s| !matches!(s, InEffect | NotLoaded)) {
+        ""
+    } else if states.contains(&&InEffect) {
+        "Every loaded model has these values.\n"
+    } else {
+        "No model is loaded.\n"
+    }
+}
