@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::cli::Cli;
 use crate::files;
-use crate::lmstudio::lms::Lms;
+use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use crate::lmstudio::workers::{self, WorkerSnapshot};
 use crate::output::Level::{Note, Warning};
@@ -25,12 +25,19 @@ pub fn look(
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let state =
-        |snapshot: &WorkerSnapshot, of: &Surveyed| snapshot.load_state(&of.backend, written(of));
+    let state = |snapshot: &WorkerSnapshot, of: &Surveyed| {
+        let state = snapshot.load_state(&of.backend, written(of));
+        state.unwrap_or_else(Unknown)
+    };
     let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
     // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
     if backends.iter().any(needs_reload) {
-        snapshot.ask(&Lms::of(home));
+        let models = Lms::of(home).loaded().ok();
+        let count = |models: Vec<LoadedModel>| {
+            let mlx = models.iter().filter(|model| model.is_mlx()).count();
+            (mlx, models.len() - mlx)
+        };
+        snapshot.loaded = models.map(count);
     }
     for (row, of) in report.backends.iter_mut().zip(backends) {
         let state = state(&snapshot, of);

@@ -95,13 +95,13 @@ pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }
 
-/// When a file was last written, in seconds since 1970.
+/// When a file was last written, in seconds since 1970; none where that is in the future.
 pub fn modified(path: &Path) -> Option<u64> {
     let modified = fs::metadata(path).ok()?.modified().ok()?;
+    modified.elapsed().ok()?;
     Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// The names in a directory.
 pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     let entries = fs::read_dir(directory)?;
     entries.map(|entry| Ok(entry?.file_name())).collect()

@@ -12,7 +12,6 @@ use crate::lmstudio::backends;
 
 /// How long another lmpatch is waited for. A run on ten backends takes well under a second.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// A lock on the directory of backends itself, so that no lock file is left behind. It goes when it is dropped, or when
 /// the process ends in whatever way.
@@ -29,7 +28,7 @@ impl Lock {
             if let Some(lock) = Self::try_take(home)? {
                 return Ok(lock);
             }
-            thread::sleep(LOCK_POLL);
+            thread::sleep(Duration::from_millis(20));
         }
         let (directory, seconds) = (backends::amphibian(home), LOCK_TIMEOUT.as_secs());
         bail!(

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::command::{self, retry};
@@ -32,7 +32,6 @@ pub struct Reloaded {
     #[serde(flatten)]
     pub model: LoadedModel,
     pub failed: Option<String>,
-    /// What is not as it was.
     pub note: Option<String>,
 }
 
@@ -47,17 +46,15 @@ impl Reloader<'_> {
     /// Reloads what is loaded. Where no worker of this home is seen, nothing is, and nothing is started.
     pub fn run(&self, how: How) -> Result<Vec<Reloaded>> {
         let seen = workers::snapshot(self.home);
-        if let ([], Some((pid, _))) = (&seen.workers[..], seen.foreign.first()) {
-            bail!("process {pid} may run an engine, and is no worker of LM Studio; start it anew");
-        }
-        if seen.workers.is_empty() {
-            return Ok(Vec::new());
+        match (&seen.workers[..], seen.foreign.first()) {
+            ([], Some((pid, _))) => bail!("process {pid} may run an engine; start it anew"),
+            ([], None) => return Ok(Vec::new()),
+            _ => {}
         }
         let lms = self.lms.program.display();
         let by_hand = "unload and load the models in LM Studio, or restart it";
         ensure!(self.lms.program.is_file(), "{lms} is not there; {by_hand}");
         let mut loaded = self.lms.loaded()?;
-        loaded.retain(LoadedModel::is_here);
         if how == How::App {
             return self.restart(&seen.workers, &loaded);
         }
@@ -116,7 +113,7 @@ impl Reloader<'_> {
         if wanted.path.is_none() || wanted.context_length.is_none() {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
-        let limit = self.lms.busy;
+        let limit = self.lms.wait;
         let loaded = retry(limit, || {
             let loaded = self.lms.loaded()?;
             if find(&loaded, &wanted.identifier).is_some_and(LoadedModel::is_busy) {
@@ -129,21 +126,19 @@ impl Reloader<'_> {
         Ok(loaded)
     }
 
-    /// Quits and opens the apps of the workers, and loads what was loaded and is not back.
     fn restart(&self, workers: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
         let apps: BTreeSet<_> = workers.iter().map(|worker| worker.app.as_str()).collect();
-        for (app, name) in [("llmster", "llmster"), ("", "a worker")] {
-            if apps.contains(app) {
-                bail!("{name} has no app to restart; use --reload");
-            }
+        if let Some(name) = apps.iter().find(|app| ["", "llmster"].contains(app)) {
+            let name = if name.is_empty() { "a worker" } else { name };
+            bail!("{name} has no app to restart; use --reload");
         }
         for model in before {
             let idle = self.until_idle(model);
             idle.with_context(|| model.identifier.clone())?;
         }
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
-        let back = self.quit_and_open(&apps, workers);
-        let back = back.map_err(|e| anyhow!("{e:#}; what was loaded: {}", names.join(", ")))?;
+        let was = || format!("what was loaded: {}", names.join(", "));
+        let back = self.quit_and_open(&apps, workers).with_context(was)?;
         let reload = |model: &LoadedModel| match find(&back, &model.identifier) {
             Some(now) => Reloaded::of(now, model, Vec::new()),
             None => self.reload(model),
@@ -151,9 +146,8 @@ impl Reloader<'_> {
         Ok(before.iter().map(reload).collect())
     }
 
-    /// What is loaded when the apps are there again.
     fn quit_and_open(&self, apps: &BTreeSet<&str>, old: &[Worker]) -> Result<Vec<LoadedModel>> {
-        let limit = self.lms.app;
+        let limit = self.lms.wait;
         let call = |program: &str, words: &[&str]| {
             command::output(Command::new(program).args(words), limit)
         };
@@ -174,10 +168,6 @@ impl Reloader<'_> {
     }
 }
 
-fn shown(value: Option<u64>) -> String {
-    value.map_or("none".to_owned(), |n| n.to_string())
-}
-
 impl Reloaded {
     fn of(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Self {
         for (what, before, now) in [
@@ -185,8 +175,9 @@ impl Reloaded {
             ("parallel", before.parallel, now.parallel),
             ("TTL in ms", before.ttl_ms, now.ttl_ms),
         ] {
-            let [before, now] = [before, now].map(shown);
             if before != now {
+                let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
+                let (before, now) = (shown(before), shown(now));
                 notes.push(format!("{what} {now} instead of {before}"));
             }
         }

@@ -5,34 +5,28 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{fs, thread};
 
 use anyhow::Result;
-use glob::Pattern;
 
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
 use crate::output::{Exit, Output};
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::file::State;
-use crate::patch::settings::{SETTINGS, Setting};
 use crate::patch::{self, Outcome};
-
-/// What changes when LM Studio adds a backend or writes a vendor file: path, size, time of the last write.
-type TreeStamp = Vec<(PathBuf, Option<(u64, Option<SystemTime>)>)>;
 
 /// So many settling times are unfinished backends, or another lmpatch, waited for: 15 minutes.
 const PATIENCE: u32 = 180;
 
-/// Waits, then sets every backend that is stock. Ends in silence where another lmpatch is still busy at the deadline.
+/// Waits, then sets every backend that is stock. Ends in silence where another lmpatch is still busy at the deadline;
+/// fails at once where the system does not let lmpatch in.
 pub fn run(output: &Output, home: &Path, size: u64, settle: Duration) -> Result<Exit> {
     let deadline = Instant::now() + settle * PATIENCE;
-    // Where the system does not let lmpatch in, that is told at once.
-    is_finished(home)?;
-    let (mut last, mut since) = (stamp(home)?, Instant::now());
+    let (mut last, mut since) = (look(home)?, Instant::now());
     loop {
         let is_late = Instant::now() >= deadline;
-        if is_late || since.elapsed() >= settle && is_finished(home)? {
+        if is_late || since.elapsed() >= settle && last.0 {
             // Whoever had the lock may have changed the files.
             if let Ok(Some(lock)) = Lock::try_take(home)
-                && (is_late || stamp(home)? == last)
+                && (is_late || look(home)? == last)
             {
                 return set_stock(output, &lock, home, size);
             }
@@ -41,37 +35,26 @@ pub fn run(output: &Output, home: &Path, size: u64, settle: Duration) -> Result<
             }
         }
         thread::sleep(settle / 5);
-        let now = stamp(home)?;
+        let now = look(home)?;
         if now != last {
             (last, since) = (now, Instant::now());
         }
     }
 }
 
-fn stamp(home: &Path) -> Result<TreeStamp> {
-    let all = Pattern::escape(&amphibian(home).to_string_lossy()) + "/*";
-    let files = SETTINGS.iter().map(Setting::record_path);
-    let files = files.map(|file| format!("{all}/lib/python3.*/site-packages/{file}"));
-    let mut stamp = TreeStamp::new();
-    for pattern in files.chain([all.clone()]) {
-        for path in glob::glob(&pattern)?.flatten() {
-            let found = fs::metadata(&path).ok();
-            stamp.push((
-                path,
-                found.map(|found| (found.len(), found.modified().ok())),
-            ));
-        }
-    }
-    Ok(stamp)
-}
+/// Whether every backend is whole, and when each vendor file was last written.
+type TreeStamp = (bool, Vec<(PathBuf, Option<SystemTime>)>);
 
-/// Fails where the system does not let lmpatch in.
-fn is_finished(home: &Path) -> Result<bool> {
+fn look(home: &Path) -> Result<TreeStamp> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
-        return Ok(false);
+        return Ok((false, Vec::new()));
     }
     let found = patch::survey(home, &[])?;
-    Ok(found.home.missing.is_empty() && found.backends.iter().all(is_whole))
+    let is_finished = found.home.missing.is_empty() && found.backends.iter().all(is_whole);
+    let written = |path: &PathBuf| fs::metadata(path).ok()?.modified().ok();
+    let files = found.backends.iter().flat_map(|backend| &backend.files);
+    let files = files.map(|file| (file.path.clone(), written(&file.path)));
+    Ok((is_finished, files.collect()))
 }
 
 /// Whether all of it is there, both packages too.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fs};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -87,15 +87,13 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
-    output.say(&format!(
-        "The agent is installed: while it is, no backend stays at stock; each gets {size}."
-    ));
+    let what = format!("while it is, no backend stays at stock; each gets {size}");
+    output.say(&format!("The agent is installed: {what}."));
     if is_protected(&resolved(&amphibian(&home)), &resolved(&launchd.user)) {
-        let (home, program) = (home.display(), program.display());
-        output.note(&format!(
-            "macOS does not let the agent into {home} without Full Disk Access; give it to {program} in System \
-             Settings → Privacy & Security → Full Disk Access"
-        ));
+        let what = format!("macOS does not let the agent into {}", home.display());
+        let next = format!("give {} Full Disk Access", program.display());
+        let place = "System Settings → Privacy & Security";
+        output.note(&format!("{what}; {next} in {place}"));
     }
     if let Some(lock) = Lock::try_take(&home)? {
         return keep::set_stock(output, &lock, &home, size);
@@ -116,15 +114,13 @@ fn lasting_program() -> Result<PathBuf> {
     let real = program.canonicalize()?;
     // Cargo marks its target directories with this file.
     let is_target = |directory: &Path| directory.join(".rustc_info.json").is_file();
-    let temporary = env::temp_dir();
-    let temporary = resolved(&temporary);
+    let temporary = resolved(&env::temp_dir());
     let is_temporary = real.starts_with(temporary) || real.starts_with("/private/tmp");
-    ensure!(
-        !is_temporary && !real.ancestors().any(is_target),
-        "{} is in a build or temporary directory, and the agent would break when it goes; install lmpatch first, for \
-         example with `cargo install --path .`, and run `lmpatch agent install` from there",
-        program.display()
-    );
+    if is_temporary || real.ancestors().any(is_target) {
+        let what = "is in a build or temporary directory, which goes";
+        let next = "install it first, with `cargo install --path .`, and run `lmpatch agent install` from there";
+        bail!("{} {what}; {next}", program.display());
+    }
     // Homebrew removes a version's own directory on upgrade; the link in its `bin` stays.
     let cellar = real.ancestors().find(|part| part.ends_with("Cellar"));
     let link = cellar.and_then(|part| Some(part.with_file_name("bin").join(real.file_name()?)));
@@ -159,13 +155,14 @@ pub fn status() -> Result<Status> {
     };
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
-    let lines: Vec<_> = log.lines().map(str::to_owned).collect();
+    let mut last_lines: Vec<_> = log.lines().rev().take(10).map(str::to_owned).collect();
+    last_lines.reverse();
     Ok(Status {
+        size,
         installed,
         loaded,
-        size,
         trouble,
-        last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
+        last_lines,
     })
 }
 

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::command;
 
-/// For what takes no time.
 const AT_ONCE: Duration = Duration::from_secs(30);
 
 /// One loaded model, as `lms ps --json` lists it and as the report does.
@@ -33,69 +32,60 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub(crate) fn is_here(&self) -> bool {
-        self.device_identifier.is_none()
-    }
-
     pub(crate) fn is_mlx(&self) -> bool {
         self.format.as_deref() == Some("safetensors")
     }
 
-    /// Whether it is at work or has work waiting.
     pub(crate) fn is_busy(&self) -> bool {
         let is_idle = self.status.as_ref().is_none_or(|status| status == "idle");
         !is_idle || self.queued.is_some_and(|queued| queued > 0)
     }
 }
 
-/// The model of that identifier on this Mac.
+/// The model of that identifier.
 pub fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
-    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == identifier;
-    models.iter().find(is_it)
+    models.iter().find(|model| model.identifier == identifier)
 }
 
-/// `<home>/bin/lms`, and how long to wait: for a load, for a busy model, and for an app to quit and to come back.
+/// `<home>/bin/lms`, and how long to wait: for a load, and for a busy model or an app that quits and comes back.
 #[derive(Debug, Clone)]
 pub struct Lms {
     pub program: PathBuf,
     pub load: Duration,
-    pub busy: Duration,
-    pub app: Duration,
+    pub wait: Duration,
 }
 
 impl Lms {
     pub fn of(home: &Path) -> Self {
-        let [load, busy, app] = [900, 120, 120].map(Duration::from_secs);
-        let program = home.join("bin/lms");
         Self {
-            program,
-            load,
-            busy,
-            app,
+            program: home.join("bin/lms"),
+            load: Duration::from_secs(900),
+            wait: Duration::from_secs(120),
         }
     }
 
-    /// The loaded models.
+    /// The models that are loaded on this Mac.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
         let printed = self.run(&["ps", "--json"], AT_ONCE)?;
-        serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
+        let models = serde_json::from_str::<Vec<LoadedModel>>(printed.trim());
+        let mut models = models.context("`lms ps --json` printed no list of models")?;
+        models.retain(|model| model.device_identifier.is_none());
+        Ok(models)
     }
 
     /// Unloads a model. Where none has that name, `lms` succeeds all the same.
     pub fn unload(&self, identifier: &str) -> Result<()> {
-        self.run(&["unload", identifier], AT_ONCE)?;
-        Ok(())
+        self.run(&["unload", identifier], AT_ONCE).map(drop)
     }
 
     /// Loads a model as it says, but for what an older `lms` has no flag for.
     pub fn load(&self, model: &LoadedModel) -> Result<()> {
         let path = model.path.as_deref().unwrap_or_default();
-        let mut words = vec!["load", path, "--exact", "-y"];
-        words.extend(["--identifier", &model.identifier]);
-        let shown = |value: Option<u64>| value.map(|n| n.to_string());
+        let id = model.identifier.as_str();
+        let mut words = vec!["load", path, "--exact", "-y", "--identifier", id];
         let ttl_seconds = model.ttl_ms.map(|ttl| ttl.div_ceil(1000).max(1));
-        let context = shown(model.context_length);
-        let (parallel, ttl) = (shown(model.parallel), shown(ttl_seconds));
+        let values = [model.context_length, model.parallel, ttl_seconds];
+        let [context, parallel, ttl] = values.map(|value| value.map(|n| n.to_string()));
         words.extend(context.iter().flat_map(|n| ["--context-length", n]));
         let oldest = words.len();
         words.push("--local");

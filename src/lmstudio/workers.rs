@@ -4,18 +4,13 @@
 //! of its backend when it starts, so one that is older than those files holds older values.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use super::backends::{Backend, amphibian};
-use super::lms::{Lms, LoadedModel};
 use super::runtimes::{self, LM_STUDIO};
 use crate::files::resolved;
-
-/// Parts of the names of programs that can be workers or engines.
-const NAMES: [&str; 4] = ["node", "llmworker", "python", "mlx"];
 
 /// One worker, with its start in whole seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,9 +29,8 @@ pub struct WorkerSnapshot {
     pub foreign: Vec<(u32, String)>,
     /// Since when each app has had its choice of a runtime, where that is known.
     pub selected_since: Vec<(&'static str, u64)>,
-    /// How many MLX models and how many others are loaded, where `lms` was asked.
+    /// How many MLX models and how many others are loaded, where `lms` was asked: an old worker may run another engine.
     pub loaded: Option<(usize, usize)>,
-    pub now: u64,
 }
 
 /// Whether loaded models have a backend's values; with the workers that do not, or why that is unknown.
@@ -51,28 +45,26 @@ pub enum LoadState {
 }
 
 /// Looks at the processes of this machine.
-#[must_use]
 pub fn snapshot(home: &Path) -> WorkerSnapshot {
     let mut system = System::new();
     let names = ProcessRefreshKind::nothing().without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::All, false, names);
     let is_candidate = |process: &&Process| {
         let name = process.name().to_string_lossy().to_lowercase();
-        NAMES.iter().any(|part| name.contains(part))
+        let mut parts = ["node", "llmworker", "python", "mlx"].into_iter();
+        parts.any(|part| name.contains(part))
     };
     let candidates = system.processes().values().filter(is_candidate);
     let mut pids: Vec<_> = candidates.map(Process::pid).collect();
     pids.sort_unstable();
-    let (once, pids) = (UpdateKind::Always, pids.as_slice());
+    let once = UpdateKind::Always;
     let details = names.with_exe(once).with_cmd(once);
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(pids), true, details);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, details);
 
     let node = resolved(&home.join(".internal/utils/node"));
     let amphibian = resolved(&amphibian(home));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let mut snapshot = WorkerSnapshot {
         selected_since: runtimes::selected_since(home),
-        now: now.unwrap_or_default().as_secs(),
         ..WorkerSnapshot::default()
     };
     for process in pids.iter().filter_map(|pid| system.process(*pid)) {
@@ -91,7 +83,6 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     snapshot
 }
 
-/// The app that a worker belongs to; nothing for what is no worker.
 fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
     if resolved(process.exe()?) != node {
         return None;
@@ -99,10 +90,9 @@ fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
     let words = process.cmd().iter().map(|word| word.to_string_lossy());
     let line = words.collect::<Vec<_>>().join(" ");
     let (path, rest) = line.split_once("/llmworker.js")?;
-    if rest.starts_with(|next: char| next.is_alphanumeric() || ".-_/".contains(next)) {
-        return None;
-    }
-    let path = path.rsplit(['"', '\'', '`']).next()?;
+    let goes_on = |next: char| next.is_alphanumeric() || ".-_/".contains(next);
+    let path = path.rsplit(['"', '\'', '`']).next();
+    let path = path.filter(|_| !rest.starts_with(goes_on))?;
     match path.split_once(".app/") {
         Some((bundle, _)) => bundle.rsplit('/').next().map(str::to_owned),
         None if path.contains("/llmster/") => Some("llmster".to_owned()),
@@ -110,7 +100,6 @@ fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
     }
 }
 
-/// The name of the directory in `amphibian` that the program or an argument of a process lies in.
 fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
     let program = process.exe().map(Path::as_os_str).into_iter();
     let mut words = program.chain(process.cmd().iter().map(AsRef::as_ref));
@@ -123,22 +112,8 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 }
 
 impl WorkerSnapshot {
-    /// Asks `lms` what is loaded: a worker that is older than the files may run a model of another engine.
-    pub fn ask(&mut self, lms: &Lms) {
-        let Ok(mut models) = lms.loaded() else { return };
-        models.retain(LoadedModel::is_here);
-        let mlx = models.iter().filter(|model| model.is_mlx()).count();
-        self.loaded = Some((mlx, models.len() - mlx));
-    }
-
-    /// Whether loaded models have the values of `backend`, whose files were last `written` then.
-    #[must_use]
-    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
-        let state = self.judge(backend, written);
-        state.unwrap_or_else(LoadState::Unknown)
-    }
-
-    fn judge(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
+    /// Whether loaded models have the values of `backend`, whose files were last `written` then; or why that is unknown.
+    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
         // Several backends share one Python.
         let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
@@ -147,26 +122,23 @@ impl WorkerSnapshot {
         if self.workers.is_empty() || self.loaded.is_some_and(|(mlx, _)| mlx == 0) {
             return Ok(LoadState::NotLoaded);
         }
-        let past = written.filter(|written| *written <= self.now + 1);
-        let written = past.ok_or("its files have no date, or one in the future")?;
+        let written = written.ok_or("its files have no date, or one in the future")?;
         let (mut is_used, mut older) = (false, Vec::new());
         for Worker { pid, started, app } in &self.workers {
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
             let selected = self.selected_since.iter();
-            match selected.clone().find(|(of, _)| app.contains(of)) {
-                None => return Err(format!("which runtime worker {pid} uses is not known")),
-                Some((_, since)) if started <= since => {
-                    return Err(format!(
-                        "the choice of a runtime in {app} is newer than worker {pid}"
-                    ));
-                }
-                Some((app, _)) if backend.selected_by().contains(app) => {
-                    is_used = true;
-                    // Start times are whole seconds: within that of the edit it may have come before it.
-                    older.extend((*started <= written).then_some(*pid));
-                }
-                Some(_) => {}
+            let selected = selected.clone().find(|(of, _)| app.contains(of));
+            let unknown = || format!("which runtime worker {pid} uses is not known");
+            let (app, since) = selected.ok_or_else(unknown)?;
+            if started <= since {
+                let what = "the choice of a runtime in";
+                return Err(format!("{what} {app} is newer than worker {pid}"));
+            }
+            if backend.selected_by().contains(app) {
+                is_used = true;
+                // Start times are whole seconds: within that of the edit it may have come before it.
+                older.extend((*started <= written).then_some(*pid));
             }
         }
         match (self.loaded, older.len()) {

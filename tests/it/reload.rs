@@ -28,17 +28,14 @@ fn home(env: &Env) -> (Layer, FakeLms) {
 
 /// As patient as a test is.
 fn reloader(home: &Path) -> Reloader<'_> {
-    let [busy, app] = [300, 1500].map(Duration::from_millis);
-    let load = Duration::from_secs(20);
-    let lms = Lms::of(home);
+    let lms = Lms {
+        load: Duration::from_secs(20),
+        wait: Duration::from_millis(1500),
+        ..Lms::of(home)
+    };
     Reloader {
         home,
-        lms: Lms {
-            load,
-            busy,
-            app,
-            ..lms
-        },
+        lms,
         advice: "load it yourself".to_owned(),
     }
 }
