@@ -99,7 +99,7 @@ pub enum Command {
     Bench(Box<bench::args::BenchArgs>),
     /// Keep the size after updates of LM Studio, which bring new backends
     #[command(subcommand)]
-    Agent(agent::AgentCommand),
+    Agent(agent::Command),
     /// Print a shell's completion script
     Completions {
         /// The shell that it is for

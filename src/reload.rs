@@ -121,8 +121,9 @@ impl Reloader<'_> {
             }
             Ok(loaded)
         })?;
-        let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);
-        ensure!(same.count() < 2, "another has the same identifier; {left}");
+        let mut same = self.lms.everywhere()?;
+        same.retain(|model| model.identifier == wanted.identifier);
+        ensure!(same.len() < 2, "another has the same identifier; {left}");
         Ok(loaded)
     }
 

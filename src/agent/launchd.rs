@@ -1,10 +1,10 @@
 //! The agent's launchd job, and launchctl, which hands it to launchd and takes it back.
 
+use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -35,15 +35,19 @@ pub struct Launchd {
     pub log: PathBuf,
     /// `gui/501`.
     domain: String,
+    /// `gui/501/io.github.lmpatch.agent`.
+    target: String,
 }
 
 impl Launchd {
     pub fn new() -> Result<Self> {
         let user = dirs::home_dir().context("your home directory is unknown; set HOME")?;
+        let domain = format!("gui/{}", fs::metadata(&user)?.uid());
         Ok(Self {
             job: user.join(format!("Library/LaunchAgents/{LABEL}.plist")),
             log: user.join("Library/Logs/lmpatch.log"),
-            domain: format!("gui/{}", fs::metadata(&user)?.uid()),
+            target: format!("{domain}/{LABEL}"),
+            domain,
             user,
         })
     }
@@ -56,7 +60,7 @@ impl Launchd {
     }
 
     pub fn has_job(&self) -> bool {
-        launchctl("print", &[&self.target()]).is_ok_and(|(code, _)| code == Some(0))
+        launchctl("print", &[&self.target]).is_ok_and(|(code, _)| code == Some(0))
     }
 
     /// Hands over a job instead of an old one, which comes back where that fails.
@@ -103,21 +107,12 @@ impl Launchd {
         if !self.has_job() {
             return Ok(());
         }
-        let (code, failure) = launchctl("bootout", &[&self.target()])?;
-        let deadline = Instant::now() + Duration::from_secs(15);
-        while self.has_job() {
-            // 36 is "operation now in progress".
-            ensure!(matches!(code, Some(0 | 36)), failure);
-            if Instant::now() >= deadline {
-                bail!("launchd still has {LABEL} after bootout; log out and in first");
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
-    fn target(&self) -> String {
-        format!("{}/{LABEL}", self.domain)
+        let (code, failure) = launchctl("bootout", &[&self.target])?;
+        // 36 is "operation now in progress".
+        ensure!(matches!(code, Some(0 | 36)) || !self.has_job(), failure);
+        let still = || format!("launchd still has {LABEL} after bootout; log out and in first");
+        let is_gone = || (!self.has_job()).then_some(()).with_context(still);
+        command::retry(Duration::from_secs(15), is_gone)
     }
 }
 

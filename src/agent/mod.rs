@@ -17,7 +17,7 @@ use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable};
 use crate::patch::settings::DEFAULT_SIZE;
-use crate::values::{parse_seconds, parse_size};
+use crate::values::parse_size;
 use launchd::Launchd;
 
 /// What makes an agent work again.
@@ -28,7 +28,7 @@ const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in 
 
 /// What is asked of the agent.
 #[derive(Debug, Subcommand)]
-pub enum AgentCommand {
+pub enum Command {
     /// Install the agent, or update it: while it is installed, no backend stays at stock
     Install {
         /// Tokens per prefill chunk
@@ -42,12 +42,11 @@ pub enum AgentCommand {
     /// What launchd runs
     #[command(hide = true)]
     Run {
-        /// Tokens per prefill chunk
         #[arg(value_parser = parse_size)]
         size: u64,
         /// For how long nothing may change before the backends are taken for finished
-        #[arg(long, value_parser = parse_seconds, default_value = "5")]
-        settle: Duration,
+        #[arg(long, default_value_t = 5000)]
+        settle_ms: u64,
     },
 }
 
@@ -64,19 +63,14 @@ pub struct Status {
 }
 
 /// Does what was asked of the agent, for `home` where one is given.
-pub fn run(
-    home: Option<&Path>,
-    is_json: bool,
-    output: &Output,
-    command: &AgentCommand,
-) -> Result<Exit> {
-    match command {
-        AgentCommand::Install { size } => install(home, output, *size),
-        AgentCommand::Status => print_status(is_json, output),
-        AgentCommand::Uninstall => uninstall(output),
-        AgentCommand::Run { size, settle } => {
+pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command) -> Result<Exit> {
+    match asked {
+        Command::Install { size } => install(home, output, *size),
+        Command::Status => print_status(is_json, output),
+        Command::Uninstall => uninstall(output),
+        Command::Run { size, settle_ms } => {
             let home = home.context("agent run needs --home")?;
-            keep::run(output, home, *size, *settle)
+            keep::run(output, home, *size, Duration::from_millis(*settle_ms))
         }
     }
 }
@@ -91,9 +85,9 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     output.say(&format!("The agent is installed: {what}."));
     if is_protected(&resolved(&amphibian(&home)), &resolved(&launchd.user)) {
         let what = format!("macOS does not let the agent into {}", home.display());
-        let next = format!("give {} Full Disk Access", program.display());
-        let place = "System Settings → Privacy & Security";
-        output.note(&format!("{what}; {next} in {place}"));
+        let next = format!("without Full Disk Access; give it to {}", program.display());
+        let place = "System Settings → Privacy & Security → Full Disk Access";
+        output.note(&format!("{what} {next} in {place}"));
     }
     if let Some(lock) = Lock::try_take(&home)? {
         return keep::set_stock(output, &lock, &home, size);
@@ -169,19 +163,19 @@ pub fn status() -> Result<Status> {
 fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     let status = status()?;
     let works = status.installed && status.trouble.is_none();
+    let word = match (&status.trouble, status.installed) {
+        (Some(_), _) => "installed, but it does not work",
+        (None, true) => "installed and loaded",
+        (None, false) => "not installed",
+    };
+    let size = status.size.map(|size| format!(", size {size}"));
+    let mut text = format!("{word}{}\n", size.unwrap_or_default());
+    let lines = status.last_lines.iter();
+    text.extend(lines.map(|line| format!("  {}\n", printable(line))));
     if is_json {
         output.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
     } else if !output.is_quiet {
-        let word = match (&status.trouble, status.installed) {
-            (Some(_), _) => "installed, but it does not work",
-            (None, true) => "installed and loaded",
-            (None, false) => "not installed",
-        };
-        let size = status.size.map(|size| format!(", size {size}"));
-        output.print(&format!("{word}{}\n", size.unwrap_or_default()))?;
-        for line in &status.last_lines {
-            output.print(&format!("  {}\n", printable(line)))?;
-        }
+        output.print(&text)?;
     }
     if let Some(trouble) = &status.trouble {
         output.error(&format!("{trouble}; {FIX}"));

@@ -4,9 +4,8 @@ use anyhow::{Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::measure::Prefill;
+use super::engine::Prefill;
 use super::race::{Position, as_f64};
-use super::server::reason;
 
 /// One event of LM Studio's own stream.
 #[derive(Deserialize)]
@@ -137,4 +136,12 @@ impl Answer<'_> {
         self.prefill.bare_steps = self.prefill.bare_steps.saturating_sub(1);
         Ok(self.prefill)
     }
+}
+
+/// The reason in `{"error":{"message":…}}` or `{"error":…}`.
+pub fn reason(data: &Value) -> Option<String> {
+    let error = data.get("error").filter(|error| !error.is_null())?;
+    let text = error.get("message").unwrap_or(error);
+    let plain = text.as_str().map(str::to_owned);
+    Some(plain.unwrap_or_else(|| text.to_string()))
 }

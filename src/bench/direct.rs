@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::measure::{Engine, OnProgress, Prefill, next_line};
+use super::engine::{Engine, OnProgress, Prefill, next_line};
 use super::prompt::Prompts;
 use super::race::{Position, as_u64};
 use super::{Bench, guard, marker};

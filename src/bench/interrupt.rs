@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::measure::TICK;
+/// How often it is looked whether to go on.
+pub const TICK: Duration = Duration::from_millis(50);
 
 /// How often an end was asked for.
 #[derive(Debug, Clone, Default)]

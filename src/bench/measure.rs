@@ -1,61 +1,21 @@
 //! Measures sizes in the order that the race asks for, through anything that prefills.
 
 use std::iter;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Bench;
+use super::engine::{Engine, Prefill};
 use super::race::{Position, Race, Step, as_f64, as_u64};
-use super::results::{Row, Run};
+use super::results::Row;
 use crate::output::Output;
 
-/// How often it is looked whether to go on.
-pub const TICK: Duration = Duration::from_millis(50);
 /// The tokens of the prefill that comes before everything: it shows that all works, and about how fast.
 const PROBE_TOKENS: u64 = 1024;
 /// How many runs of a size may not count before it is given up.
 const MAX_IGNORED: usize = 3;
-
-/// One prefill, as an engine tells it.
-#[derive(Debug, Clone, Default)]
-pub struct Prefill {
-    pub run: Run,
-    pub course: Vec<Position>,
-    /// The number of steps, where they were told without their positions.
-    pub bare_steps: u64,
-}
-
-/// Told every position, and none every now and then; says whether to go on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Option<Position>) -> bool;
-
-/// What prefills: a server or a Python process.
-pub trait Engine {
-    /// Makes the engine use chunks of `size` tokens.
-    fn prepare(&mut self, size: u64) -> Result<()>;
-    /// One token behind a new prompt of about `tokens` tokens. Fails too where `on_progress` ends it.
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill>;
-}
-
-/// The next of the lines that a thread reads; none at their end.
-pub fn next_line<T>(
-    lines: &Receiver<T>,
-    silence: Duration,
-    on_progress: OnProgress<'_>,
-) -> Result<Option<T>> {
-    let start = Instant::now();
-    loop {
-        match lines.recv_timeout(TICK) {
-            Ok(line) => return Ok(Some(line)),
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => ensure!(on_progress(None), "stopped"),
-        }
-        let silent = format!("the engine said nothing for {} seconds", silence.as_secs());
-        ensure!(start.elapsed() < silence, silent);
-    }
-}
 
 impl Bench<'_> {
     fn seconds(&self) -> f64 {

@@ -9,6 +9,7 @@
 mod answer;
 pub mod args;
 mod direct;
+mod engine;
 mod export;
 pub mod guard;
 pub mod interrupt;

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use serde_json::Value;
 
 use super::Bench;
+use super::engine::{Engine, OnProgress, Prefill};
 use super::guard::Guard;
 use super::interrupt::Interrupt;
-use super::measure::{Engine, OnProgress, Prefill};
 use super::prompt::{Prompts, context_for};
 use super::server::{Instance, Model, Server, base_url};
 use crate::command;

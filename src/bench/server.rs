@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::{Agent, RequestBuilder};
 
-use super::answer::Answer;
-use super::measure::{OnProgress, Prefill, next_line};
+use super::answer::{Answer, reason};
+use super::engine::{OnProgress, Prefill, next_line};
 use crate::files;
 
 /// For a list of models.
@@ -228,12 +228,4 @@ fn refusal(status: u16, body: &[u8]) -> Error {
     let said = reason(&value).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
     let said: String = said.trim().chars().take(200).collect();
     anyhow!("the server answered {status}: {said}")
-}
-
-/// The reason in `{"error":{"message":…}}` or `{"error":…}`.
-pub fn reason(data: &Value) -> Option<String> {
-    let error = data.get("error").filter(|error| !error.is_null())?;
-    let text = error.get("message").unwrap_or(error);
-    let plain = text.as_str().map(str::to_owned);
-    Some(plain.unwrap_or_else(|| text.to_string()))
 }

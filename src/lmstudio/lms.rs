@@ -64,11 +64,15 @@ impl Lms {
         }
     }
 
+    /// The loaded models, also those that LM Link reaches.
+    pub fn everywhere(&self) -> Result<Vec<LoadedModel>> {
+        let printed = self.run(&["ps", "--json"], AT_ONCE)?;
+        serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
+    }
+
     /// The models that are loaded on this Mac.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let printed = self.run(&["ps", "--json"], AT_ONCE)?;
-        let models = serde_json::from_str::<Vec<LoadedModel>>(printed.trim());
-        let mut models = models.context("`lms ps --json` printed no list of models")?;
+        let mut models = self.everywhere()?;
         models.retain(|model| model.device_identifier.is_none());
         Ok(models)
     }

@@ -16,10 +16,10 @@ const OLD: &str = "app-mlx-generate-mac14-arm64@34";
 const NEW: &str = "app-mlx-generate-mac14-arm64@36";
 
 /// A settling time of the job that suits a test. It is patient for 180 times as long.
-const SOON: [&str; 2] = ["--settle", "0.2"];
+const SOON: [&str; 2] = ["--settle-ms", "200"];
 
 /// One that lets it be patient for two seconds.
-const IMPATIENT: [&str; 2] = ["--settle", "0.01"];
+const IMPATIENT: [&str; 2] = ["--settle-ms", "10"];
 
 /// A user with lmpatch installed in `~/bin` and one stock backend.
 struct User<'e> {
@@ -640,7 +640,7 @@ fn the_job_leaves_files_alone_while_they_change() {
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
     let layer = usual_layer(&env.lmstudio(), NEW);
-    let flags = ["--settle", "4"];
+    let flags = ["--settle-ms", "4000"];
     let job = user.job_command(&flags).spawn().unwrap();
     for number in 0..40 {
         let text = format!("{}# {number}\n", engine_since_2026("2048"));
@@ -794,7 +794,15 @@ fn what_macos_does_not_let_in_is_logged_at_once_with_the_reason() {
     assert!(listing.text.contains("_amphibian"), "{listing:?}");
     let tampering = format!("error=EPERM:when={}+", listing.occurrence);
     // A settling time that no test would wait for: it is told before.
-    let args = ["--home", &home, "agent", "run", "2048", "--settle", "3600"];
+    let args = [
+        "--home",
+        &home,
+        "agent",
+        "run",
+        "2048",
+        "--settle-ms",
+        "3600000",
+    ];
     let (output, was_hit) = strace::inject(&env, "openat", &tampering, &args);
     assert!(was_hit);
     let ran = Ran::of(&output)
@@ -814,7 +822,15 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     usual_layer(&env.lmstudio(), OLD);
     env.hand_over();
     let home = env.lmstudio().display().to_string();
-    let args = ["--home", &home, "agent", "run", "4096", "--settle", "3600"];
+    let args = [
+        "--home",
+        &home,
+        "agent",
+        "run",
+        "4096",
+        "--settle-ms",
+        "3600000",
+    ];
     while_mode(&env.amphibian(), 0o000, || {
         finish(&mut env.ordinary(args)).exits(1).says("chmod u+rwx")
     });

@@ -223,7 +223,7 @@ fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
         let models = reload(&env.lmstudio());
         let failed = models[0].failed.as_ref().unwrap();
         assert!(
-            failed.contains("still busy after 300ms, it was left as it is"),
+            failed.contains("still busy after 1.5s, it was left as it is"),
             "{failed}"
         );
         assert_eq!(models[1].failed, None);
