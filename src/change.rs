@@ -62,9 +62,6 @@ pub fn run(
 
 fn tell_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
     output.say(&table::summary(report));
-    if report.count(Refused) > 0 {
-        output.say("If a refused backend came like that with a current LM Studio, please report what was found.");
-    }
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
     } else if cli.reload.is_none() && is_in_use_changed(report, survey) {

@@ -46,7 +46,12 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     }
     report.findings.tell(output);
     if let Some(size) = report.size {
-        output.say(&table::verdict(size, &survey.backends));
+        let filter = cli
+            .backend
+            .iter()
+            .map(|glob| format!(" --backend '{glob}'"));
+        let command = format!("lmpatch {size}{}", filter.collect::<String>());
+        output.say(&table::verdict(size, &survey.backends, &command));
     }
     shown.map(|()| exit(&survey.backends, report.size))
 }
@@ -69,11 +74,18 @@ pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
     bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
 
+/// Whether a backend lacks the size. What is unfinished and not in use is no more a failure than for a set.
+fn is_missing(backends: &[Surveyed], size: u64) -> bool {
+    let counts = |one: &Surveyed| one.state() != State::Incomplete || one.backend.selected;
+    let lacks = |one: &Surveyed| !one.has(size) && counts(one);
+    backends.iter().any(lacks) || !backends.iter().any(|one| one.has(size))
+}
+
 fn exit(backends: &[Surveyed], size: Option<u64>) -> Exit {
     let is_refused = |backend: &Surveyed| backend.state() == State::Refused;
     match size {
         _ if backends.iter().any(is_refused) => Exit::Failed,
-        Some(size) if !backends.iter().all(|backend| backend.has(size)) => Exit::OtherValue,
+        Some(size) if is_missing(backends, size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

@@ -10,8 +10,8 @@ use clap_complete::Shell;
 use colorchoice_clap::Color;
 use glob::Pattern;
 
+use crate::patch::settings::parse_size;
 use crate::reload::How;
-use crate::values::parse_size;
 use crate::{agent, bench};
 
 /// What `--help` ends with.
@@ -42,7 +42,6 @@ Exit codes:
     reason = "each is a flag of its own on the command line"
 )]
 pub struct Cli {
-    /// What else than the patching itself is asked for.
     #[command(subcommand)]
     pub command: Option<Command>,
 

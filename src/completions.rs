@@ -9,7 +9,6 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli::{AFTER_HELP, Cli};
 
-/// The script that teaches `shell` to complete a call of lmpatch.
 pub fn script(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "lmpatch", &mut script);

@@ -61,7 +61,7 @@ pub fn on_row(found: &mut Findings, row: &BackendReport) {
     match &row.in_effect {
         Some(Unknown(why)) => {
             let what = format!("it is unknown whether loaded models have its values: {why}");
-            found.add(Note, row, &what, "load them again to be sure");
+            found.add(Note, Some(row), &what, "load them again to be sure");
         }
         Some(ReloadNeeded(pids)) => {
             let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
@@ -72,7 +72,7 @@ pub fn on_row(found: &mut Findings, row: &BackendReport) {
             if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
                 next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
             }
-            found.add(Warning, row, &what, &next);
+            found.add(Warning, Some(row), &what, &next);
         }
         _ => {}
     }

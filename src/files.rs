@@ -90,7 +90,10 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-    let chmod = format!("chmod u+rwx '{}'", closed.unwrap_or(path).display());
+    let chmod = format!(
+        "`chmod u+rwx '{}'`, if it is yours",
+        closed.unwrap_or(path).display()
+    );
     let fix = fix(&error, &chmod);
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }

@@ -18,7 +18,6 @@ pub mod output;
 pub mod patch;
 pub mod reload;
 pub mod report;
-mod values;
 
 use anyhow::Result;
 

@@ -38,9 +38,7 @@ pub enum Exit {
 /// How much is told. Whether there is colour is decided once for the whole program.
 #[derive(Debug)]
 pub struct Output {
-    /// Errors only.
     pub is_quiet: bool,
-    /// Every detail.
     pub is_verbose: bool,
 }
 
@@ -50,12 +48,10 @@ impl Output {
         io::stdout().is_terminal().then(terminal_width)
     }
 
-    /// Whether stderr may show a progress bar.
     pub fn shows_progress(&self) -> bool {
         !self.is_quiet && io::stderr().is_terminal()
     }
 
-    /// Whether stdout gets colour.
     pub fn has_colour(&self) -> bool {
         AutoStream::choice(&io::stdout()) != ColorChoice::Never
     }
@@ -66,7 +62,6 @@ impl Output {
         write(&mut anstream::stdout().lock(), text.as_bytes())
     }
 
-    /// Writes bytes to stdout as they are.
     pub fn print_raw(&self, bytes: &[u8]) -> Result<()> {
         write(&mut io::stdout().lock(), bytes)
     }
@@ -108,10 +103,18 @@ fn tell(tag: &str, style: Style, text: &str) {
             .word_splitter(WordSplitter::NoHyphenation)
             .initial_indent(&taken)
             .subsequent_indent("  ");
-        text = String::from(textwrap::fill(&text, options).trim_start());
+        // A command that is broken cannot be copied either.
+        let mut parts: Vec<_> = text.split('`').map(str::to_owned).collect();
+        for command in parts.iter_mut().skip(1).step_by(2) {
+            *command = command.replace(' ', "\u{a0}");
+        }
+        let filled = textwrap::fill(&parts.join("`"), options);
+        text = filled.trim_start().replace('\u{a0}', " ");
     }
-    // Where stderr itself fails there is nobody left to tell.
-    let _ = writeln!(anstream::stderr().lock(), "{style}{tag}{style:#}{text}");
+    // In one piece, so that nothing comes between. Where stderr itself fails there is nobody left to tell.
+    let mut line = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
+    let _ = writeln!(line, "{style}{tag}{style:#}{text}");
+    let _ = io::stderr().write_all(&line.into_inner());
 }
 
 fn write(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {

@@ -21,6 +21,7 @@ const OPENING: Duration = Duration::from_secs(10);
 #[serde(rename_all = "lowercase")]
 pub enum How {
     /// Unload and load each loaded MLX model
+    #[value(alias = "model")]
     Models,
     /// Quit and open the app, and load what was loaded
     App,

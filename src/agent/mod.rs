@@ -16,8 +16,7 @@ use crate::lmstudio::backends::amphibian;
 use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable};
-use crate::patch::settings::DEFAULT_SIZE;
-use crate::values::parse_size;
+use crate::patch::settings::{DEFAULT_SIZE, parse_size};
 use launchd::Launchd;
 
 /// What makes an agent work again.

@@ -9,19 +9,19 @@ use glob::Pattern;
 use super::export;
 use super::guard::Reload;
 use super::server::parse_url;
-use crate::values::parse_size;
+use crate::patch::settings::parse_size;
 
 /// What `lmpatch bench --help` ends with.
 pub const HELP: &str = "\
 Examples:
-  lmpatch bench                               the loaded MLX model, as it is now
-  lmpatch bench --sizes 512,2048,4096,8192    set, load, measure each in turn; then
-                                              put back what was there
+  lmpatch bench                          the loaded MLX model, as it is now
+  lmpatch bench --sizes 512,2048,4096    set, load, measure each in turn; then
+                                         put back what was there
   lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
 
-Sizes near 4096 come first. A prefill that is behind the best one is cut short, and
-a size is measured again only where that could change the verdict: the smallest
-size within the noise of the fastest (both spreads, 2 % at least).
+Sizes near 4096 come first. A prefill that is behind the best is cut short,
+and a size is measured again only where that could change the verdict: the
+smallest size within the noise of the fastest (both spreads, 2 % at least).
 A server that asks for an API token gets the one in $LM_API_TOKEN.
 
 Exit codes:

@@ -31,7 +31,7 @@ pub enum Reload {
 impl From<&str> for Reload {
     fn from(text: &str) -> Self {
         match text {
-            "model" => Self::Model,
+            "model" | "models" => Self::Model,
             "app" => Self::App,
             command => Self::Command(command.to_owned()),
         }

@@ -75,8 +75,13 @@ impl Surveyed {
         let sources = self.files.iter().filter_map(|f| Some((f, f.source()?)));
         let plan = |(file, source): (&VendorFile, &Source)| {
             let edit = file.plan(source, goal, stock);
-            let path = file.setting.record_path();
-            edit.map_err(|why| Blocked::new(State::Refused, format!("{path}: {why}")))
+            let (path, name) = (file.setting.record_path(), &self.backend.name);
+            let mut advice = String::new();
+            if matches!(goal, Goal::Original) {
+                let set = format!("`lmpatch {stock} --backend '{name}'`");
+                advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
+            }
+            edit.map_err(|why| Blocked::new(State::Refused, format!("{path}: {why}{advice}")))
         };
         sources.map(plan).collect()
     }
@@ -93,7 +98,7 @@ impl VendorFile {
             None => source.is_stock().then_some(&now),
         };
         let wanted = match (goal, original) {
-            (Goal::Original, None) => return Err(original_unknown(source, stock)),
+            (Goal::Original, None) => return Err(original_unknown(source)),
             (Goal::Original, Some(original)) => original.clone(),
             (Goal::Earlier(earlier), _) => self.earlier(source, earlier)?,
             (Goal::Size(size), Some(original)) if size == stock && !source.is_as_found() => {
@@ -140,13 +145,10 @@ impl VendorFile {
     }
 }
 
-fn original_unknown(source: &Source, stock: u64) -> String {
+fn original_unknown(source: &Source) -> String {
     let receipt = match &source.receipt {
         Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
-    format!(
-        "the original is unknown: it is no known release and {receipt}; `lmpatch {stock}` writes the stock numbers, or \
-         reinstall the runtime in LM Studio"
-    )
+    format!("the original is unknown: it is no known release and {receipt}")
 }

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::original::{Evidence, Original, Proof, Receipt, literals, prove, with_values};
 use super::settings::{Setting, Site};
 
-/// One vendor file of a backend.
 #[derive(Debug, Clone)]
 pub struct VendorFile {
     pub setting: &'static Setting,
@@ -18,7 +17,6 @@ pub struct VendorFile {
     pub content: Result<Arc<Source>, Blocked>,
 }
 
-/// A vendor file that was read and understood.
 #[derive(Debug, Clone)]
 pub struct Source {
     pub bytes: Vec<u8>,
@@ -40,7 +38,6 @@ pub struct Source {
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Stock,
-    /// The same everywhere.
     Patched,
     Mixed,
     Refused,

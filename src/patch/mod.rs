@@ -52,7 +52,6 @@ pub struct Applied {
     pub edits: Vec<Edit>,
 }
 
-/// A home as it is on disk now.
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,

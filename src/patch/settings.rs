@@ -11,7 +11,22 @@ pub const SIZES: RangeInclusive<u64> = 64..=131_072;
 /// The chunk size that a bare `lmpatch` sets, in tokens.
 pub const DEFAULT_SIZE: u64 = 4096;
 
-/// One vendor file that holds the chunk size.
+/// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1024),
+        None => (text, 1),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("give plain digits such as 4096, or 4k".to_owned());
+    }
+    let number = digits.parse::<u64>().ok();
+    let size = number.and_then(|number| number.checked_mul(unit));
+    let (least, most) = (SIZES.start(), SIZES.end());
+    let why = || format!("the size must be from {least} to {most} tokens");
+    size.filter(|size| SIZES.contains(size)).ok_or_else(why)
+}
+
 #[derive(Debug)]
 pub struct Setting {
     /// The Python package; also its directory in `site-packages`.
@@ -49,14 +64,12 @@ pub struct Site {
     pub stock: u64,
 }
 
-/// One way in which engines write the setting.
 #[derive(Debug)]
 pub struct Form {
     pub name: &'static str,
     pub place: FormPlace,
 }
 
-/// Which definitions of a name are the setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormPlace {
     /// The one constant of the module; two would mean that one overrides the other.

@@ -19,7 +19,6 @@ use super::survey::receipt_path;
 use crate::files::{self, NotRead, cannot};
 use crate::lock::Lock;
 
-/// Temp files have this in their names.
 const TEMP_MARK: &str = ".lmpatch-tmp.";
 
 /// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
@@ -130,7 +129,7 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let path = model.display();
     let metadata = metadata.with_context(|| format!("{path} is gone"))?;
     if metadata.permissions().readonly() {
-        bail!("{path} is read-only; allow writing with: chmod u+w '{path}'");
+        bail!("{path} is read-only; allow writing with `chmod u+w '{path}'`");
     }
     let (directory, name) = split(target);
     let prefix = format!(".{name}{TEMP_MARK}");
@@ -176,7 +175,8 @@ fn fill(temp: &mut NamedTempFile, model: &Metadata, content: &[u8]) -> Result<()
     let (user, group) = (model.uid(), model.gid());
     if (fresh.uid(), fresh.gid()) != (user, group) {
         let kept = fchown(file, Some(user), Some(group));
-        kept.context("its owner cannot be kept; run as that user")?;
+        let why = || format!("its owner {user} and group {group} cannot be kept; run as both");
+        kept.with_context(why)?;
     }
     // After the owner: changing the owner clears mode bits.
     file.set_permissions(model.permissions())?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use similar::TextDiff;
 
 use crate::files::resolved;
-use crate::output::{BAD, FAINT, GOOD, Output, STRONG, printable};
+use crate::output::{BAD, FAINT, GOOD, Output, printable};
 use crate::patch::Applied;
 
 /// The diff of all backends; `patch -p1` in the home would apply it.
@@ -35,7 +35,6 @@ pub fn print(output: &Output, diff: &[u8]) -> Result<()> {
     let mut painted = String::new();
     for line in String::from_utf8_lossy(diff).lines() {
         let style = match line.as_bytes() {
-            [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => STRONG,
             [b'-', ..] => BAD,
             [b'+', ..] => GOOD,
             [b'@', ..] => FAINT,

@@ -64,7 +64,6 @@ pub struct BackendReport {
     pub files: Vec<VendorFile>,
 }
 
-/// What was done to make the values take effect.
 #[derive(Debug, Serialize)]
 pub struct ReloadReport {
     pub how: How,
@@ -114,13 +113,7 @@ pub struct Findings(Vec<Finding>);
 
 impl Findings {
     /// Adds what was found and what to do about it. What several backends share is told once, about none of them.
-    pub fn add<'r>(
-        &mut self,
-        level: Level,
-        row: impl Into<Option<&'r BackendReport>>,
-        what: &str,
-        next: &str,
-    ) {
+    pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
         let is_same = |old: &&mut Finding| old.what == what && old.next == next;
         if let Some(old) = self.0.iter_mut().find(is_same) {
             old.backend = None;
@@ -128,7 +121,7 @@ impl Findings {
         }
         self.0.push(Finding {
             level,
-            backend: row.into().map(|row| row.backend.name.clone()),
+            backend: row.map(|row| row.backend.name.clone()),
             what: what.to_owned(),
             next: next.to_owned(),
         });

@@ -20,10 +20,11 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 /// What a check finds.
 pub fn on_check(report: &mut Report, survey: &Survey) {
     let (rows, found) = (&report.backends, &mut report.findings);
-    let is_any_patched = rows.iter().any(|row| row.state == State::Patched);
+    let mut patched = rows.iter().filter(|row| row.state == State::Patched);
+    let others = patched.find_map(|row| row.chunk);
     for row in rows {
         on_backend(found, row, row.chunk);
-        on_values(found, row, is_any_patched);
+        on_values(found, row, others);
     }
     on_missing(found, survey);
     for why in &survey.home.selection_unknown {
@@ -54,7 +55,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
             let how = "as lmpatch first found it, not as such files ship";
             let what = format!("{path}: --revert gives it back {how}");
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
-            found.add(Note, row, &what, next);
+            found.add(Note, Some(row), &what, next);
         }
     }
     for name in &survey.home.left_out {
@@ -77,7 +78,7 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
-            found.add(Note, row, &what, "move it away");
+            found.add(Note, Some(row), &what, "move it away");
         }
     }
     if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
@@ -102,25 +103,38 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
         (None, _) => (Warning, unfinished),
         (Some(_), _) => (Error, unfinished),
     };
-    found.add(level, row, &what, next);
+    found.add(level, Some(row), &what, next);
 }
 
-fn on_values(found: &mut Findings, row: &BackendReport, is_any_patched: bool) {
-    let set = row.chunk.filter(|chunk| Some(*chunk) != row.stock);
-    let size = set.unwrap_or(DEFAULT_SIZE);
+fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
     if row.state == State::Mixed {
+        let set = row.chunk.filter(|chunk| Some(*chunk) != row.stock);
         let what = "its places have different values, so it was set only in part";
+        let size = set.unwrap_or(DEFAULT_SIZE);
         let mut next = format!("`lmpatch {size}` sets them all");
-        let mut sources = row.files.iter().filter_map(VendorFile::source);
-        if sources.all(|source| source.original.is_some() || source.is_stock()) {
+        if can_revert(row) {
             next += ", `lmpatch --revert` none";
         }
-        found.add(Warning, row, what, &next);
-    } else if row.state == State::Stock && row.backend.selected && is_any_patched {
+        found.add(Warning, Some(row), what, &next);
+    } else if let Some(size) = others.filter(|size| row.chunk != Some(*size))
+        && row.state == State::Stock
+        && row.backend.selected
+    {
         let apps = row.backend.users();
         let what = format!("{apps} uses it, and it is at stock while others are set");
-        found.add(Warning, row, &what, &format!("`lmpatch {size}` sets it"));
+        found.add(
+            Warning,
+            Some(row),
+            &what,
+            &format!("`lmpatch {size}` sets it"),
+        );
     }
+}
+
+/// Whether a revert gives back what the vendor ships.
+fn can_revert(row: &BackendReport) -> bool {
+    let mut sources = row.files.iter().filter_map(VendorFile::source);
+    sources.all(|source| source.is_stock() || source.original.is_some() && !source.is_as_found())
 }
 
 fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64) {
@@ -139,13 +153,15 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64) {
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
-        let next = "`lmpatch --revert` restores the vendor's files";
-        found.add(Note, row, &what, next);
+        let restores = "`lmpatch --revert` restores the vendor's files";
+        let sets = format!("`lmpatch {stock}` sets that again");
+        let next = if can_revert(row) { restores } else { &sets };
+        found.add(Note, Some(row), &what, next);
     } else if fits_context(&row.backend) {
         let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("it fits less context into memory at a larger chunk: {case}");
-        let next = "if you need the longer context: `lmpatch --revert`";
-        found.add(Note, row, &what, next);
+        let next = format!("if you need the longer context: `lmpatch {stock}`");
+        found.add(Note, Some(row), &what, &next);
     }
 }
 

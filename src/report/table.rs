@@ -94,7 +94,6 @@ pub fn summary(report: &Report) -> String {
 }
 
 impl Report {
-    /// The backends with that result.
     pub fn with(&self, outcome: Outcome) -> impl Iterator<Item = &BackendReport> {
         let rows = self.backends.iter();
         rows.filter(move |row| row.result == Some(outcome))
@@ -106,10 +105,10 @@ impl Report {
 }
 
 /// How many of the backends have the size that was asked about, and what sets it in the others.
-pub fn verdict(size: u64, all: &[Surveyed]) -> String {
+pub fn verdict(size: u64, all: &[Surveyed], command: &str) -> String {
     let lacking = all.iter().filter(|backend| !backend.has(size));
     let can_be_set = |backend: &Surveyed| backend.blocked().is_none();
-    let advice = format!("; `lmpatch {size}` sets it");
+    let advice = format!("; `{command}` sets it");
     let next = if lacking.clone().any(can_be_set) {
         &advice
     } else {

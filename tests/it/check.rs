@@ -212,7 +212,9 @@ fn bionics_own_selection_counts_too() {
     env.run(["--revert"]).exits(0);
     env.run(["8192", "--backend", OTHER]).exits(0);
     let what = "LM Studio uses it, and it is at stock while others are set";
-    finds(&env, "warning", Some(NAME), what, "`lmpatch 4096` sets it");
+    finds(&env, "warning", Some(NAME), what, "`lmpatch 8192` sets it");
+    env.run(["2048"]).exits(0);
+    finds_nothing_of(&env, "at stock while others are set");
 
     fs::write(&preferences, json!([rows[0], rows[0]]).to_string()).unwrap();
     finds(
@@ -380,7 +382,7 @@ fn sizes_that_cost_something_are_told() {
         "note",
         Some(NAME),
         "fits less context",
-        "`lmpatch --revert`",
+        "`lmpatch 2048`",
     );
     env.run(["1024"]).exits(0);
     finds(

@@ -183,7 +183,7 @@ fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
     finish(&mut env.ordinary(["4096"]))
         .exits(1)
         .says(layer.path("mlx_").to_str().unwrap())
-        .says("run as that user");
+        .says("cannot be kept; run as both");
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
 

@@ -173,7 +173,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     env.run(["--revert"])
         .exits(1)
         .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: it is no known release")
-        .says("`lmpatch 2048` writes the stock numbers")
+        .says("`lmpatch 2048 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers")
         .says("1 changed, 1 refused");
     assert_eq!(snapshot(&layer.root), before);
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
@@ -181,7 +181,8 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
         env.json(["--check"])["backends"][1]["files"][0]["original"],
         "unknown"
     );
-    env.run(["2048"]).exits(0);
+    env.run(["2048", "--backend", "app-mlx-generate-mac14-arm64@34"])
+        .exits(0);
     assert_eq!(text(layer.engine()), engine_since_2026("2048"));
     assert_eq!(text(layer.generate()), stock_generate());
     assert_eq!(env.json(["--check"])["backends"][1]["state"], "stock");
@@ -196,7 +197,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
     env.run(["--revert"])
         .exits(1)
         .says("mlx_lm/generate.py: the original is unknown: it is no known release")
-        .says("`lmpatch 512` writes the stock numbers");
+        .says("`lmpatch 512 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers");
     env.run(["512"]).exits(0);
     assert_eq!(text(layer.generate()), stock_generate());
 }

@@ -37,8 +37,8 @@ template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": template,
 }))
 config = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2,
-    "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 1,
+    "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
     "vocab_size": len(vocabulary), "max_position_embeddings": 65536, "rope_theta": 10000.0,
     "tie_word_embeddings": True, "eos_token_id": vocabulary["<|end|>"],
 }
@@ -59,14 +59,14 @@ from mlx_lm.server import main
 main()
 "#;
 
-/// A chunk of 64 tokens takes half a second longer, so that it is behind also on a busy machine.
+/// A chunk of 64 tokens takes a fifth of a second longer, so that it is behind also on a busy machine.
 const SLOW_AT_64: &str = r"
 import time
 import mlx_lm.models.llama as llama
 call = llama.Model.__call__
 def slow(self, inputs, *rest, **named):
     if inputs.shape[1] == 64:
-        time.sleep(0.5)
+        time.sleep(0.2)
     return call(self, inputs, *rest, **named)
 llama.Model.__call__ = slow
 ";

@@ -174,7 +174,7 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         let ran = env.run(["4096"]).exits(0).says_nothing_of("update");
         let note = format!("note: {NAME}: it fits less context into memory at a larger chunk");
         assert_eq!(ran.stderr.contains(&note), applies, "{}", ran.stderr);
-        let advice = "if you need the longer context: `lmpatch --revert`";
+        let advice = "if you need the longer context: `lmpatch 2048`";
         assert_eq!(ran.stderr.contains(advice), applies, "{}", ran.stderr);
         let checked = env.run(["--check"]).exits(0);
         assert_eq!(checked.stderr.contains(&note), applies, "{checked:#?}");
