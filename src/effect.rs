@@ -25,15 +25,14 @@ pub fn look(
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let state = |snapshot: &WorkerSnapshot, of: &Surveyed| {
-        let state = snapshot.load_state(&of.backend, written(of));
-        state.unwrap_or_else(Unknown)
-    };
+    let state =
+        |snapshot: &WorkerSnapshot, of: &Surveyed| snapshot.load_state(&of.backend, written(of));
     let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
     // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
     if backends.iter().any(needs_reload) {
         let models = Lms::of(home).loaded().ok();
-        let count = |models: Vec<LoadedModel>| {
+        let count = |mut models: Vec<LoadedModel>| {
+            models.retain(LoadedModel::is_here);
             let mlx = models.iter().filter(|model| model.is_mlx()).count();
             (mlx, models.len() - mlx)
         };

@@ -38,6 +38,7 @@ impl Lock {
         );
     }
 
+    /// Takes the lock on `home`, if nobody has it.
     pub fn try_take(home: &Path) -> Result<Option<Self>> {
         let directory = backends::open(home)?;
         let failed = |error| cannot("lock", &directory, error);

@@ -56,6 +56,7 @@ impl Reloader<'_> {
         let by_hand = "unload and load the models in LM Studio, or restart it";
         ensure!(self.lms.program.is_file(), "{lms} is not there; {by_hand}");
         let mut loaded = self.lms.loaded()?;
+        loaded.retain(LoadedModel::is_here);
         if how == How::App {
             return self.restart(&seen.workers, &loaded);
         }
@@ -122,9 +123,8 @@ impl Reloader<'_> {
             }
             Ok(loaded)
         })?;
-        let mut same = self.lms.everywhere()?;
-        same.retain(|model| model.identifier == wanted.identifier);
-        ensure!(same.len() < 2, "another has the same identifier; {left}");
+        let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);
+        ensure!(same.count() < 2, "another has the same identifier; {left}");
         Ok(loaded)
     }
 

@@ -23,7 +23,7 @@ pub fn run(output: &Output, home: &Path, size: u64, settle: Duration) -> Result<
     let (mut last, mut since) = (look(home)?, Instant::now());
     loop {
         let is_late = Instant::now() >= deadline;
-        if is_late || since.elapsed() >= settle && last.0 {
+        if is_late || since.elapsed() >= settle && last.is_finished {
             // Whoever had the lock may have changed the files.
             if let Ok(Some(lock)) = Lock::try_take(home)
                 && (is_late || look(home)? == last)
@@ -42,19 +42,28 @@ pub fn run(output: &Output, home: &Path, size: u64, settle: Duration) -> Result<
     }
 }
 
-/// Whether every backend is whole, and when each vendor file was last written.
-type TreeStamp = (bool, Vec<(PathBuf, Option<SystemTime>)>);
+/// Whether every backend is whole, and path, size and time of the last write of each vendor file.
+#[derive(Default, PartialEq)]
+struct TreeStamp {
+    is_finished: bool,
+    files: Vec<(PathBuf, Option<(u64, SystemTime)>)>,
+}
 
 fn look(home: &Path) -> Result<TreeStamp> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
-        return Ok((false, Vec::new()));
+        return Ok(TreeStamp::default());
     }
     let found = patch::survey(home, &[])?;
-    let is_finished = found.home.missing.is_empty() && found.backends.iter().all(is_whole);
-    let written = |path: &PathBuf| fs::metadata(path).ok()?.modified().ok();
+    let stamp = |path: &PathBuf| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    };
     let files = found.backends.iter().flat_map(|backend| &backend.files);
-    let files = files.map(|file| (file.path.clone(), written(&file.path)));
-    Ok((is_finished, files.collect()))
+    let files = files.map(|file| (file.path.clone(), stamp(&file.path)));
+    Ok(TreeStamp {
+        is_finished: found.home.missing.is_empty() && found.backends.iter().all(is_whole),
+        files: files.collect(),
+    })
 }
 
 /// Whether all of it is there, both packages too.

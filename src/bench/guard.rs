@@ -100,7 +100,8 @@ impl<'a> Guard<'a> {
             "{program} is not there, and nothing else loads a model again; give --reload a command that does"
         );
         self.loaded = lms.loaded()?;
-        self.loaded.retain(LoadedModel::is_mlx);
+        self.loaded
+            .retain(|model| model.is_here() && model.is_mlx());
         let is_known = |model: &LoadedModel| model.path.is_some() && model.context_length.is_some();
         let unknown = "`lms ps` does not tell path and context of what is loaded";
         ensure!(self.loaded.iter().all(is_known), unknown);
@@ -154,7 +155,7 @@ impl<'a> Guard<'a> {
         };
         let lms = Lms::of(&self.home);
         let mut loaded = self.interrupt.attend(move || lms.loaded())?;
-        loaded.retain(|model| model.path == wanted.path);
+        loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
         let measured = find(&loaded, name);
         let measured = measured.with_context(|| format!("something else unloaded {name}"))?;

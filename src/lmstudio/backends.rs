@@ -42,6 +42,7 @@ impl Backend {
         apps
     }
 
+    /// Those apps by name, "LM Studio and Bionic".
     pub fn users(&self) -> String {
         self.selected_by().join(" and ")
     }
@@ -70,11 +71,12 @@ pub struct Installed {
     pub left_out: Vec<String>,
 }
 
-/// The directory of all backends; `open` fails where it is not there, cannot be listed, or lies in an app bundle.
+/// The directory of all backends.
 pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")
 }
 
+/// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {

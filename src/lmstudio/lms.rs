@@ -32,6 +32,10 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    pub(crate) fn is_here(&self) -> bool {
+        self.device_identifier.is_none()
+    }
+
     pub(crate) fn is_mlx(&self) -> bool {
         self.format.as_deref() == Some("safetensors")
     }
@@ -42,9 +46,10 @@ impl LoadedModel {
     }
 }
 
-/// The model of that identifier.
+/// The model of that identifier on this Mac.
 pub fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
-    models.iter().find(|model| model.identifier == identifier)
+    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == identifier;
+    models.iter().find(is_it)
 }
 
 /// `<home>/bin/lms`, and how long to wait: for a load, and for a busy model or an app that quits and comes back.
@@ -65,16 +70,9 @@ impl Lms {
     }
 
     /// The loaded models, also those that LM Link reaches.
-    pub fn everywhere(&self) -> Result<Vec<LoadedModel>> {
+    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
         let printed = self.run(&["ps", "--json"], AT_ONCE)?;
         serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
-    }
-
-    /// The models that are loaded on this Mac.
-    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let mut models = self.everywhere()?;
-        models.retain(|model| model.device_identifier.is_none());
-        Ok(models)
     }
 
     /// Unloads a model. Where none has that name, `lms` succeeds all the same.

@@ -112,8 +112,13 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 }
 
 impl WorkerSnapshot {
-    /// Whether loaded models have the values of `backend`, whose files were last `written` then; or why that is unknown.
-    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
+    /// Whether loaded models have the values of `backend`, whose files were last `written` then.
+    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
+        let state = self.judge(backend, written);
+        state.unwrap_or_else(LoadState::Unknown)
+    }
+
+    fn judge(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
         // Several backends share one Python.
         let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {

@@ -506,3 +506,27 @@ fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done(
         assert_eq!(snapshot(&app), before);
     }
 }
+
+/// Advice is for what was asked about, and never a revert that would be refused.
+#[test]
+fn advice_can_be_followed_to_its_end() {
+    let env = Env::new();
+    let layer = home(&env, "1.12.0");
+    usual_layer(&env.lmstudio(), OTHER);
+    let advice = format!("lmpatch 8192 --backend '{NAME}'");
+    env.run(["--check", "8192", "--backend", NAME])
+        .exits(3)
+        .says(&format!("8192 in 0 of 1 backend; `{advice}` sets it"));
+    let below = "1024 is below its stock 2048";
+    fs::write(layer.engine(), engine_since_2026("1024")).unwrap();
+    fs::write(layer.generate(), generate("1024", "1024", "1024")).unwrap();
+    finds(
+        &env,
+        "note",
+        Some(NAME),
+        below,
+        "`lmpatch 2048` sets that again",
+    );
+    env.run(["2048", "--backend", NAME]).exits(0);
+    finds_nothing_of(&env, below);
+}

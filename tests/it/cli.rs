@@ -213,3 +213,14 @@ fn names_cannot_drive_the_terminal() {
     assert_eq!(printable("x\u{202e}y\u{85}"), "x\\u{202e}y\\u{85}");
     assert_eq!(printable("Größe 你好"), "Größe 你好");
 }
+
+/// As `bench --reload` spells it, too.
+#[test]
+fn model_and_models_are_one_reload() {
+    let env = Env::with_fixture();
+    for what in ["models", "model"] {
+        env.run(["4096", &format!("--reload={what}")])
+            .exits(0)
+            .says("No model is loaded; the next one takes these values.");
+    }
+}

@@ -322,12 +322,12 @@ fn the_decision_from_literals() {
     ] {
         assert_eq!(
             snapshot.load_state(&used, Some(101)),
-            Ok(expected),
+            expected,
             "{snapshot:?}"
         );
     }
     let unknown = |snapshot: &WorkerSnapshot, written| match snapshot.load_state(&used, written) {
-        Err(why) => why,
+        LoadState::Unknown(why) => why,
         other => panic!("{other:?}: {snapshot:?}"),
     };
     assert!(
@@ -350,7 +350,7 @@ fn the_decision_from_literals() {
             foreign,
             ..with(&[new.clone()], None)
         };
-        let is_unknown = snapshot.load_state(&used, Some(101)).is_err();
+        let is_unknown = matches!(snapshot.load_state(&used, Some(101)), LoadState::Unknown(_));
         assert_eq!(is_unknown, is_its, "{directory}");
     }
     let nothing_known = WorkerSnapshot {
