@@ -24,11 +24,7 @@ pub fn run(
     report: &mut Report,
     goal: Goal<'_>,
 ) -> Result<Exit> {
-    let lock = if cli.dry_run {
-        None
-    } else {
-        Some(marker::lock(home)?)
-    };
+    let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
     let mut survey = check::survey(cli, home)?;
     let backends = std::mem::take(&mut survey.backends);
     let applied = match &lock {

@@ -46,11 +46,10 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     }
     report.findings.tell(output);
     if let Some(size) = report.size {
-        let filter = cli
-            .backend
-            .iter()
-            .map(|glob| format!(" --backend '{glob}'"));
-        let command = format!("lmpatch {size}{}", filter.collect::<String>());
+        let mut command = format!("lmpatch {size}");
+        for glob in &cli.backend {
+            command += &format!(" --backend '{glob}'");
+        }
         output.say(&table::verdict(size, &survey.backends, &command));
     }
     shown.map(|()| exit(&survey.backends, report.size))

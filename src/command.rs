@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 const PAUSE: Duration = Duration::from_millis(5);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200);
@@ -63,21 +63,27 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
     })
 }
 
+impl Finished {
+    /// That it failed, in one line, with what it said; `name` is what was run.
+    pub fn failure(&self, name: &str) -> String {
+        let mut texts = [&self.stderr, &self.stdout].into_iter();
+        let said = texts.find(|text| !text.trim().is_empty());
+        let words: Vec<_> = said
+            .into_iter()
+            .flat_map(|said| said.split_whitespace())
+            .collect();
+        let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
+        format!("{name} failed ({}): {said}", self.status)
+    }
+}
+
 /// What a program printed to stdout. Fails, in one line, where it does.
 pub fn output(command: &mut Command, timeout: Duration) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let name = name.rsplit('/').next().unwrap_or(&name);
     let finished = run(command, timeout).with_context(|| format!("{name} failed"))?;
-    if finished.status.success() {
-        return Ok(finished.stdout);
-    }
-    let said = [finished.stderr, finished.stdout]
-        .into_iter()
-        .find(|text| !text.trim().is_empty())
-        .unwrap_or_default();
-    let words: Vec<_> = said.split_whitespace().collect();
-    let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
-    bail!("{name} failed ({}): {said}", finished.status)
+    ensure!(finished.status.success(), finished.failure(name));
+    Ok(finished.stdout)
 }
 
 /// Tries until it succeeds, at least once and no longer than `limit`.

@@ -25,8 +25,11 @@ pub fn look(
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let state =
-        |snapshot: &WorkerSnapshot, of: &Surveyed| snapshot.load_state(&of.backend, written(of));
+    let state = |snapshot: &WorkerSnapshot, of: &Surveyed| {
+        // Where nothing runs it does not matter.
+        let asks = (!snapshot.workers.is_empty()).then_some(of);
+        snapshot.load_state(&of.backend, asks.and_then(written))
+    };
     let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
     // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
     if backends.iter().any(needs_reload) {

@@ -15,6 +15,7 @@ pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The same number on Linux and macOS. `ErrorKind::PermissionDenied` does not tell it from EACCES, which chmod can fix.
 const EPERM: i32 = 1;
+pub const FULL_DISK_ACCESS: &str = "System Settings → Privacy & Security → Full Disk Access";
 const EPERM_FIX: &str = "; macOS keeps it from this program: allow it, or your terminal, in System Settings → \
     Privacy & Security → Full Disk Access (or Files & Folders → Removable Volumes), or unlock it with chflags nouchg";
 
@@ -149,4 +150,10 @@ fn kind(file_type: fs::FileType) -> &'static str {
         of if of.is_socket() => "a socket",
         _ => "a device",
     }
+}
+
+/// Whether macOS keeps a directory, its links resolved, from programs without Full Disk Access.
+pub fn is_protected(directory: &Path, user: &Path) -> bool {
+    let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
+    directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
 }

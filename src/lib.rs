@@ -76,7 +76,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
     });
     report.exit_code = exit as u8;
     if cli.json {
-        output.print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
+        output.print_json(&report)?;
     }
     Ok(exit)
 }

@@ -66,6 +66,10 @@ impl Output {
         write(&mut io::stdout().lock(), bytes)
     }
 
+    pub fn print_json(&self, value: &impl Serialize) -> Result<()> {
+        self.print_raw((serde_json::to_string_pretty(value)? + "\n").as_bytes())
+    }
+
     /// Says something that is good to know.
     pub fn say(&self, text: &str) {
         if !self.is_quiet {

@@ -13,9 +13,6 @@ use crate::command::{self, retry};
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lmstudio::workers::{self, Worker};
 
-/// For how long macOS may refuse to open an app that is still on its way out.
-const OPENING: Duration = Duration::from_secs(10);
-
 /// What makes new values take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -90,8 +87,7 @@ impl Reloader<'_> {
         // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
         thread::sleep(Duration::from_secs(1));
         let result = self.lms.load(wanted);
-        let after = self.lms.loaded();
-        let after = after.context("whether it is loaded again is not known")?;
+        let after = self.lms.loaded().context("it may not be loaded again")?;
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
@@ -163,8 +159,10 @@ impl Reloader<'_> {
             }
             Ok(())
         })?;
+        // macOS may refuse to open an app that is still on its way out.
+        let opening = limit.min(Duration::from_secs(10));
         for app in apps {
-            retry(OPENING.min(limit), || call("open", &["-a", app]))?;
+            retry(opening, || call("open", &["-a", app]))?;
         }
         retry(limit, || self.lms.loaded())
     }
@@ -172,17 +170,16 @@ impl Reloader<'_> {
 
 impl Reloaded {
     fn of(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Self {
-        for (what, before, now) in [
-            ("context length", before.context_length, now.context_length),
-            ("parallel", before.parallel, now.parallel),
-            ("TTL in ms", before.ttl_ms, now.ttl_ms),
-        ] {
+        let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
+        let mut compare = |what, before, now| {
             if before != now {
-                let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
                 let (before, now) = (shown(before), shown(now));
                 notes.push(format!("{what} {now} instead of {before}"));
             }
-        }
+        };
+        compare("context length", before.context_length, now.context_length);
+        compare("parallel", before.parallel, now.parallel);
+        compare("TTL in ms", before.ttl_ms, now.ttl_ms);
         Self {
             model: now.clone(),
             failed: None,

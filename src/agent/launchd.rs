@@ -14,6 +14,8 @@ use crate::files;
 use crate::lmstudio::backends::amphibian;
 
 const LABEL: &str = "io.github.lmpatch.agent";
+/// For each call of launchctl, and for what a bootout leaves to be done.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The job as launchd.plist(5) describes it.
 #[derive(Serialize, Deserialize)]
@@ -30,12 +32,10 @@ struct Job {
 
 /// The user's launchd, and where the agent's files are.
 pub struct Launchd {
-    pub user: PathBuf,
     pub job: PathBuf,
     pub log: PathBuf,
-    /// `gui/501`.
+    /// `gui/501`, and `gui/501/io.github.lmpatch.agent`.
     domain: String,
-    /// `gui/501/io.github.lmpatch.agent`.
     target: String,
 }
 
@@ -48,7 +48,6 @@ impl Launchd {
             log: user.join("Library/Logs/lmpatch.log"),
             target: format!("{domain}/{LABEL}"),
             domain,
-            user,
         })
     }
 
@@ -60,7 +59,7 @@ impl Launchd {
     }
 
     pub fn has_job(&self) -> bool {
-        launchctl("print", &[&self.target]).is_ok_and(|(code, _)| code == Some(0))
+        launchctl(&["print", &self.target]).is_ok_and(|(code, _)| code == Some(0))
     }
 
     /// Hands over a job instead of an old one, which comes back where that fails.
@@ -89,9 +88,9 @@ impl Launchd {
     }
 
     fn load(&self, job: &[u8]) -> Result<()> {
-        fs::create_dir_all(self.user.join("Library/LaunchAgents"))?;
+        fs::create_dir_all(self.job.with_file_name(""))?;
         fs::write(&self.job, job).context("its job cannot be written")?;
-        let (code, failure) = launchctl("bootstrap", &[&self.domain, &self.job.to_string_lossy()])?;
+        let (code, failure) = launchctl(&["bootstrap", &self.domain, &self.job.to_string_lossy()])?;
         let next = match code {
             Some(0) => return Ok(()),
             Some(125) => "nobody is logged in at the screen; log in there, then install it",
@@ -104,23 +103,19 @@ impl Launchd {
 
     /// Takes the job from launchd, if it has it, and waits until it is gone.
     pub fn unload(&self) -> Result<()> {
-        if !self.has_job() {
-            return Ok(());
-        }
-        let (code, failure) = launchctl("bootout", &[&self.target])?;
+        let (code, failure) = launchctl(&["bootout", &self.target])?;
         // 36 is "operation now in progress".
         ensure!(matches!(code, Some(0 | 36)) || !self.has_job(), failure);
-        let still = || format!("launchd still has {LABEL} after bootout; log out and in first");
-        let is_gone = || (!self.has_job()).then_some(()).with_context(still);
-        command::retry(Duration::from_secs(15), is_gone)
+        let still = "launchd still has io.github.lmpatch.agent after bootout; log out and in first";
+        let is_gone = || (!self.has_job()).then_some(()).context(still);
+        command::retry(TIMEOUT, is_gone)
     }
 }
 
 /// The exit code, and how to tell of it where that is a failure.
-fn launchctl(verb: &str, arguments: &[&str]) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new("launchctl");
-    let ran = command::run(command.arg(verb).args(arguments), Duration::from_secs(20))
-        .context("launchctl cannot be run; the agent needs macOS")?;
-    let failure = format!("launchctl {verb} failed ({}): {}", ran.status, ran.stderr);
+fn launchctl(words: &[&str]) -> Result<(Option<i32>, String)> {
+    let ran = command::run(Command::new("launchctl").args(words), TIMEOUT);
+    let ran = ran.context("launchctl cannot be run; the agent needs macOS")?;
+    let failure = ran.failure(&format!("launchctl {}", words[0]));
     Ok((ran.status.code(), failure))
 }

@@ -1,27 +1,28 @@
 //! A launchd agent of the user: while it is installed, no backend stays at stock.
 
-mod keep;
 mod launchd;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use std::{env, fs};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, fs, thread};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::files::{self, resolved};
-use crate::lmstudio::backends::amphibian;
-use crate::lmstudio::home;
+use crate::files::{self, FULL_DISK_ACCESS, is_protected, resolved};
+use crate::lmstudio::{backends::amphibian, home};
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable};
+use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::file::State;
 use crate::patch::settings::{DEFAULT_SIZE, parse_size};
+use crate::patch::{self, Outcome};
 use launchd::Launchd;
 
 /// What makes an agent work again.
 pub const FIX: &str = "`lmpatch agent install` fixes it";
-
 const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in at the screen, or the background item \
     may be switched off (System Settings → General → Login Items)";
 
@@ -67,49 +68,39 @@ pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command)
         Command::Install { size } => install(home, output, *size),
         Command::Status => print_status(is_json, output),
         Command::Uninstall => uninstall(output),
-        Command::Run { size, settle_ms } => {
-            let home = home.context("agent run needs --home")?;
-            keep::run(output, home, *size, Duration::from_millis(*settle_ms))
-        }
+        Command::Run { size, settle_ms } => wait_and_set(home, output, *size, *settle_ms),
     }
 }
 
 fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let launchd = Launchd::new()?;
     let program = lasting_program()?;
+    let user = resolved(&dirs::home_dir().unwrap_or_default());
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
     let what = format!("while it is, no backend stays at stock; each gets {size}");
     output.say(&format!("The agent is installed: {what}."));
-    if is_protected(&resolved(&amphibian(&home)), &resolved(&launchd.user)) {
+    if is_protected(&resolved(&amphibian(&home)), &user) {
         let what = format!("macOS does not let the agent into {}", home.display());
         let next = format!("without Full Disk Access; give it to {}", program.display());
-        let place = "System Settings → Privacy & Security → Full Disk Access";
-        output.note(&format!("{what} {next} in {place}"));
+        output.note(&format!("{what} {next} in {FULL_DISK_ACCESS}"));
     }
     if let Some(lock) = Lock::try_take(&home)? {
-        return keep::set_stock(output, &lock, &home, size);
+        return set_stock(output, &lock, &home, size);
     }
     output.note("another lmpatch is at work; the agent sets the backends when that has ended");
     Ok(Exit::Done)
-}
-
-/// Whether macOS keeps a directory, its links resolved, from programs without Full Disk Access.
-pub fn is_protected(directory: &Path, user: &Path) -> bool {
-    let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
-    directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
 }
 
 /// This program, for launchd to run. Refused where a build, or the system, will remove it.
 fn lasting_program() -> Result<PathBuf> {
     let program = env::current_exe().context("the path of lmpatch is unknown")?;
     let real = program.canonicalize()?;
+    let temporary = [resolved(&env::temp_dir()), "/private/tmp".into()];
     // Cargo marks its target directories with this file.
-    let is_target = |directory: &Path| directory.join(".rustc_info.json").is_file();
-    let temporary = resolved(&env::temp_dir());
-    let is_temporary = real.starts_with(temporary) || real.starts_with("/private/tmp");
-    if is_temporary || real.ancestors().any(is_target) {
+    let goes = |at: &Path| at.join(".rustc_info.json").is_file() || temporary.contains(&at.into());
+    if real.ancestors().any(goes) {
         let what = "is in a build or temporary directory, which goes";
         let next = "install it first, with `cargo install --path .`, and run `lmpatch agent install` from there";
         bail!("{} {what}; {next}", program.display());
@@ -123,8 +114,7 @@ fn lasting_program() -> Result<PathBuf> {
 
 fn uninstall(output: &Output) -> Result<Exit> {
     let launchd = Launchd::new()?;
-    let unloaded = launchd.unload();
-    unloaded.context("the agent was not uninstalled")?;
+    launchd.unload().context("the agent was not uninstalled")?;
     for path in [&launchd.job, &launchd.log] {
         if path.exists() {
             fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -148,36 +138,92 @@ pub fn status() -> Result<Status> {
     };
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
-    let mut last_lines: Vec<_> = log.lines().rev().take(10).map(str::to_owned).collect();
-    last_lines.reverse();
+    let lines: Vec<_> = log.lines().map(str::to_owned).collect();
     Ok(Status {
         size,
         installed,
         loaded,
         trouble,
-        last_lines,
+        last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
     })
 }
 
 fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     let status = status()?;
-    let works = status.installed && status.trouble.is_none();
-    let word = match (&status.trouble, status.installed) {
-        (Some(_), _) => "installed, but it does not work",
-        (None, true) => "installed and loaded",
-        (None, false) => "not installed",
+    let (word, exit) = match (&status.trouble, status.installed) {
+        (Some(_), _) => ("installed, but it does not work", Exit::Failed),
+        (None, true) => ("installed and loaded", Exit::Done),
+        (None, false) => ("not installed", Exit::Failed),
     };
-    let size = status.size.map(|size| format!(", size {size}"));
-    let mut text = format!("{word}{}\n", size.unwrap_or_default());
-    let lines = status.last_lines.iter();
-    text.extend(lines.map(|line| format!("  {}\n", printable(line))));
     if is_json {
-        output.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
+        output.print_json(&status)?;
     } else if !output.is_quiet {
-        output.print(&text)?;
+        let size = status.size.map(|size| format!(", size {size}"));
+        let add = |lines: String, line: &String| lines + "\n  " + &printable(line);
+        let lines = status.last_lines.iter().fold(String::new(), add);
+        output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;
     }
     if let Some(trouble) = &status.trouble {
         output.error(&format!("{trouble}; {FIX}"));
     }
-    Ok(if works { Exit::Done } else { Exit::Failed })
+    Ok(exit)
+}
+
+/// Waits, then sets every backend that is stock. Ends in silence where another lmpatch is still busy at the deadline;
+/// fails at once where the system does not let lmpatch in.
+fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
+    let home = home.context("agent run needs --home")?;
+    let settle = Duration::from_millis(settle_ms);
+    // 15 minutes.
+    let deadline = Instant::now() + 180 * settle;
+    loop {
+        let is_late = Instant::now() >= deadline;
+        if is_finished(home, settle)? || is_late {
+            match Lock::try_take(home) {
+                Ok(Some(lock)) => return set_stock(output, &lock, home, size),
+                _ if is_late => return Ok(Exit::Done),
+                _ => {}
+            }
+        }
+        thread::sleep(settle / 5);
+    }
+}
+
+/// Whether every backend is whole, and no vendor file has changed for so long.
+fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
+    if matches!(amphibian(home).try_exists(), Ok(false)) {
+        return Ok(false);
+    }
+    let found = patch::survey(home, &[])?;
+    let files = found.backends.iter().flat_map(|backend| &backend.files);
+    let mut changes = files.filter_map(|file| last_change(&file.path));
+    Ok(found.home.missing.is_empty()
+        && found.backends.iter().all(Surveyed::is_whole)
+        && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle)))
+}
+
+/// Of any kind: unpacking gives a file the time of writing that it had elsewhere.
+fn last_change(path: &Path) -> Option<SystemTime> {
+    let metadata = fs::metadata(path).ok()?;
+    let nanoseconds = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
+    Some(UNIX_EPOCH + Duration::from_secs(metadata.ctime().unsigned_abs()) + nanoseconds)
+}
+
+/// Sets every whole backend that has its stock values to `size` tokens, and tells what was set or refused.
+fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64) -> Result<Exit> {
+    let mut backends = patch::survey(home, &[])?.backends;
+    let is_for_us = |state| matches!(state, State::Stock | State::Refused);
+    backends.retain(|backend| backend.is_whole() && is_for_us(backend.state()));
+    let mut exit = Exit::Done;
+    for applied in patch::apply(lock, backends, Goal::Size(size)) {
+        let name = &applied.before.backend.name;
+        if let Some(why) = applied.why {
+            exit = Exit::Failed;
+            output.error(&format!("{name}: {why}"));
+        } else if applied.outcome == Outcome::Changed {
+            let (stock, _) = applied.before.chunk_and_stock().unwrap_or_default();
+            output.say(&format!("{name}: {stock} → {size}"));
+        }
+    }
+    Ok(exit)
 }

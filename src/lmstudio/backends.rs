@@ -177,11 +177,10 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
         return None;
     }
     // What is no link is where its directory is: asking the system for each costs more than all else here.
-    let real = if is_link {
-        resolved(&path)
-    } else {
-        real.join(file_name)
-    };
+    let mut real = real.join(file_name);
+    if is_link {
+        real = resolved(&path);
+    }
     Some(Backend {
         site_packages: leads_into_app(&path, &real).map_or(site_packages, Err),
         name,

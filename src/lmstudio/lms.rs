@@ -41,15 +41,13 @@ impl LoadedModel {
     }
 
     pub(crate) fn is_busy(&self) -> bool {
-        let is_idle = self.status.as_ref().is_none_or(|status| status == "idle");
-        !is_idle || self.queued.is_some_and(|queued| queued > 0)
+        self.status.as_deref().unwrap_or("idle") != "idle" || self.queued.unwrap_or(0) > 0
     }
 }
 
 /// The model of that identifier on this Mac.
-pub fn find<'m>(models: &'m [LoadedModel], identifier: &str) -> Option<&'m LoadedModel> {
-    let is_it = |model: &&LoadedModel| model.is_here() && model.identifier == identifier;
-    models.iter().find(is_it)
+pub fn find<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> {
+    models.iter().find(|m| m.is_here() && m.identifier == id)
 }
 
 /// `<home>/bin/lms`, and how long to wait: for a load, and for a busy model or an app that quits and comes back.
@@ -93,12 +91,11 @@ impl Lms {
         words.push("--local");
         words.extend(parallel.iter().flat_map(|n| ["--parallel", n]));
         words.extend(ttl.iter().flat_map(|n| ["--ttl", n]));
-        match self.run(&words, self.load) {
-            Err(error) if error.to_string().contains("unknown option") => {
-                self.run(&words[..oldest], self.load).map(drop)
-            }
-            result => result.map(drop),
+        let mut result = self.run(&words, self.load);
+        if matches!(&result, Err(error) if error.to_string().contains("unknown option")) {
+            result = self.run(&words[..oldest], self.load);
         }
+        result.map(drop)
     }
 
     fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
+use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind::Always};
 
 use super::backends::{Backend, amphibian};
 use super::runtimes::{self, LM_STUDIO};
@@ -57,8 +57,7 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     let candidates = system.processes().values().filter(is_candidate);
     let mut pids: Vec<_> = candidates.map(Process::pid).collect();
     pids.sort_unstable();
-    let once = UpdateKind::Always;
-    let details = names.with_exe(once).with_cmd(once);
+    let details = names.with_exe(Always).with_cmd(Always);
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, details);
 
     let node = resolved(&home.join(".internal/utils/node"));
@@ -68,8 +67,7 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
         ..WorkerSnapshot::default()
     };
     for process in pids.iter().filter_map(|pid| system.process(*pid)) {
-        let pid = process.pid().as_u32();
-        let parent = process.parent().map(Pid::as_u32);
+        let (pid, parent) = (process.pid().as_u32(), process.parent().map(Pid::as_u32));
         if let Some(app) = app_of_worker(process, &node) {
             let started = process.start_time();
             snapshot.workers.push(Worker { pid, started, app });
@@ -132,8 +130,7 @@ impl WorkerSnapshot {
         for Worker { pid, started, app } in &self.workers {
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
-            let selected = self.selected_since.iter();
-            let selected = selected.clone().find(|(of, _)| app.contains(of));
+            let selected = self.selected_since.iter().find(|(of, _)| app.contains(of));
             let unknown = || format!("which runtime worker {pid} uses is not known");
             let (app, since) = selected.ok_or_else(unknown)?;
             if started <= since {

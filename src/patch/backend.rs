@@ -42,6 +42,11 @@ impl Surveyed {
         }
     }
 
+    /// Whether all of it is there, both packages too.
+    pub fn is_whole(&self) -> bool {
+        self.state() != State::Incomplete && self.files.len() != 1
+    }
+
     /// Whether its chunk is `size` tokens in every place that counts.
     pub fn has(&self, size: u64) -> bool {
         let chunk = self.chunk_and_stock().map(|(chunk, _)| chunk);

@@ -61,11 +61,9 @@ pub struct Survey {
 
 /// Reads every backend of a home whose name matches one of `wanted`, all where that is empty.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
-    let mut home = thread::scope(|scope| {
-        // Where this thread cannot be had, the first file waits for them.
-        let _ = thread::Builder::new().spawn_scoped(scope, sites::prepare);
-        backends::find(home, wanted)
-    })?;
+    // Where this thread cannot be had, the first file waits for them.
+    let _ = thread::Builder::new().spawn(sites::prepare);
+    let mut home = backends::find(home, wanted)?;
     let backends = parallel(mem::take(&mut home.backends), 1, survey::survey);
     Ok(Survey { backends, home })
 }

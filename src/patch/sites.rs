@@ -74,6 +74,11 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
     let (mut text, mut lines, mut open) = (source.to_vec(), Vec::new(), Vec::new());
     let mut start = 3 * usize::from(source.starts_with(b"\xEF\xBB\xBF"));
     let mut end = start;
+    let mut specials = [false; 256];
+    for byte in b"\"'#\\()[]{}\r\n" {
+        specials[usize::from(*byte)] = true;
+    }
+    let is_special = |byte: &u8| specials[usize::from(*byte)];
     while let Some(skipped) = source[end..].iter().position(is_special) {
         let at = end + skipped;
         let Some(length) = token_length(&source[at..]) else {
@@ -96,10 +101,6 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
     lines.push(start..source.len());
     let left_open = open.pop().map(|at| refuse(at, "unbalanced brackets"));
     left_open.unwrap_or(Ok((text, lines)))
-}
-
-fn is_special(byte: &u8) -> bool {
-    matches!(byte, b'"' | b'#' | b'\''..=b')' | b'['..=b']' | b'{' | b'}' | b'\n' | b'\r')
 }
 
 /// The length of the string, comment, continuation, bracket or line end at the start; none for a string without end.
@@ -240,7 +241,7 @@ fn is_word(byte: u8) -> bool {
 
 /// The line with `\x01` around its own parameters, and `?` for what is in calls, subscripts and other parameters.
 fn items(code: &[u8]) -> Vec<u8> {
-    let (mut items, mut open, mut before) = (code.to_vec(), Vec::new(), b' ');
+    let (mut items, mut open) = (code.to_vec(), Vec::new());
     let header = HEADER.captures(code);
     let mut is_def = header.is_some_and(|header| header.get(1).is_some());
     for (at, &byte) in code.iter().enumerate() {
@@ -253,7 +254,8 @@ fn items(code: &[u8]) -> Vec<u8> {
             _ => {}
         }
         if b"([{".contains(&byte) {
-            let is_trailer = is_word(before) || b"\0)]}\"".contains(&before);
+            let before = code[..at].trim_ascii_end().last();
+            let is_trailer = before.is_some_and(|b| is_word(*b) || b"\0)]}\"".contains(b));
             let kind = match open.last() {
                 None if is_def && byte == b'(' => 1,
                 None | Some(b'(') if !is_trailer => b'(',
@@ -263,9 +265,6 @@ fn items(code: &[u8]) -> Vec<u8> {
                 (items[at], is_def) = (kind, false);
             }
             open.push(kind);
-        }
-        if !byte.is_ascii_whitespace() {
-            before = byte;
         }
     }
     items

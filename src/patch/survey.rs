@@ -101,18 +101,13 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
         blocked
     })?;
     let receipt = read_receipt(path, &bytes, &sites);
-    let source = Source::new(bytes, sites, receipt, &evidence);
-    if matches!(&source.original, Some(known) if known.proof == Proof::Release) {
-        return Ok(source);
+    let mut source = Source::new(bytes, sites, receipt, &evidence);
+    if source.original.as_ref().map(|known| known.proof) != Some(Proof::Release) {
+        // Without RECORD an edited file could be taken for one that was never edited.
+        evidence.extend(record(site_packages, setting).map_err(refused)?);
+        source = Source::new(source.bytes, source.sites, source.receipt, &evidence);
     }
-    // Without RECORD an edited file could be taken for one that was never edited.
-    evidence.extend(record(site_packages, setting).map_err(refused)?);
-    Ok(Source::new(
-        source.bytes,
-        source.sites,
-        source.receipt,
-        &evidence,
-    ))
+    Ok(source)
 }
 
 fn refused(why: String) -> Blocked {

@@ -21,8 +21,7 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
         let diff = TextDiff::from_lines(change.before.as_slice(), change.after.as_slice());
         let mut unified = diff.unified_diff();
         unified.header(&format!("a/{path}"), &format!("b/{path}"));
-        let written = unified.to_writer(&mut bytes);
-        written.expect("writing to a Vec cannot fail");
+        unified.to_writer(&mut bytes).expect("a Vec never fails");
     }
     bytes
 }

@@ -122,12 +122,8 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
     {
         let apps = row.backend.users();
         let what = format!("{apps} uses it, and it is at stock while others are set");
-        found.add(
-            Warning,
-            Some(row),
-            &what,
-            &format!("`lmpatch {size}` sets it"),
-        );
+        let next = format!("`lmpatch {size}` sets it");
+        found.add(Warning, Some(row), &what, &next);
     }
 }
 

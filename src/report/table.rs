@@ -108,14 +108,13 @@ impl Report {
 pub fn verdict(size: u64, all: &[Surveyed], command: &str) -> String {
     let lacking = all.iter().filter(|backend| !backend.has(size));
     let can_be_set = |backend: &Surveyed| backend.blocked().is_none();
-    let advice = format!("; `{command}` sets it");
-    let next = if lacking.clone().any(can_be_set) {
-        &advice
-    } else {
-        ""
-    };
+    let is_needed = lacking.clone().any(can_be_set);
     let having = all.len() - lacking.count();
-    format!("{size} in {having} of {}{next}", count(all.len()))
+    let mut text = format!("{size} in {having} of {}", count(all.len()));
+    if is_needed {
+        text += &format!("; `{command}` sets it");
+    }
+    text
 }
 
 fn count(backends: usize) -> String {

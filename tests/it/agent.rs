@@ -172,6 +172,9 @@ fn install_hands_launchd_a_job_that_runs_at_load_on_changes_and_every_hour() {
     assert_eq!(
         user.standins.calls(),
         [
+            // There is none yet.
+            format!("launchctl bootout {}", user.target()),
+            format!("launchctl print {}", user.target()),
             format!("launchctl print {}", user.target()),
             format!("launchctl bootstrap {domain} {}", user.job().display()),
         ]
@@ -231,9 +234,10 @@ fn install_again_waits_for_the_old_job_to_go() {
     assert_eq!(
         verbs,
         [
+            "bootout",
+            "print",
             "print",
             "bootstrap",
-            "print",
             "bootout",
             "print",
             "print",
@@ -295,9 +299,13 @@ fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
         assert_eq!(user.everything(), before, "{exit}");
         launchd.works("bootstrap");
     }
-    // An agent that was there comes back.
+    // An agent that was there comes back, its file also where launchd takes no job at all.
     user.run(&["agent", "install"]).exits(0);
     let before = fs::read(user.job()).unwrap();
+    launchd.fails("bootstrap", 125);
+    user.run(&["agent", "install", "8192"]).exits(1).says("125");
+    assert_eq!(fs::read(user.job()).unwrap(), before);
+    launchd.works("bootstrap");
     let once = format!(
         "[ \"$1\" = bootstrap ] && [ ! -e '{0}' ] && touch '{0}' && exit 125\nexec '{1}' \"$@\"",
         user.standins.file("once").display(),
@@ -416,7 +424,7 @@ fn a_home_in_a_protected_folder_needs_full_disk_access() {
 #[test]
 fn disks_and_the_users_own_folders_are_what_macos_protects() {
     let is_protected = |directory: &str| {
-        lmpatch::agent::is_protected(Path::new(directory), Path::new("/Users/ada"))
+        lmpatch::files::is_protected(Path::new(directory), Path::new("/Users/ada"))
     };
     for directory in [
         "/Volumes/Fast Disk/LM Studio/extensions/backends/vendor/_amphibian",
