@@ -36,7 +36,7 @@ pub enum Exit {
 }
 
 /// How much is told. Whether there is colour is decided once for the whole program.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Output {
     pub is_quiet: bool,
     pub is_verbose: bool,

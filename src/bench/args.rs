@@ -30,7 +30,7 @@ Exit codes:
   2  the command line is wrong";
 
 /// What is measured, and how.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     /// The model's key or identifier [default: the one MLX model that is loaded]; with --direct its directory
     #[arg(long, value_name = "MODEL", required_if_eq("direct", "true"))]

@@ -1,8 +1,11 @@
 """Prefills in this process. A request as JSON a line on stdin, answers as JSON objects a line on stdout."""
 import inspect
+import itertools
 import json
 import os
+import queue
 import sys
+import threading
 import time
 
 # Whatever a library prints is no answer of ours.
@@ -18,7 +21,18 @@ class Cut(Exception):
     pass
 
 
-job = json.loads(sys.stdin.readline())
+requests = queue.SimpleQueue()
+
+
+def listen():
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    # lmpatch is gone, and nobody waits for a prefill any more.
+    os._exit(1)
+
+
+threading.Thread(target=listen, daemon=True).start()
+job = requests.get()
 
 import mlx.core as mx
 import mlx_lm
@@ -48,7 +62,7 @@ def prefill(size, count, turn):
 
     def progress(done, _):
         tell(kind="progress", tokens=done, seconds=time.perf_counter() - start)
-        if json.loads(sys.stdin.readline()) == "stop":
+        if requests.get() == "stop":
             raise Cut
 
     options = {"prompt_progress_callback": progress} if "prompt_progress_callback" in known else {}
@@ -67,8 +81,8 @@ def prefill(size, count, turn):
 
 
 tell(kind="ready", mlx_lm=getattr(mlx_lm, "__version__", None))
-for turn, line in enumerate(sys.stdin):
-    request = json.loads(line)
+for turn in itertools.count():
+    request = requests.get()
     try:
         prefill(request["size"], request["tokens"], turn)
     except Cut:

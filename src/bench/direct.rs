@@ -5,64 +5,66 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::engine::{Engine, OnProgress, Prefill, next_line};
+use super::engine::{Engine, OnProgress, Prefill, silent};
+use super::guard::Guard;
 use super::prompt::Prompts;
 use super::race::{Position, as_u64};
-use super::{Bench, guard, marker};
+use super::{Bench, Plan};
 use crate::files;
 use crate::lmstudio::backends::{Backend, amphibian};
-use crate::patch;
 
 const SCRIPT: &str = include_str!("direct.py");
 
-impl Bench<'_> {
-    pub fn direct(&mut self) -> Result<bool> {
-        let args = self.args;
+impl Bench {
+    pub fn direct(&self, plan: &Plan) -> Result<()> {
+        let args = &self.args;
         let named = PathBuf::from(args.model.clone().unwrap_or_default());
-        let home = self.home.clone().unwrap_or_default();
+        let home = plan.home.clone().unwrap_or_default();
         let mut places = [named.clone(), home.join("models").join(&named)].into_iter();
         let model = places.find(|path| path.is_dir());
         let shown = named.display();
         let model = model.with_context(|| format!("{shown} is no directory of an MLX model"))?;
-        let (python, packages) = match (&args.python, self.in_use()) {
+        let (python, packages) = match (&args.python, &plan.in_use) {
             (Some(python), _) => (python.clone(), None),
             (None, Some(backend)) => python_of(&home, &backend.backend)?,
             _ => {
                 bail!("there is no MLX backend whose Python could be used; name one with --python")
             }
         };
-        self.results.api = "direct";
-        self.results.model = shown.to_string();
-        self.results.prompt_tokens = self.prompt_tokens()?;
+        self.update(|results| {
+            results.api = "direct";
+            results.model = shown.to_string();
+        })?;
+        if args.apply_best {
+            let how = args.reload.clone();
+            self.put_under(Guard::new(&home, &args.backend, how, &self.output)?)?;
+        }
         let prompts = Prompts::new(args.prompt_file.as_deref())?;
         let mut engine = Direct {
             python,
             packages,
             job: json!({ "model": model, "text": prompts.next(8192) }),
             silence: Duration::from_secs(args.timeout),
-            size: self.sizes[0],
+            size: plan.sizes[0],
             version: None,
             process: None,
         };
-        self.race(&mut engine, true)?;
+        let raced = self.race(plan, &mut engine);
         if let Some(version) = &engine.version {
-            let runtime = self.results.runtime.take().map(|runtime| runtime + ", ");
-            self.results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
+            self.update(|results| {
+                let runtime = results.runtime.take().map(|runtime| runtime + ", ");
+                results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
+            })?;
         }
-        let Some(size) = self.best() else {
-            return Ok(true);
-        };
-        let lock = marker::lock(&home)?;
-        let now = patch::survey(&home, &args.backend)?.backends;
-        Ok(guard::set_best(&lock, now, size, self.output))
+        raced
     }
 }
 
@@ -133,35 +135,40 @@ impl Engine for Direct {
         process.say(&json!({ "size": self.size, "tokens": tokens }));
         let mut prefill = Prefill::default();
         // A process that is left in the middle is ended.
-        while let Some(line) = next_line(&process.lines, self.silence, on_progress)? {
+        loop {
+            let line = match process.lines.recv_timeout(self.silence) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
+                Err(_) => bail!("{} {}", self.python.display(), process.ending()),
+            };
             // Whatever else is printed is no answer.
             let line: Line = serde_json::from_str(&line).unwrap_or_default();
             let (tokens, seconds) = (line.tokens, line.seconds);
-            let result = match line.kind.as_str() {
+            match line.kind.as_str() {
                 "progress" => {
                     let position = Position { tokens, seconds };
                     prefill.course.push(position);
-                    let goes_on = on_progress(Some(position));
+                    let goes_on = on_progress(position);
                     process.say(&json!(if goes_on { "go" } else { "stop" }));
                     continue;
                 }
-                "done" => Ok(prefill),
-                "failed" => Err(anyhow!(line.why)),
-                "cut" => Err(anyhow!("stopped")),
+                "done" => {}
+                "failed" | "cut" => {
+                    self.process = Some(process);
+                    bail!(line.why);
+                }
                 _ => {
                     self.version = line.mlx_lm.or(self.version.take());
                     continue;
                 }
-            };
-            self.process = Some(process);
-            let mut prefill = result?;
+            }
             let run = &mut prefill.run;
             (run.prompt_tokens, run.prefill_seconds) = (as_u64(tokens), seconds);
             (run.tokens_per_second, run.source) = (tokens / seconds, "server");
             run.peak_memory_bytes = line.peak;
+            self.process = Some(process);
             return Ok(prefill);
         }
-        bail!("{} {}", self.python.display(), process.ending())
     }
 }
 

@@ -1,11 +1,9 @@
 //! What prefills, a server or a Python process, and how it tells of that.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, anyhow};
 
-use super::interrupt::TICK;
 use super::race::Position;
 use super::results::Run;
 
@@ -18,8 +16,8 @@ pub struct Prefill {
     pub bare_steps: u64,
 }
 
-/// Told every position, and none every now and then; says whether to go on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Option<Position>) -> bool;
+/// Told every position; says whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
 
 pub trait Engine {
     /// Makes the engine use chunks of `size` tokens.
@@ -28,20 +26,6 @@ pub trait Engine {
     fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill>;
 }
 
-/// The next of the lines that a thread reads; none at their end.
-pub fn next_line<T>(
-    lines: &Receiver<T>,
-    silence: Duration,
-    on_progress: OnProgress<'_>,
-) -> Result<Option<T>> {
-    let start = Instant::now();
-    loop {
-        match lines.recv_timeout(TICK) {
-            Ok(line) => return Ok(Some(line)),
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => ensure!(on_progress(None), "stopped"),
-        }
-        let silent = format!("the engine said nothing for {} seconds", silence.as_secs());
-        ensure!(start.elapsed() < silence, silent);
-    }
+pub fn silent(limit: Duration) -> Error {
+    anyhow!("the engine said nothing for {} seconds", limit.as_secs())
 }

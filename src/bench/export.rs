@@ -11,7 +11,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use tempfile::{Builder, NamedTempFile};
 
 use super::results::{Results, Row};
-use crate::output::printable;
+use crate::output::{Output, printable};
 
 /// The path of a file to write to, if its ending says what.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
@@ -26,13 +26,22 @@ fn ending(path: &Path) -> &str {
     ending.unwrap_or_default()
 }
 
-/// Writes the file, which is at any moment wholly the one before or wholly this one.
-pub fn write(path: &Path, results: &Results) -> Result<()> {
+/// Writes every file; whether that worked. A disk that is full does not end the measuring.
+pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
+    let errors = paths
+        .iter()
+        .filter_map(|path| write_one(path, results).err());
+    let say = |error| output.error(&format!("{error:#}"));
+    errors.map(say).count() == 0
+}
+
+/// The file is at any moment wholly the one before or wholly this one.
+fn write_one(path: &Path, results: &Results) -> Result<()> {
     let text = match ending(path) {
         "csv" => csv(results)?,
         "md" => markdown(results),
         "svg" => svg(results),
-        _ => json(results)?,
+        _ => serde_json::to_string_pretty(results)? + "\n",
     };
     let mut file = stage(path)?;
     file.write_all(text.as_bytes())?;
@@ -48,10 +57,6 @@ pub fn stage(path: &Path) -> Result<NamedTempFile> {
     builder.permissions(Permissions::from_mode(0o666));
     let file = builder.tempfile_in(directory.unwrap_or(Path::new(".")));
     file.with_context(|| format!("cannot write {}", path.display()))
-}
-
-pub fn json(results: &Results) -> Result<String> {
-    Ok(serde_json::to_string_pretty(results)? + "\n")
 }
 
 const HEADER: &str = "size|seconds|tok/s|× stock|spread|peak memory|observed chunk";

@@ -1,5 +1,6 @@
 //! Owns what a sweep changes, the backends' files and the loaded models, and puts it back whatever happens.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use glob::Pattern;
 
-use super::interrupt::Interrupt;
-use super::marker;
+use super::server::Server;
+use super::{locked, marker};
 use crate::command;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
@@ -38,29 +39,34 @@ impl From<&str> for Reload {
     }
 }
 
-/// What there was, and how to go back to it.
-pub struct Guard<'a> {
+/// Whether the backends' files have the sizes that the benchmark sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Untouched,
+    Changed,
+    Over,
+}
+
+/// What there was, and how to go back to it. One thread sets sizes; any other may put everything back.
+pub struct Guard {
     home: PathBuf,
-    output: &'a Output,
-    interrupt: &'a Interrupt,
     lock: Lock,
     how: Reload,
     before: Vec<Surveyed>,
     /// Where `lms` reloads: what was loaded, and the measured one as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
-    are_files_changed: bool,
-    are_models_changed: bool,
+    /// Held while files are changed.
+    phase: Mutex<Phase>,
+    /// Whether a model was loaded; held while one is.
+    is_reloaded: Mutex<bool>,
+    /// The server, where there is one, and how long it is waited for after a reload.
+    pub server: Option<(Server, Duration)>,
 }
 
-impl<'a> Guard<'a> {
+impl Guard {
     /// Takes the lock and all that going back needs. Fails where a sweep could not work; changes nothing yet.
-    pub fn new(
-        home: &Path,
-        wanted: &[Pattern],
-        how: Reload,
-        (output, interrupt): (&'a Output, &'a Interrupt),
-    ) -> Result<Self> {
+    pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
         for backend in patch::survey(home, wanted)?.backends {
@@ -76,20 +82,19 @@ impl<'a> Guard<'a> {
         ensure!(!before.is_empty(), "there is no backend that can be set");
         Ok(Self {
             home: home.to_owned(),
-            output,
-            interrupt,
             lock,
             how,
             before,
             loaded: Vec::new(),
             wanted: None,
-            are_files_changed: false,
-            are_models_changed: false,
+            phase: Mutex::new(Phase::Untouched),
+            is_reloaded: Mutex::new(false),
+            server: None,
         })
     }
 
     /// Finds the measured model, which is to have a context of so many tokens, and all that loads it again.
-    pub fn hold_models(&mut self, identifier: &str, context: u64) -> Result<()> {
+    pub fn hold_models(&mut self, identifier: &str, context: u64, output: &Output) -> Result<()> {
         if matches!(self.how, Reload::Command(_)) {
             return Ok(());
         }
@@ -112,7 +117,7 @@ impl<'a> Guard<'a> {
         ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
-            self.output.note(&format!(
+            output.note(&format!(
                 "{identifier} has a context of {has}; it is loaded with {context} while it is measured"
             ));
             wanted.context_length = Some(context);
@@ -122,15 +127,28 @@ impl<'a> Guard<'a> {
     }
 
     /// Sets every backend and makes it take effect.
-    pub fn prepare(&mut self, size: u64) -> Result<()> {
-        if !self.are_files_changed {
+    pub fn prepare(&self, size: u64) -> Result<()> {
+        let mut is_reloaded = locked(&self.is_reloaded);
+        self.set(size)?;
+        *is_reloaded = true;
+        reload(&self.how, &self.home, self.wanted.as_ref())?;
+        self.wait_for_server()
+    }
+
+    fn set(&self, size: u64) -> Result<()> {
+        let mut phase = locked(&self.phase);
+        ensure!(*phase != Phase::Over, "stopped");
+        if *phase == Phase::Untouched {
             marker::write(&self.home, &self.before).context("cannot write beside the backends")?;
-            self.are_files_changed = true;
+            *phase = Phase::Changed;
         }
         let applied = patch::apply(&self.lock, self.now()?, Goal::Size(size));
-        check(applied.iter().filter(|one| one.before.backend.selected))?;
-        self.are_models_changed = true;
-        self.reload()
+        check(applied.iter().filter(|one| one.before.backend.selected))
+    }
+
+    fn wait_for_server(&self) -> Result<()> {
+        let server = self.server.as_ref();
+        server.map_or(Ok(()), |(server, limit)| server.wait(*limit).map(drop))
     }
 
     /// The backends of the sweep as they are now.
@@ -141,20 +159,12 @@ impl<'a> Guard<'a> {
         Ok(backends)
     }
 
-    /// Where an end is asked for, the reload goes on and is not waited for.
-    fn reload(&self) -> Result<()> {
-        let (how, home, wanted) = (self.how.clone(), self.home.clone(), self.wanted.clone());
-        let work = move || reload(&how, &home, wanted.as_ref());
-        self.interrupt.attend(work)
-    }
-
     /// The context of the measured model where `lms` tells; fails where something else loads or uses the model.
     pub fn look(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
-        let lms = Lms::of(&self.home);
-        let mut loaded = self.interrupt.attend(move || lms.loaded())?;
+        let mut loaded = Lms::of(&self.home).loaded()?;
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
         let measured = find(&loaded, name);
@@ -167,66 +177,47 @@ impl<'a> Guard<'a> {
         Ok(measured.context_length)
     }
 
-    /// Gives the files back, or sets `keep`; then loads the models as they were. Whether all of it worked.
-    pub fn finish(mut self, keep: Option<u64>) -> bool {
-        let are_files_right = self.finish_files(keep);
-        self.finish_models() && are_files_right
-    }
-
-    fn finish_files(&mut self, keep: Option<u64>) -> bool {
-        if !std::mem::take(&mut self.are_files_changed) {
-            return keep.is_none();
-        }
-        let restored = self.now().and_then(|now| {
-            let applied = patch::apply(&self.lock, now, Goal::Earlier(&self.before));
-            check(applied.iter())
-        });
-        if let Err(why) = restored {
-            let advice = format!("`{}` gives the sizes back", marker::way_back(&self.before));
-            self.output
-                .error(&format!("not as it was: {why:#}; {advice}"));
-            return false;
-        }
-        marker::forget(&self.home);
-        match (keep, self.now()) {
-            (Some(size), Ok(now)) => set_best(&self.lock, now, size, self.output),
-            (keep, _) => {
-                self.output.say("Every backend is as it was.");
-                keep.is_none()
+    /// Gives the files back, or sets `keep`; no size is set any more. Whether that worked.
+    pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> bool {
+        let mut phase = locked(&self.phase);
+        if mem::replace(&mut *phase, Phase::Over) == Phase::Changed {
+            let goal = Goal::Earlier(&self.before);
+            let restored = self.now().map(|now| patch::apply(&self.lock, now, goal));
+            if let Err(why) = restored.and_then(|applied| check(applied.iter())) {
+                let command = marker::way_back(&self.before);
+                let advice = format!("`{command}` gives the sizes back");
+                output.error(&format!("not as it was: {why:#}; {advice}"));
+                return false;
+            }
+            marker::forget(&self.home);
+            if keep.is_none() {
+                output.say("Every backend is as it was.");
             }
         }
+        let Some(size) = keep else { return true };
+        let now = self.now().unwrap_or_default();
+        set_best(&self.lock, now, size, output)
     }
 
-    /// One signal was answered by the files; another one ends this.
-    fn finish_models(&mut self) -> bool {
-        if !std::mem::take(&mut self.are_models_changed) {
-            return true;
+    /// Loads the model as it was, if it was loaded again, once a load that is under way has ended.
+    pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
+        if !*locked(&self.is_reloaded) {
+            return Ok(());
         }
-        self.interrupt.tolerate_first();
-        let what = self.wanted.take().map(|wanted| wanted.identifier);
-        self.wanted = what.as_ref().and_then(|id| find(&self.loaded, id).cloned());
-        let result = self.reload();
-        if let Err(why) = &result {
-            let what = what.as_deref().unwrap_or("the model");
-            let text = format!("{what} was not loaded again: {why:#}; load it in LM Studio");
-            self.output.error(&text);
+        let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
+        let was = id.and_then(|id| find(&self.loaded, id));
+        let failed = || format!("{} was not loaded again", id.map_or("the model", |id| id));
+        reload(&self.how, &self.home, was).with_context(failed)?;
+        // The server is left as it was found: answering.
+        if is_stopped {
+            Ok(())
+        } else {
+            self.wait_for_server()
         }
-        result.is_ok()
-    }
-}
-
-impl Drop for Guard<'_> {
-    /// On errors and panics.
-    fn drop(&mut self) {
-        self.finish_files(None);
-        self.finish_models();
     }
 }
 
 fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    // One that an interrupt did not wait for may still be under way.
-    let _turn = TURN.lock();
     if let Reload::Command(text) = how {
         let mut shell = Command::new("sh");
         let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
@@ -266,7 +257,7 @@ fn check<'a>(applied: impl Iterator<Item = &'a Applied>) -> Result<()> {
 }
 
 /// Sets a size for good and says what was really set; false where a selected backend was not.
-pub fn set_best(lock: &Lock, backends: Vec<Surveyed>, size: u64, output: &Output) -> bool {
+fn set_best(lock: &Lock, backends: Vec<Surveyed>, size: u64, output: &Output) -> bool {
     let mut set = Vec::new();
     let mut is_right = true;
     for one in &patch::apply(lock, backends, Goal::Size(size)) {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Bench;
 use super::engine::{Engine, Prefill};
 use super::race::{Position, Race, Step, as_f64, as_u64};
 use super::results::Row;
+use super::{Bench, Plan, export};
 use crate::output::Output;
 
 /// The tokens of the prefill that comes before everything: it shows that all works, and about how fast.
@@ -17,92 +17,72 @@ const PROBE_TOKENS: u64 = 1024;
 /// How many runs of a size may not count before it is given up.
 const MAX_IGNORED: usize = 3;
 
-impl Bench<'_> {
-    fn seconds(&self) -> f64 {
-        self.start.elapsed().as_secs_f64()
-    }
-
-    fn wants_stop(&self) -> bool {
-        let is_over = |budget| self.start.elapsed() > budget;
-        self.interrupt.is_set() || self.args.budget.is_some_and(is_over)
-    }
-
-    /// Probes, says how long it takes at most, and races until the answer is settled or an end is wanted.
-    pub fn race(&mut self, engine: &mut dyn Engine, is_size_known: bool) -> Result<()> {
-        let (tokens, count) = (self.results.prompt_tokens, self.sizes.len());
-        let budget = self.args.budget.map_or(f64::INFINITY, |b| b.as_secs_f64());
-        let mut race = Race::new(&self.sizes, tokens, self.args.runs, !self.args.direct);
-        race.limit(budget);
-        let probe = engine.prefill(PROBE_TOKENS.min(tokens), &mut |_| !self.wants_stop());
-        if self.wants_stop() {
-            return Ok(());
-        }
-        let at_most = as_f64(race.tokens_at_most()) / probe?.run.tokens_per_second;
-        let minutes = (at_most.min(budget) / 60.0).ceil();
+impl Bench {
+    /// Probes, says how long it takes at most, and races until the answer is settled.
+    pub fn race(&self, plan: &Plan, engine: &mut dyn Engine) -> Result<()> {
+        let (args, count) = (&self.args, plan.sizes.len());
+        let mut race = Race::new(&plan.sizes, plan.tokens, args.runs, !args.direct);
+        let model = self.update(|results| {
+            results.prompt_tokens = plan.tokens;
+            results.model.clone()
+        })?;
+        let probe = engine.prefill(PROBE_TOKENS.min(plan.tokens), &mut |_| true)?;
+        let at_most = as_f64(race.tokens_at_most()) / probe.run.tokens_per_second;
+        let budget = args.budget.map_or(f64::INFINITY, |b| b.as_secs_f64());
+        let (minutes, tokens) = ((at_most.min(budget) / 60.0).ceil(), plan.tokens);
         self.output.say(&format!(
-            "{}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill",
-            self.results.model
+            "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill"
         ));
-        let bar = bar(self.output, race.tokens_at_most());
-        while let Some(step) = race.next(self.seconds()) {
-            let (Step::WarmUp { size, .. } | Step::Measure { size }) = step;
-            let row = is_size_known.then_some(size);
-            let done = self.step(engine, &mut race, &bar, step, row);
-            if self.wants_stop() {
-                break;
-            }
-            if let Err(why) = done {
-                self.results.row(row).failed = Some(format!("{why:#}"));
-                race.drop_out(size);
-            }
-            self.results.seconds = self.seconds();
-            self.results.conclude(race.standing(), count);
-            self.write();
-        }
-        bar.finish_and_clear();
-        self.results.conclude(race.standing(), count);
-        if race.is_cut_short(self.seconds()) && !self.interrupt.was_set() {
-            self.note("the budget was over before the answer was settled".to_owned());
+        self.bar.set_length(race.tokens_at_most());
+        // Time goes on also where a server tells no progress.
+        self.bar.enable_steady_tick(Duration::from_millis(250));
+        let is_size_known = !args.sizes.is_empty() || plan.in_use.is_some();
+        while let Some(step) = race.next() {
+            let row = is_size_known.then_some(step.size);
+            let done = self.step(engine, &mut race, step, row);
+            self.update(|results| {
+                if let Err(why) = done {
+                    results.row(row).failed = Some(format!("{why:#}"));
+                    race.drop_out(step.size);
+                }
+                results.seconds = self.start.elapsed().as_secs_f64();
+                results.conclude(race.standing(), count);
+                export::write(&args.output, results, &self.output);
+            })?;
         }
         Ok(())
     }
 
     fn step(
-        &mut self,
+        &self,
         engine: &mut dyn Engine,
         race: &mut Race,
-        bar: &ProgressBar,
         step: Step,
         row: Option<u64>,
     ) -> Result<()> {
-        let (size, tokens, is_measured) = match step {
-            Step::WarmUp { size, tokens } => (size, tokens, false),
-            Step::Measure { size } => (size, self.results.prompt_tokens, true),
-        };
+        let size = step.size;
         if race.current() != Some(size) {
-            bar.set_message(format!("{size}, loading"));
+            self.bar.set_message(format!("{size}, loading"));
             engine.prepare(size)?;
             race.prepared(size);
         }
-        bar.set_message(size.to_string());
+        self.bar.set_message(size.to_string());
         let (mut cut, mut last) = (None, 0.0);
-        let prefill = engine.prefill(tokens, &mut |position| {
-            if let Some(position) = position {
-                bar.inc(as_u64(position.tokens - last));
-                last = position.tokens;
-                cut = race.cut(size, position).filter(|_| is_measured);
-            }
-            cut.is_none() && !self.wants_stop()
+        let prefill = engine.prefill(step.tokens, &mut |position| {
+            self.bar.inc(as_u64(position.tokens - last));
+            last = position.tokens;
+            cut = race.cut(size, position).filter(|_| step.is_measured);
+            cut.is_none()
         });
         if cut.is_some() {
-            self.results.row(row).cut = cut;
             race.drop_out(size);
-        } else if is_measured {
-            take(self.results.row(row), race, size, prefill?)?;
-        } else {
-            prefill?;
-            race.warmed_up(size);
+            return self.update(|results| results.row(row).cut = cut);
         }
+        let prefill = prefill?;
+        if step.is_measured {
+            return self.update(|results| take(results.row(row), race, size, prefill))?;
+        }
+        race.warmed_up(size);
         Ok(())
     }
 }
@@ -136,16 +116,13 @@ fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<(
     Ok(())
 }
 
-/// A progress bar over so many prompt tokens at most; on a terminal only.
-fn bar(output: &Output, tokens: u64) -> ProgressBar {
+/// A progress bar over prompt tokens; on a terminal only.
+pub fn bar(output: &Output) -> ProgressBar {
     if !output.shows_progress() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
-    let bar = ProgressBar::new(tokens).with_style(style.expect("it is well-formed"));
-    // Time goes on also where a server tells no progress.
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
+    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
 }
 
 /// The chunk and the number of steps that the positions of a prefill show.

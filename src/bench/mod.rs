@@ -1,4 +1,7 @@
 //! Measures prefill, as it is or size by size, and says which size to keep.
+//!
+//! A thread measures. The one that started it waits for its end, for the end of the budget or for a signal, and then
+//! puts everything back: so a server that says nothing keeps nobody waiting.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -12,7 +15,6 @@ mod direct;
 mod engine;
 mod export;
 pub mod guard;
-pub mod interrupt;
 pub mod marker;
 mod measure;
 mod prompt;
@@ -22,62 +24,109 @@ mod served;
 mod server;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use indicatif::ProgressBar;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-use crate::command;
 use crate::lmstudio::home;
 use crate::output::{Exit, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;
+use crate::patch::settings::DEFAULT_SIZE;
 use args::BenchArgs;
-use interrupt::Interrupt;
-use results::Results;
+use guard::Guard;
+use results::{Results, machine};
 
-/// What a benchmark works with, and what it has found so far.
-struct Bench<'a> {
-    args: &'a BenchArgs,
-    output: &'a Output,
-    interrupt: Interrupt,
+/// What is waited for.
+enum Event {
+    /// Ctrl-C, or another way in which an end is asked for.
+    Signal,
+    Measured(thread::Result<Result<()>>),
+    ModelsBack(Result<()>),
+}
+
+/// What the measuring thread and the waiting one share.
+struct Bench {
+    args: BenchArgs,
+    output: Output,
     start: Instant,
+    bar: ProgressBar,
+    /// None as soon as nothing more is to be measured.
+    results: Mutex<Option<Results>>,
+    /// Where sizes are changed; none from the end on, where it was not needed until then.
+    guard: OnceLock<Option<Arc<Guard>>>,
+}
+
+/// What is to be measured.
+struct Plan {
     home: Option<PathBuf>,
-    backends: Vec<Surveyed>,
-    /// The sizes of the race: those that were given, or the one that is set.
+    /// The selected backend, or else the last.
+    in_use: Option<Surveyed>,
+    /// Those that were given, or the one that is set.
     sizes: Vec<u64>,
-    results: Results,
+    /// Of every prompt.
+    tokens: u64,
 }
 
 /// Runs a benchmark and tells what came out. Fails only where nothing could be told.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
-    let mut bench = Bench {
-        args,
-        output,
-        interrupt: Interrupt::catch()?,
+    let (sender, events) = mpsc::channel();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
+    let to = sender.clone();
+    thread::spawn(move || signals.forever().try_for_each(|_| to.send(Event::Signal)));
+    let bench = Arc::new(Bench {
+        args: args.clone(),
+        output: *output,
         start: Instant::now(),
-        home: None,
-        backends: Vec::new(),
-        sizes: args.sizes.clone(),
-        results: Results {
+        bar: measure::bar(output),
+        results: Mutex::new(Some(Results {
             schema: 2,
             lmpatch: env!("CARGO_PKG_VERSION"),
             machine: machine(),
             runs_per_size: args.runs,
             ..Results::default()
-        },
+        })),
+        guard: OnceLock::new(),
+    });
+    let (working, home, to) = (Arc::clone(&bench), home.map(Path::to_owned), sender.clone());
+    let measure = move || working.measure(home.as_deref());
+    // A panic, which would be a defect, is an end too.
+    thread::spawn(move || to.send(Event::Measured(thread::spawn(measure).join())));
+    let end = events.recv_timeout(args.budget.unwrap_or(Duration::MAX));
+    bench.bar.finish_and_clear();
+    let mut results = locked(&bench.results).take().unwrap_or_default();
+    let is_stopped = matches!(end, Ok(Event::Signal));
+    let end = match end {
+        Ok(Event::Measured(Ok(end))) => end,
+        Ok(Event::Measured(Err(_))) => Err(anyhow!("lmpatch itself failed; please report this")),
+        Ok(_) => Err(anyhow!("stopped; what was measured until then is kept")),
+        Err(_) => {
+            let note = "the budget was over before the answer was settled";
+            output.note(note);
+            results.notes.push(note.to_owned());
+            Ok(())
+        }
     };
-    let measured = bench.measure(home);
-    let is_right = *measured.as_ref().unwrap_or(&false);
-    let results = &mut bench.results;
-    results.error = measured.err().map(|error| format!("{error:#}"));
-    if bench.interrupt.was_set() {
-        results.error = Some("stopped; what was measured until then is kept".to_owned());
-    }
-    let results = &bench.results;
-    let is_written = results.rows.is_empty() || bench.write();
+    results.error = end.err().map(|error| format!("{error:#}"));
+    let keep = results.verdict.keep.filter(|_| args.apply_best);
+    let keep = keep.filter(|_| results.error.is_none());
+    let is_right = bench.put_back(keep, is_stopped, sender, &events);
+    let is_told = tell(&results, is_json, args, output)?;
+    let is_good = is_right && is_told && !results.has_failures(args.sizes.len());
+    Ok(if is_good { Exit::Done } else { Exit::Failed })
+}
+
+/// Prints the results and writes every file; whether that worked.
+fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<bool> {
+    let is_written = results.rows.is_empty() || export::write(&args.output, results, output);
     if is_json {
-        output.print(&export::json(results)?)?;
+        output.print_json(results)?;
     } else if !results.rows.is_empty() && !output.is_quiet {
         output.print(&export::table(results, output.width()))?;
     }
@@ -85,101 +134,124 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         output.say(&remark);
     }
     results.error.iter().for_each(|error| output.error(error));
-    let is_bad = !is_right || !is_written || results.has_failures(bench.sizes.len());
-    Ok(if is_bad { Exit::Failed } else { Exit::Done })
+    Ok(is_written)
 }
 
-impl Bench<'_> {
-    /// Measures; whether everything is as it was, or as it was to be.
-    fn measure(&mut self, home: Option<&Path>) -> Result<bool> {
-        let args = self.args;
+/// What a mutex guards, also where a thread panicked that had it.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bench {
+    fn measure(&self, home: Option<&Path>) -> Result<()> {
+        let args = &self.args;
         for file in &args.output {
             export::stage(file)?;
         }
-        self.sizes.sort_unstable();
-        self.sizes.dedup();
-        let needs_home = args.apply_best || !args.direct && !self.sizes.is_empty();
+        let needs_home = args.apply_best || !args.direct && !args.sizes.is_empty();
+        let (mut found, mut backends) = (None, Vec::new());
         match home::find(home) {
-            Ok(found) => {
-                self.backends = patch::survey(&found, &args.backend)?.backends;
-                self.home = Some(found);
+            Ok(home) => {
+                backends = patch::survey(&home, &args.backend)?.backends;
+                found = Some(home);
             }
             Err(error) if home.is_some() || needs_home => return Err(error),
             Err(_) => {}
         }
-        let is_possible = !needs_home || !self.backends.is_empty();
+        let is_possible = !needs_home || !backends.is_empty();
         ensure!(is_possible, "there is no MLX backend to set a size in");
-        if let Some(in_use) = self.in_use() {
-            let stock = in_use.chunk_and_stock().map(|(_, stock)| stock);
-            let runtimes = in_use.backend.runtimes.iter();
+        let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
+        let chunk_and_stock = in_use.as_ref().and_then(Surveyed::chunk_and_stock);
+        let (chunk, stock) = chunk_and_stock.unzip();
+        let mut sizes = args.sizes.clone();
+        if sizes.is_empty() {
+            sizes = vec![chunk.unwrap_or(DEFAULT_SIZE)];
+        }
+        sizes.sort_unstable();
+        sizes.dedup();
+        self.update(|results| {
+            let runtimes = in_use.iter().flat_map(|one| &one.backend.runtimes);
             let runtime = runtimes.max_by_key(|runtime| runtime.selected);
-            let runtime = runtime.map(|runtime| runtime.label.clone());
-            (self.results.stock, self.results.runtime) = (stock, runtime);
-        }
+            results.runtime = runtime.map(|runtime| runtime.label.clone());
+            results.stock = stock;
+        })?;
+        let plan = Plan {
+            home: found,
+            in_use,
+            tokens: prompt_tokens(args, &sizes)?,
+            sizes,
+        };
         if args.direct {
-            self.direct()
+            self.direct(&plan)
         } else {
-            self.served()
+            self.served(plan)
         }
     }
 
-    /// The selected backend, or else the last.
-    fn in_use(&self) -> Option<&Surveyed> {
-        let backends = self.backends.iter();
-        backends.max_by_key(|backend| backend.backend.selected)
+    /// Changes the results. Fails where nothing more is to be measured.
+    fn update<T>(&self, change: impl FnOnce(&mut Results) -> T) -> Result<T> {
+        locked(&self.results)
+            .as_mut()
+            .map(change)
+            .context("stopped")
     }
 
-    /// The tokens of every prompt. Fails where they say nothing about the largest size.
-    fn prompt_tokens(&self) -> Result<u64> {
-        let largest = self.sizes.iter().max().copied().unwrap_or_default();
-        // Two chunks of the largest of several sizes, or four of the one that is set.
-        let chunks = if self.args.sizes.is_empty() { 4 } else { 2 };
-        let usual = (chunks * largest).max(8192);
-        let tokens = self.args.prompt_tokens.unwrap_or(usual);
-        let least = 2 * largest;
-        ensure!(
-            tokens >= least,
-            "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give \
-             more with --prompt-tokens, or smaller --sizes"
-        );
-        Ok(tokens)
-    }
-
-    /// The size that is to be set at the end.
-    fn best(&self) -> Option<u64> {
-        let is_wanted = self.args.apply_best && !self.interrupt.was_set();
-        self.results.verdict.keep.filter(|_| is_wanted)
+    /// From here on sizes may be changed. Fails where nothing more is to be measured.
+    fn put_under(&self, guard: Guard) -> Result<()> {
+        let is_first = self.guard.set(Some(Arc::new(guard))).is_ok();
+        is_first.then_some(()).context("stopped")
     }
 
     /// Says something that belongs to the results too.
-    fn note(&mut self, note: String) {
+    fn note(&self, note: String) -> Result<()> {
         self.output.note(&note);
-        self.results.notes.push(note);
+        self.update(|results| results.notes.push(note))
     }
 
-    /// Writes every file; whether that worked. A disk that is full does not end the measuring.
-    fn write(&self) -> bool {
-        let write = |path: &PathBuf| export::write(path, &self.results).err();
-        let errors: Vec<_> = self.args.output.iter().filter_map(write).collect();
-        let say = |error| self.output.error(&format!("{error:#}"));
-        errors.iter().for_each(say);
-        errors.is_empty()
+    /// Gives the files back, or sets `keep`; then loads the models as they were. Whether all of it worked.
+    fn put_back(
+        &self,
+        keep: Option<u64>,
+        is_stopped: bool,
+        to: Sender<Event>,
+        events: &Receiver<Event>,
+    ) -> bool {
+        let Some(guard) = self.guard.get_or_init(|| None) else {
+            return true;
+        };
+        let are_files_right = guard.finish_files(keep, &self.output);
+        let models = Arc::clone(guard);
+        thread::spawn(move || to.send(Event::ModelsBack(models.finish_models(is_stopped))));
+        // One signal was answered by the files; another one ends this.
+        let mut signals = usize::from(is_stopped);
+        let result = loop {
+            match events.recv() {
+                Ok(Event::ModelsBack(result)) => break result,
+                Ok(Event::Signal) if signals > 0 => {
+                    break Err(anyhow!("the model was not loaded again: stopped"));
+                }
+                Ok(Event::Signal) => signals += 1,
+                _ => {}
+            }
+        };
+        if let Err(why) = &result {
+            self.output.error(&format!("{why:#}; load it in LM Studio"));
+        }
+        are_files_right && result.is_ok()
     }
 }
 
-/// The machine that this runs on, in a line.
-fn machine() -> String {
-    let ask = |program: &str, arguments: &[&str]| {
-        let mut command = Command::new(program);
-        let said = command::output(command.args(arguments), Duration::from_secs(2));
-        said.ok().map(|said| said.trim().to_owned())
-    };
-    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
-    let Some(cpu) = ask("sysctl", &["-n", "machdep.cpu.brand_string"]) else {
-        return format!("{os} {arch}");
-    };
-    let memory = ask("sysctl", &["-n", "hw.memsize"]).and_then(|bytes| bytes.parse().ok());
-    let gigabytes = memory.unwrap_or(0_u64) >> 30;
-    let version = ask("sw_vers", &["-productVersion"]).unwrap_or_default();
-    format!("{cpu}, {gigabytes} GB, macOS {version}")
+/// The tokens of every prompt. Fails where they say nothing about the largest size.
+fn prompt_tokens(args: &BenchArgs, sizes: &[u64]) -> Result<u64> {
+    let largest = sizes.iter().max().copied().unwrap_or_default();
+    // Two chunks of the largest of several sizes, or four of the one that is set.
+    let chunks = if args.sizes.is_empty() { 4 } else { 2 };
+    let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
+    let least = 2 * largest;
+    ensure!(
+        tokens >= least,
+        "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give more \
+         with --prompt-tokens, or smaller --sizes"
+    );
+    Ok(tokens)
 }

@@ -21,13 +21,13 @@ pub struct Position {
     pub seconds: f64,
 }
 
-/// What is to be done next.
+/// The prefill that is to come next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// A prefill of this many tokens that does not count.
-    WarmUp { size: u64, tokens: u64 },
-    /// A prefill of a whole prompt.
-    Measure { size: u64 },
+pub struct Step {
+    pub size: u64,
+    pub tokens: u64,
+    /// Whether it counts; else it is a warm-up.
+    pub is_measured: bool,
 }
 
 /// Where a prefill was cut short, and both speeds there.
@@ -75,7 +75,6 @@ pub struct Race {
     max_runs: usize,
     /// Whether a change of the size loads the model again, which makes it cold.
     reloads: bool,
-    budget_seconds: f64,
     current: Option<u64>,
 }
 
@@ -99,34 +98,20 @@ impl Race {
             prompt_tokens,
             max_runs: max_runs as usize,
             reloads,
-            budget_seconds: f64::INFINITY,
             current: None,
         }
     }
 
-    /// Ends the race after so many seconds.
-    pub fn limit(&mut self, seconds: f64) {
-        self.budget_seconds = seconds;
-    }
-
-    /// The next step after `elapsed` seconds; none where the answer is settled or the time does not suffice.
-    pub fn next(&self, elapsed: f64) -> Option<Step> {
-        let lane = self.next_lane().filter(|_| !self.is_late(elapsed))?;
-        let (size, tokens) = (lane.size, lane.size.min(self.prompt_tokens));
-        if lane.is_warm {
-            return Some(Step::Measure { size });
-        }
-        Some(Step::WarmUp { size, tokens })
-    }
-
-    /// Whether the race ended because of its budget.
-    pub fn is_cut_short(&self, elapsed: f64) -> bool {
-        self.next_lane().is_some() && self.is_late(elapsed)
-    }
-
-    fn is_late(&self, elapsed: f64) -> bool {
-        let speed = self.best().map_or(f64::INFINITY, Lane::speed);
-        elapsed + as_f64(self.prompt_tokens) / speed >= self.budget_seconds
+    /// The next step; none where the answer is settled.
+    pub fn next(&self) -> Option<Step> {
+        let lane = self.next_lane()?;
+        let (size, is_measured) = (lane.size, lane.is_warm);
+        let tokens = if is_measured { u64::MAX } else { size }.min(self.prompt_tokens);
+        Some(Step {
+            size,
+            tokens,
+            is_measured,
+        })
     }
 
     fn next_lane(&self) -> Option<&Lane> {

@@ -1,6 +1,7 @@
 //! What a benchmark found: one type, of which every export is made. What is not known is none.
 
 use serde::Serialize;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use super::race::{Cut, Standing, median, spread};
 
@@ -222,4 +223,15 @@ impl Results {
         let has_failed = self.rows.iter().any(|row| row.failed.is_some());
         self.error.is_some() || has_no_verdict || has_failed
     }
+}
+
+/// The machine that this runs on, in a line.
+pub fn machine() -> String {
+    let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
+    let system =
+        System::new_with_specifics(what.with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let cpu = system.cpus().first().map(|cpu| cpu.brand().to_owned());
+    let os = System::long_os_version().unwrap_or_default();
+    let (cpu, gigabytes) = (cpu.unwrap_or_default(), system.total_memory() >> 30);
+    format!("{cpu}, {gigabytes} GB, {os}")
 }

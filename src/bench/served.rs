@@ -1,89 +1,74 @@
 //! Measures through a server, and changes the size between prefills through the guard.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use serde_json::Value;
 
-use super::Bench;
 use super::engine::{Engine, OnProgress, Prefill};
 use super::guard::Guard;
-use super::interrupt::Interrupt;
 use super::prompt::{Prompts, context_for};
 use super::server::{Instance, Model, Server, base_url};
-use crate::command;
-use crate::patch::backend::Surveyed;
-use crate::patch::settings::DEFAULT_SIZE;
+use super::{Bench, Plan};
 
-impl Bench<'_> {
-    pub fn served(&mut self) -> Result<bool> {
-        let (args, output, interrupt) = (self.args, self.output, self.interrupt.clone());
-        let timeout = Duration::from_secs(args.timeout);
-        let usual = || base_url(self.home.as_deref());
-        let server = Server::new(args.url.clone().unwrap_or_else(usual), timeout);
-        let models = wait_for(&server, &interrupt, Duration::ZERO)?;
+impl Bench {
+    pub fn served(&self, mut plan: Plan) -> Result<()> {
+        let args = &self.args;
+        let silence = Duration::from_secs(args.timeout);
+        let usual = || base_url(plan.home.as_deref());
+        let server = Server::new(args.url.clone().unwrap_or_else(usual), silence);
+        let models = server.models()?;
         let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
         let context = target.config["context_length"].as_u64();
-        let is_sweep = !self.sizes.is_empty();
-        let now = self.in_use().and_then(Surveyed::chunk_and_stock);
-        if !is_sweep {
-            self.sizes = vec![now.map_or(DEFAULT_SIZE, |(chunk, _)| chunk)];
-        }
-        self.results.prompt_tokens = self.prompt_tokens()?;
-        let needed = context_for(self.results.prompt_tokens);
+        let is_sweep = !args.sizes.is_empty();
+        let needed = context_for(plan.tokens);
         let most = most.unwrap_or(u64::MAX);
         let why = format!("prompts take a context of {needed}, and the model has at most {most}");
         ensure!(!is_sweep || needed <= most, why);
         if let Some(has) = context.filter(|has| !is_sweep && *has < needed) {
-            self.fit(&target.id, has, needed)?;
+            self.fit(&mut plan, &target.id, has)?;
         }
-        self.results.api = if models.is_some() { "v1" } else { "openai" };
-        self.results.model.clone_from(&target.id);
-        self.results.context_length = context;
-        let mut guard = None;
-        if let (Some(home), true) = (&self.home, is_sweep) {
+        self.update(|results| {
+            results.api = if models.is_some() { "v1" } else { "openai" };
+            results.model.clone_from(&target.id);
+            results.context_length = context;
+        })?;
+        if let (Some(home), true) = (&plan.home, is_sweep) {
             let how = args.reload.clone();
-            let mut held = Guard::new(home, &args.backend, how, (output, &interrupt))?;
-            held.hold_models(&target.id, needed)?;
-            guard = Some(held);
+            let mut guard = Guard::new(home, &args.backend, how, &self.output)?;
+            guard.hold_models(&target.id, needed, &self.output)?;
+            guard.server = Some((server.clone(), silence));
+            self.put_under(guard)?;
         }
         let mut engine = Served {
             server,
             is_v1: models.is_some(),
             model: target.id,
             prompts: Prompts::new(args.prompt_file.as_deref())?,
-            prompt_tokens: self.results.prompt_tokens,
-            guard,
-            interrupt: &interrupt,
+            prompt_tokens: plan.tokens,
+            guard: self.guard.get().cloned().flatten(),
         };
-        let raced = self.race(&mut engine, is_sweep || now.is_some());
-        let Some(guard) = engine.guard.take() else {
-            return raced.map(|()| true);
-        };
-        let is_right = guard.finish(self.best().filter(|_| raced.is_ok()));
-        // The server is left as it was found: answering.
-        let is_back = interrupt.was_set() || wait_for(&engine.server, &interrupt, timeout).is_ok();
-        raced.map(|()| is_right && is_back)
+        self.race(&plan, &mut engine)
     }
 
-    /// Makes prompts, which need a context of so many tokens, fit into the one that there is.
-    fn fit(&mut self, name: &str, has: u64, needed: u64) -> Result<()> {
-        let tokens = has.saturating_sub(needed - self.results.prompt_tokens);
-        let size = self.sizes[0];
+    /// Makes prompts fit into the context that there is.
+    fn fit(&self, plan: &mut Plan, name: &str, has: u64) -> Result<()> {
+        let (needed, size) = (context_for(plan.tokens), plan.sizes[0]);
+        let tokens = has.saturating_sub(needed - plan.tokens);
         ensure!(
             tokens >= 2 * size,
             "the model has a context of {has}, too little for two chunks of {size}; load it with more: \
              `lms load '{name}' --context-length {needed}`"
         );
-        self.results.prompt_tokens = tokens;
+        plan.tokens = tokens;
         let so = format!("so prompts have {tokens} tokens");
-        self.note(format!("the model has a context of {has}, {so}"));
-        Ok(())
+        self.note(format!("the model has a context of {has}, {so}"))
     }
 }
 
 /// A model behind a server.
-struct Served<'a> {
+struct Served {
     server: Server,
     is_v1: bool,
     /// What it is asked by.
@@ -91,17 +76,15 @@ struct Served<'a> {
     prompts: Prompts,
     prompt_tokens: u64,
     /// Where sizes are changed.
-    guard: Option<Guard<'a>>,
-    interrupt: &'a Interrupt,
+    guard: Option<Arc<Guard>>,
 }
 
-impl Engine for Served<'_> {
+impl Engine for Served {
     fn prepare(&mut self, size: u64) -> Result<()> {
-        let Some(guard) = &mut self.guard else {
+        let Some(guard) = &self.guard else {
             return Ok(());
         };
         guard.prepare(size)?;
-        wait_for(&self.server, self.interrupt, self.server.silence)?;
         let (context, tokens) = (guard.look()?.unwrap_or(u64::MAX), self.prompt_tokens);
         ensure!(
             context >= tokens,
@@ -115,23 +98,11 @@ impl Engine for Served<'_> {
         let asked = (self.model.as_str(), self.is_v1);
         let mut prefill = self.server.prefill(asked, (&prompt, tokens), on_progress)?;
         self.prompts.correct(&prompt, prefill.run.prompt_tokens);
-        if let Some(Err(why)) = self.guard.as_ref().map(Guard::look) {
+        if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.look()) {
             prefill.run.ignored = Some(format!("{why:#}"));
         }
         Ok(prefill)
     }
-}
-
-/// Its models, as soon as it answers: that takes a while where it was started again.
-fn wait_for(server: &Server, interrupt: &Interrupt, limit: Duration) -> Result<Option<Vec<Model>>> {
-    let models = command::retry(limit, || {
-        let server = server.clone();
-        match interrupt.attend(move || server.models()) {
-            Err(_) if interrupt.is_set() => Ok(None),
-            models => models.map(Some),
-        }
-    });
-    models?.context("stopped")
 }
 
 /// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded; and its largest

@@ -3,28 +3,23 @@
 //! Fields as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`. Engines that speak only the
 //! `OpenAI` interface tell their progress in comments: `: keepalive 512/2019` (mlx-lm), `: prompt-progress` (mlx-engine).
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use ureq::{Agent, RequestBuilder};
+use ureq::{Agent, RequestBuilder, Timeout};
 
 use super::answer::{Answer, reason};
-use super::engine::{OnProgress, Prefill, next_line};
-use crate::files;
+use super::engine::{OnProgress, Prefill, silent};
+use crate::{command, files};
 
 /// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer is longer, in bytes.
 const MAX_LENGTH: u64 = 64 << 20;
-
-/// A line, and the seconds since the request was sent.
-type Line = Result<(f64, String)>;
 
 /// A model that a server has.
 #[derive(Debug, Clone, Deserialize)]
@@ -98,12 +93,12 @@ impl Server {
 
     /// Its models; none where it has only the `OpenAI` interface.
     pub fn models(&self) -> Result<Option<Vec<Model>>> {
-        let request = agent(Some(TIMEOUT)).get(format!("{}/api/v1/models", self.base));
+        let request = agent(Some(TIMEOUT), None).get(format!("{}/api/v1/models", self.base));
         let response = self.authorized(request).call();
-        let mut response = response.map_err(|error| self.failed(&error))?;
+        let mut response = response.map_err(|error| self.failed(error, false))?;
         let status = response.status().as_u16();
         let body = response.body_mut().read_to_vec();
-        let body = body.map_err(|error| self.failed(&error))?;
+        let body = body.map_err(|error| self.failed(error, false))?;
         ensure!(!matches!(status, 401 | 403), refusal(status, &body));
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").map(Vec::deserialize);
@@ -117,89 +112,75 @@ impl Server {
         }
     }
 
-    fn failed(&self, error: &ureq::Error) -> Error {
+    /// What went wrong, before or after the server began to answer.
+    fn failed(&self, error: impl Into<ureq::Error>, is_answering: bool) -> Error {
         let base = &self.base;
-        anyhow!(
-            "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
-             `lms server start`, or name it with --url"
-        )
+        match error.into() {
+            ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),
+            error if is_answering => anyhow!("the server broke off ({error})"),
+            error => anyhow!(
+                "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
+                 `lms server start`, or name it with --url"
+            ),
+        }
+    }
+
+    /// Its models, as soon as it answers: that takes a while where it was started again.
+    pub fn wait(&self, limit: Duration) -> Result<Option<Vec<Model>>> {
+        command::retry(limit, || self.models())
     }
 
     /// Asks `model` for one token behind `prompt`, which has about `tokens` tokens.
-    ///
-    /// A thread reads, so that a silent server can be left at any moment; the connection is closed then.
     pub fn prefill(
         &self,
         (model, is_v1): (&str, bool),
         (prompt, tokens): (&str, u64),
         on_progress: OnProgress<'_>,
     ) -> Result<Prefill> {
-        let agent = agent(None);
-        let (sender, lines) = mpsc::channel();
-        let (server, reading) = (self.clone(), agent.clone());
+        let start = Instant::now();
         let (path, request) = request(model, is_v1, prompt);
-        thread::spawn(move || {
-            if let Err(error) = server.read(&reading, path, &request, &sender) {
-                // Nobody listens any more where it was left.
-                let _ = sender.send(Err(error));
-            }
-        });
-        let answer = Answer {
+        let mut answer = Answer {
             model,
             is_v1,
             tokens,
             ..Answer::default()
         };
-        let prefill = self.follow(&lines, answer, on_progress);
-        agent.shutdown();
-        prefill
-    }
-
-    fn follow(
-        &self,
-        lines: &Receiver<Line>,
-        mut answer: Answer<'_>,
-        on_progress: OnProgress<'_>,
-    ) -> Result<Prefill> {
-        while let Some(line) = next_line(lines, self.silence, on_progress)? {
-            let (seconds, line) = line?;
-            let position = answer.line(seconds, &line)?;
-            ensure!(on_progress(position), "stopped");
+        for line in self.stream(path, &request)?.lines() {
+            let line = line.map_err(|error| self.failed(error, true))?;
+            let position = answer.line(start.elapsed().as_secs_f64(), &line)?;
+            // Where it is left here the connection is closed.
+            ensure!(position.is_none_or(&mut *on_progress), "stopped");
         }
         answer.end()
     }
 
-    fn read(&self, agent: &Agent, path: &str, request: &Value, to: &Sender<Line>) -> Result<()> {
-        let start = Instant::now();
-        let post = agent.post(format!("{}/{path}", self.base));
+    fn stream(&self, path: &str, request: &Value) -> Result<impl BufRead> {
+        let post = agent(None, Some(self.silence)).post(format!("{}/{path}", self.base));
         let post = self.authorized(post.content_type("application/json"));
         let response = post.send(request.to_string());
-        let response = response.map_err(|error| self.failed(&error))?;
+        let response = response.map_err(|error| self.failed(error, false))?;
         let status = response.status().as_u16();
         let kind = response.headers().get("content-type").cloned();
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut body = BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH);
-        let broken = |error| anyhow!("the server broke off ({error})");
         if status != 200 || !is_stream {
             let mut whole = Vec::new();
-            body.read_to_end(&mut whole).map_err(broken)?;
+            body.read_to_end(&mut whole)
+                .map_err(|error| self.failed(error, true))?;
             return Err(refusal(status, &whole));
         }
-        for line in body.lines() {
-            let line = line.map_err(broken)?;
-            to.send(Ok((start.elapsed().as_secs_f64(), line)))?;
-        }
-        Ok(())
+        Ok(body)
     }
 }
 
 /// No proxy: it could only lead away from this machine. No redirects: they would carry the token along.
-fn agent(timeout: Option<Duration>) -> Agent {
+fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
         .max_redirects(0);
     let config = config.timeout_connect(Some(Duration::from_secs(2)));
+    let config = config.timeout_per_read(silence);
     config.timeout_global(timeout).build().into()
 }
 

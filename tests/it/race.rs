@@ -46,15 +46,15 @@ impl Simulated {
     }
 
     fn run(&mut self, race: &mut Race) {
-        while let Some(step) = race.next(self.spent) {
-            match step {
-                Step::WarmUp { size, tokens } => {
-                    race.prepared(size);
-                    self.spent += tokens as f64 / self.speed(size);
-                    race.warmed_up(size);
-                }
-                Step::Measure { size } if self.fails == Some(size) => race.drop_out(size),
-                Step::Measure { size } => self.measure(race, size),
+        while let Some(step) = race.next() {
+            if step.is_measured && self.fails == Some(step.size) {
+                race.drop_out(step.size);
+            } else if step.is_measured {
+                self.measure(race, step.size);
+            } else {
+                race.prepared(step.size);
+                self.spent += step.tokens as f64 / self.speed(step.size);
+                race.warmed_up(step.size);
             }
         }
     }
@@ -188,37 +188,30 @@ fn a_size_that_fails_leaves_the_rest_unharmed() {
     let mut race = Race::new(&[512, 4096], PROMPT, 3, true);
     race.drop_out(4096);
     race.drop_out(512);
-    assert_eq!((race.next(0.0), race.standing()), (None, None));
+    assert_eq!((race.next(), race.standing()), (None, None));
+}
+
+fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
+    Step {
+        size,
+        tokens,
+        is_measured,
+    }
 }
 
 #[test]
 fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
     let mut race = Race::new(&[512, 8192, 2048, 4096, 1024, 2048], PROMPT, 3, true);
-    assert_eq!(
-        race.next(0.0),
-        Some(Step::WarmUp {
-            size: 4096,
-            tokens: 4096
-        })
-    );
+    assert_eq!(race.next(), Some(step(4096, 4096, false)));
     race.prepared(4096);
     race.warmed_up(4096);
-    assert_eq!(race.next(0.0), Some(Step::Measure { size: 4096 }));
+    assert_eq!(race.next(), Some(step(4096, PROMPT, true)));
     race.prepared(2048);
     race.prepared(4096);
-    assert_eq!(
-        race.next(0.0),
-        Some(Step::WarmUp {
-            size: 4096,
-            tokens: 4096
-        })
-    );
+    assert_eq!(race.next(), Some(step(4096, 4096, false)));
     for expected in [4096, 2048, 8192, 1024, 512] {
-        let Some(Step::WarmUp { size, .. }) = race.next(0.0) else {
-            panic!()
-        };
-        assert_eq!(size, expected);
-        race.drop_out(size);
+        assert_eq!(race.next(), Some(step(expected, expected, false)));
+        race.drop_out(expected);
     }
 }
 
@@ -230,10 +223,10 @@ fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
     race.warmed_up(2048);
     for _ in 0..2 {
         race.prepared(2048);
-        assert_eq!(race.next(0.0), Some(Step::Measure { size: 2048 }));
+        assert_eq!(race.next(), Some(step(2048, PROMPT, true)));
         race.measured_run(2048, 100.0, Vec::new());
     }
-    assert_eq!(race.next(0.0), None);
+    assert_eq!(race.next(), None);
 }
 
 #[test]
@@ -266,16 +259,6 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
         None,
         "only a first run is cut"
     );
-}
-
-#[test]
-fn a_budget_ends_it_with_what_is_known() {
-    let mut engine = Simulated::new(TABLE, 1);
-    let mut race = Race::new(&SIZES, PROMPT, 3, true);
-    race.limit(400.0);
-    engine.run(&mut race);
-    assert!(engine.spent < 400.0 && race.is_cut_short(engine.spent));
-    assert_eq!(race.standing().map(|standing| standing.keep), Some(4096));
 }
 
 #[test]
