@@ -1,14 +1,11 @@
 //! Results for people and for other programs: a table with bars, JSON, CSV, Markdown, SVG.
 
 use std::ffi::OsStr;
-use std::fs::Permissions;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use tempfile::{Builder, NamedTempFile};
 
 use super::results::{Results, Row};
 use crate::output::{Output, printable};
@@ -22,51 +19,45 @@ pub fn parse_path(path: &str) -> Result<PathBuf, String> {
 }
 
 fn ending(path: &Path) -> &str {
-    let ending = path.extension().and_then(OsStr::to_str);
-    ending.unwrap_or_default()
+    path.extension().and_then(OsStr::to_str).unwrap_or_default()
+}
+
+/// Fails where no file can be made beside one of these; nothing is written yet.
+pub fn check(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        let directory = path.parent().filter(|path| *path != Path::new(""));
+        let tried = tempfile::tempfile_in(directory.unwrap_or(Path::new(".")));
+        tried.with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes every file; whether that worked. A disk that is full does not end the measuring.
 pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
-    let errors = paths
-        .iter()
-        .filter_map(|path| write_one(path, results).err());
-    let say = |error| output.error(&format!("{error:#}"));
-    errors.map(say).count() == 0
-}
-
-/// The file is at any moment wholly the one before or wholly this one.
-fn write_one(path: &Path, results: &Results) -> Result<()> {
-    let text = match ending(path) {
-        "csv" => csv(results)?,
-        "md" => markdown(results),
-        "svg" => svg(results),
-        _ => serde_json::to_string_pretty(results)? + "\n",
+    let write = |path: &PathBuf| -> Result<()> {
+        let text = match ending(path) {
+            "csv" => csv(results)?,
+            "md" => markdown(results),
+            "svg" => svg(results),
+            _ => serde_json::to_string_pretty(results)? + "\n",
+        };
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    let mut file = stage(path)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// Fails where the file cannot be written; nothing is written yet.
-pub fn stage(path: &Path) -> Result<NamedTempFile> {
-    let directory = path.parent().filter(|path| *path != Path::new(""));
-    let mut builder = Builder::new();
-    // The usual mode of a new file; the system takes the user's mask off it.
-    builder.permissions(Permissions::from_mode(0o666));
-    let file = builder.tempfile_in(directory.unwrap_or(Path::new(".")));
-    file.with_context(|| format!("cannot write {}", path.display()))
+    let errors: Vec<_> = paths.iter().filter_map(|path| write(path).err()).collect();
+    let say = |error| output.error(&format!("{error:#}"));
+    errors.iter().for_each(say);
+    errors.is_empty()
 }
 
 const HEADER: &str = "size|seconds|tok/s|× stock|spread|peak memory|observed chunk";
 
 fn cells(results: &Results, row: &Row) -> Vec<String> {
     let is_stock = row.size.is_some() && row.size == results.stock;
+    let stock = if is_stock { " (stock)" } else { "" };
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
     let unseen = (!row.runs.is_empty()).then(|| "not observable".to_owned());
     let cells = [
-        Some(row.name() + if is_stock { " (stock)" } else { "" }),
+        Some(row.name() + stock),
         row.median_prefill_seconds.map(|s| format!("{s:.2}")),
         row.shown_speed(),
         row.times_stock.map(|times| format!("{times:.2}")),
@@ -74,19 +65,19 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
         row.peak_memory_bytes.map(gigabytes),
         row.observed_chunk.map(|c| c.to_string()).or(unseen),
     ];
-    let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "–".to_owned());
-    cells.into_iter().map(or_dash).collect()
+    cells.map(|cell| cell.unwrap_or("–".to_owned())).into()
 }
 
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
     let room = width.unwrap_or(100).saturating_sub(74).min(24);
-    let (mut table, mut text) = (Table::new(), String::new());
+    let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(HEADER.split('|'));
     for row in &results.rows {
         let mut cells = cells(results, row);
-        cells.push(bar(results.part(row) * f64::from(room)));
+        let columns = (results.part(row) * f64::from(room)).round() as usize;
+        cells.push("█".repeat(columns));
         table.add_row(cells.iter().map(|cell| printable(cell)));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
@@ -95,16 +86,10 @@ pub fn table(results: &Results, width: Option<u16>) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    for line in table.lines() {
-        text = text + line.trim_end() + "\n";
-    }
-    text
-}
-
-fn bar(columns: f64) -> String {
-    let eighths = (columns * 8.0).round() as usize;
-    let last = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
-    "█".repeat(eighths / 8) + last
+    let lines = table.lines();
+    lines
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
 }
 
 fn csv(results: &Results) -> Result<String> {
@@ -128,9 +113,8 @@ fn csv(results: &Results) -> Result<String> {
 
 fn markdown(results: &Results) -> String {
     let escaped = |text: &str| {
-        let special = ['|', '<', '*', '_', '`'];
-        let escape = |text: String, c| text.replace(c, &format!("\\{c}"));
-        special.into_iter().fold(printable(text), escape)
+        let escape = |text: String, c: char| text.replace(c, &format!("\\{c}"));
+        "|<*_`".chars().fold(printable(text), escape)
     };
     let (model, subject) = (escaped(&results.model), escaped(&results.subject()));
     let (header, alignment) = (HEADER.replace('|', " | "), "---:|".repeat(7));
@@ -150,17 +134,13 @@ const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#24292f}rect{fill:
 
 /// A chart that needs nothing else and looks right on light and on dark ground.
 fn svg(results: &Results) -> String {
-    let escaped = |text: &str| {
-        let text = printable(text).replace('&', "&amp;").replace('<', "&lt;");
-        text.replace('"', "&quot;")
-    };
+    let escaped = |text: &str| printable(text).replace('&', "&amp;").replace('<', "&lt;");
+    let (mut y, mut body) = (28, String::new());
     let title = format!("Prefill speed of {}", results.model);
-    let (label, mut y, mut body) = (escaped(&title), 28, String::new());
     let texts = [title, results.subject()].into_iter();
     for text in texts.chain(results.remarks()) {
         for line in textwrap::wrap(&text, 100) {
-            let line = escaped(&line);
-            body += &format!("<text x=\"16\" y=\"{y}\">{line}</text>\n");
+            body += &format!("<text x=\"16\" y=\"{y}\">{}</text>\n", escaped(&line));
             y += 20;
         }
     }
@@ -179,7 +159,7 @@ fn svg(results: &Results) -> String {
     }
     let size = format!("width=\"720\" height=\"{y}\"");
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" {size} role=\"img\" aria-label=\"{label}\">\n\
-         <style>{STYLE}</style>\n<rect class=\"ground\" {size}/>\n{body}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" {size} role=\"img\">\n<style>{STYLE}</style>\n\
+         <rect class=\"ground\" {size}/>\n{body}</svg>\n"
     )
 }

@@ -22,8 +22,10 @@ pub mod race;
 mod results;
 mod served;
 mod server;
+mod verdict;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -33,7 +35,9 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use ureq::Agent;
 
+use crate::command;
 use crate::lmstudio::home;
 use crate::output::{Exit, Output};
 use crate::patch;
@@ -41,7 +45,7 @@ use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
 use args::BenchArgs;
 use guard::Guard;
-use results::{Results, machine};
+use results::Results;
 
 /// What is waited for.
 enum Event {
@@ -57,6 +61,8 @@ struct Bench {
     output: Output,
     start: Instant,
     bar: ProgressBar,
+    /// What prefills go through, where there is a server.
+    agent: Agent,
     /// None as soon as nothing more is to be measured.
     results: Mutex<Option<Results>>,
     /// Where sizes are changed; none from the end on, where it was not needed until then.
@@ -85,6 +91,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         output: *output,
         start: Instant::now(),
         bar: measure::bar(output),
+        agent: server::agent(None, Some(Duration::from_secs(args.timeout))),
         results: Mutex::new(Some(Results {
             schema: 2,
             lmpatch: env!("CARGO_PKG_VERSION"),
@@ -100,6 +107,8 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     thread::spawn(move || to.send(Event::Measured(thread::spawn(measure).join())));
     let end = events.recv_timeout(args.budget.unwrap_or(Duration::MAX));
     bench.bar.finish_and_clear();
+    // A model that is still at work for a benchmark could not be loaded again.
+    bench.agent.clone().shutdown();
     let mut results = locked(&bench.results).take().unwrap_or_default();
     let is_stopped = matches!(end, Ok(Event::Signal));
     let end = match end {
@@ -145,9 +154,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Bench {
     fn measure(&self, home: Option<&Path>) -> Result<()> {
         let args = &self.args;
-        for file in &args.output {
-            export::stage(file)?;
-        }
+        export::check(&args.output)?;
         let needs_home = args.apply_best || !args.direct && !args.sizes.is_empty();
         let (mut found, mut backends) = (None, Vec::new());
         match home::find(home) {
@@ -254,4 +261,21 @@ fn prompt_tokens(args: &BenchArgs, sizes: &[u64]) -> Result<u64> {
          with --prompt-tokens, or smaller --sizes"
     );
     Ok(tokens)
+}
+
+/// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
+fn machine() -> String {
+    let ask = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let said = command::output(command.args(arguments), Duration::from_secs(2));
+        said.ok().map(|said| said.trim().to_owned())
+    };
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let Some(cpu) = ask("sysctl", &["-n", "machdep.cpu.brand_string"]) else {
+        return format!("{os} {arch}");
+    };
+    let memory = ask("sysctl", &["-n", "hw.memsize"]).and_then(|bytes| bytes.parse().ok());
+    let gigabytes = memory.unwrap_or(0_u64) >> 30;
+    let version = ask("sw_vers", &["-productVersion"]).unwrap_or_default();
+    format!("{cpu}, {gigabytes} GB, macOS {version}")
 }

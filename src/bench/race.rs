@@ -44,8 +44,6 @@ pub struct Standing {
     pub keep: u64,
     pub best: u64,
     pub noise: f64,
-    /// How many sizes could be measured.
-    pub measured: usize,
 }
 
 /// What is known about a size.
@@ -215,7 +213,6 @@ impl Race {
             keep: keep.size,
             best: best.size,
             noise: noise(&keep.speeds, &best.speeds),
-            measured: self.measured().count(),
         })
     }
 

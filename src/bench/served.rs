@@ -17,7 +17,11 @@ impl Bench {
         let args = &self.args;
         let silence = Duration::from_secs(args.timeout);
         let usual = || base_url(plan.home.as_deref());
-        let server = Server::new(args.url.clone().unwrap_or_else(usual), silence);
+        let server = Server::new(
+            args.url.clone().unwrap_or_else(usual),
+            silence,
+            self.agent.clone(),
+        );
         let models = server.models()?;
         let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
         let context = target.config["context_length"].as_u64();

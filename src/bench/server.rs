@@ -54,7 +54,9 @@ pub struct Server {
     base: String,
     authorization: Option<String>,
     /// How long it may say nothing.
-    pub silence: Duration,
+    silence: Duration,
+    /// For prefills; its end closes their connections.
+    agent: Agent,
 }
 
 /// Where the server of an LM Studio home listens: this machine, at the port that its settings name.
@@ -81,13 +83,14 @@ pub fn parse_url(text: &str) -> Result<String, String> {
 
 impl Server {
     /// The server at `base`; nothing is sent yet.
-    pub fn new(base: String, silence: Duration) -> Self {
+    pub fn new(base: String, silence: Duration, agent: Agent) -> Self {
         let token = std::env::var("LM_API_TOKEN").ok();
         let authorization = token.map(|token| format!("Bearer {token}"));
         Self {
             base,
             authorization,
             silence,
+            agent,
         }
     }
 
@@ -155,7 +158,7 @@ impl Server {
     }
 
     fn stream(&self, path: &str, request: &Value) -> Result<impl BufRead> {
-        let post = agent(None, Some(self.silence)).post(format!("{}/{path}", self.base));
+        let post = self.agent.post(format!("{}/{path}", self.base));
         let post = self.authorized(post.content_type("application/json"));
         let response = post.send(request.to_string());
         let response = response.map_err(|error| self.failed(error, false))?;
@@ -174,7 +177,7 @@ impl Server {
 }
 
 /// No proxy: it could only lead away from this machine. No redirects: they would carry the token along.
-fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
+pub fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)

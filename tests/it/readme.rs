@@ -17,7 +17,7 @@ fn commands() -> Vec<Vec<&'static str>> {
 /// The first command of the README with what it prints, as the README shows it.
 fn first_command() -> (&'static str, &'static str) {
     let block = README
-        .split("```console\n$ cargo run --release -- ")
+        .split("```console\n$ cargo run -- ")
         .nth(1)
         .unwrap()
         .split("```")

@@ -340,6 +340,12 @@ fn load<'s>(state: &'s mut State, key: &str, id: String, context: u64) -> &'s mu
     model.loaded.last_mut().unwrap()
 }
 
+fn set_busy(shared: &Mutex<State>, is_busy: bool) {
+    let mut state = lock(shared);
+    let loaded = state.models.iter_mut().flat_map(|model| &mut model.loaded);
+    loaded.for_each(|one| one.is_busy = is_busy);
+}
+
 /// Prefills and answers with one token, in the way of each interface.
 fn chat(
     shared: &Mutex<State>,
@@ -392,6 +398,8 @@ fn chat(
         stream,
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     )?;
+    let client = stream.try_clone()?;
+    client.set_read_timeout(Some(Duration::from_millis(1)))?;
     let answered = odd.other_model.unwrap_or(&instance.id);
     let mut send = |kind: &str, data: Value| match (is_v1, kind) {
         (_, "error") => write!(stream, "event: error\ndata: {data}\n\n"),
@@ -444,12 +452,13 @@ fn chat(
         if is_whole && number == 1 && odd.breaks_off_from.is_some_and(|from| chunk >= from) {
             return Ok(());
         }
-        while is_whole
-            && number == 1
-            && odd.silent_from.is_some_and(|from| chunk >= from)
-            && !lock(shared).is_over
-        {
-            thread::sleep(Duration::from_millis(10));
+        if is_whole && number == 1 && odd.silent_from.is_some_and(|from| chunk >= from) {
+            set_busy(shared, true);
+            // At work until the client goes.
+            while !lock(shared).is_over && !matches!(client.peek(&mut [0]), Ok(0)) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            set_busy(shared, false);
         }
         done = tokens.min(done + chunk);
         number += 1;

@@ -1,0 +1,58 @@
+//! PURE: which size to keep, from how the sizes stand and what was seen of them.
+
+use serde::Serialize;
+
+use super::race::Standing;
+use super::results::{Results, Row};
+
+/// Which size to keep, in tokens, and why; none where the measurements do not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    pub keep: Option<u64>,
+    pub reason: String,
+}
+
+impl Verdict {
+    /// The verdict on results of which `asked` sizes were to be compared.
+    pub fn of(results: &Results, standing: Option<Standing>, asked: usize) -> Self {
+        let compared = |row: &&Row| row.failed.is_none() && row.speed().is_some();
+        let compared = results.rows.iter().filter(compared).count();
+        let is_seen = results.rows.iter().any(|row| row.observed_chunk.is_some());
+        let nothing = match standing {
+            None => "no size could be measured",
+            Some(_) if asked < 2 => "one size was measured; give several with --sizes to compare",
+            Some(_) if compared < 2 => {
+                "only one size could be measured, so there is nothing to compare it with"
+            }
+            // The size of a direct run is an argument: it needs no proof of effect.
+            Some(_) if !is_seen && results.api != "direct" => {
+                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect"
+            }
+            Some(standing) => {
+                return Self {
+                    keep: Some(standing.keep),
+                    reason: reason(standing, results.stock, compared < asked),
+                };
+            }
+        };
+        Self {
+            keep: None,
+            reason: nothing.to_owned(),
+        }
+    }
+}
+
+fn reason(standing: Standing, stock: Option<u64>, is_partial: bool) -> String {
+    let (keep, best) = (standing.keep, standing.best);
+    let is_stock = stock == Some(keep);
+    let stock = if is_stock { "keep stock: " } else { "" };
+    let partial = "of the sizes that could be measured, ";
+    let partial = if is_partial { partial } else { "" };
+    let noise = format!("within the noise ({:.1} %) of", standing.noise * 100.0);
+    let mut why = format!("the fastest, and no smaller size comes {noise} it");
+    if keep != best {
+        let cost = "a larger chunk costs memory and context";
+        why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+    }
+    format!("{stock}{partial}{keep} is {why}")
+}
