@@ -45,7 +45,7 @@ pub fn run(
         true => diff::print(output, &diff::unified(home, &applied)),
         false => output.print(&table::backends(report, output)),
     };
-    // Also where stdout is of no use: what was done to people's files is not kept from them.
+    // Even if stdout failed: people must learn what was done to their files.
     report.findings.tell(output);
     tell_summary(cli, output, report, &survey);
     report.missing_backends = survey.home.missing;
@@ -65,7 +65,7 @@ fn tell_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
     }
 }
 
-/// Whether the run changed what LM Studio uses, or may have where it is unknown what that is.
+/// Whether the run changed the backend in use, or may have, if it is unknown which one that is.
 fn is_in_use_changed(report: &Report, survey: &Survey) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || survey.home.missing.iter().any(|missing| missing.selected)
@@ -74,14 +74,14 @@ fn is_in_use_changed(report: &Report, survey: &Survey) -> bool {
     changed.any(|row| row.backend.selected || !is_known)
 }
 
-/// Leaving a half-unpacked update alone is no failure, unless it is the backend in use or all that there was.
+/// Leaving an unfinished update alone is not a failure, unless it is the backend in use or the only one.
 fn has_failed(report: &Report) -> bool {
     report.count(Refused) + report.count(Failed) > 0
         || report.with(Incomplete).any(|row| row.backend.selected)
         || report.count(Incomplete) == report.backends.len()
 }
 
-/// Makes the values take effect and tells of it; whether that worked.
+/// Makes the values take effect and reports on it. Returns whether that worked.
 fn reload(output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
     let most_used = report.with(Changed).max_by_key(|row| row.backend.selected);
     let size = most_used.and_then(|row| row.chunk_before);

@@ -1,4 +1,4 @@
-//! `lmpatch --check`: shows every backend and tells what is not as it should be. Reads only.
+//! `lmpatch --check`: shows every backend and says what is wrong. Only reads.
 
 use std::path::Path;
 use std::thread;
@@ -21,7 +21,7 @@ use crate::report::{BackendReport, Report, notes, table};
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
     let look = || workers::snapshot(home);
-    // Where this thread cannot be had, or is not needed, the processes are looked at later, or never.
+    // Without this thread, processes are looked at later; a quiet run never looks at them.
     let (survey, seen) = thread::scope(|scope| {
         let is_told = cli.json || !cli.quiet;
         let seen = is_told.then(|| thread::Builder::new().spawn_scoped(scope, look));
@@ -55,7 +55,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     shown.map(|()| exit(&survey.backends, report.size))
 }
 
-/// The home's backends that were asked for. Fails where there is none.
+/// The backends that were asked for. Fails if there is none.
 pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
     let survey = patch::survey(home, &cli.backend)?;
     if !survey.backends.is_empty() {
@@ -73,7 +73,7 @@ pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
     bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
 
-/// Whether a backend lacks the size. What is unfinished and not in use is no more a failure than for a set.
+/// Whether a backend lacks the size. As in a set, an unfinished backend that is not in use does not count.
 fn is_missing(backends: &[Surveyed], size: u64) -> bool {
     let counts = |one: &Surveyed| one.state() != State::Incomplete || one.backend.selected;
     let lacks = |one: &Surveyed| !one.has(size) && counts(one);

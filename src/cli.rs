@@ -90,7 +90,7 @@ pub struct Cli {
     pub color: Color,
 }
 
-/// What else than the patching itself can be asked for.
+/// Everything besides the patching itself.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure prefill, compare sizes, and say which one to keep
@@ -109,9 +109,9 @@ pub enum Command {
 }
 
 impl Cli {
-    /// What was typed. Fails, with what clap prints, on a wrong command line and on a call for help.
+    /// Parses the command line. Fails with what clap prints, also for `--help`.
     ///
-    /// Flags that every subcommand has too may stand in front of it, the patching's own may not.
+    /// Only flags that the subcommand has too may come before it.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let matches = command.try_get_matches_from_mut(arguments)?;
@@ -128,13 +128,13 @@ impl Cli {
         Self::from_arg_matches(&matches)
     }
 
-    /// Whether people are to be shown what was found, on stdout.
+    /// Whether to print a report for people on stdout.
     pub fn shows_text(&self) -> bool {
         !self.json && !self.quiet
     }
 }
 
-/// The first word of a command line, where what is no size was often meant to be something else.
+/// Parses the first word of a command line. If it is not a size, says what was probably meant.
 fn parse_first_word(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| match text {
         "check" | "revert" | "dry-run" | "reload" => format!("did you mean --{text}?"),

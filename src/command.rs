@@ -1,4 +1,4 @@
-//! Runs another program and never waits for it without end.
+//! Runs another program, never waiting for it forever.
 
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 const PAUSE: Duration = Duration::from_millis(5);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200);
-/// More of an error is not shown, in characters.
+/// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
 /// A program that has ended.
@@ -25,10 +25,10 @@ pub struct Finished {
     pub stderr: String,
 }
 
-/// Runs `command` without input. Fails where it cannot be started, or has to be killed after `timeout`.
+/// Runs `command` without input. Fails if it cannot be started, or has to be killed after `timeout`.
 pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
     let deadline = Instant::now() + timeout;
-    // A process group of its own: Ctrl-C is for lmpatch, and does not cut in half what it has begun.
+    // A process group of its own: Ctrl-C is for lmpatch and must not interrupt what it has started.
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -64,7 +64,7 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
 }
 
 impl Finished {
-    /// That it failed, in one line, with what it said; `name` is what was run.
+    /// Describes a failure in one line, with what the program said; `name` is what was run.
     pub fn failure(&self, name: &str) -> String {
         let mut texts = [&self.stderr, &self.stdout].into_iter();
         let said = texts.find(|text| !text.trim().is_empty());
@@ -77,7 +77,7 @@ impl Finished {
     }
 }
 
-/// What a program printed to stdout. Fails, in one line, where it does.
+/// What a program printed to stdout. If the program fails, the error is one line.
 pub fn output(command: &mut Command, timeout: Duration) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let name = name.rsplit('/').next().unwrap_or(&name);
@@ -111,7 +111,7 @@ fn drain(pipe: Option<impl io::Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>
     thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
-            // What cannot be read is as good as not printed.
+            // Output that cannot be read counts as not printed.
             let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
         }
         let _ = sender.send(bytes);

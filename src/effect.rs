@@ -12,7 +12,7 @@ use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
 
-/// Adds to the report whether the values are in effect, by what was `seen` already, or by what is seen now.
+/// Adds to the report whether the values are in effect, going by the processes `seen`, or else by a look at them now.
 pub fn look(
     cli: &Cli,
     home: &Path,
@@ -20,18 +20,18 @@ pub fn look(
     backends: &[&Surveyed],
     seen: Option<WorkerSnapshot>,
 ) {
-    // A run that prints errors only does not tell it.
+    // A run that prints only errors does not report it.
     if cli.quiet && !cli.json {
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
     let state = |snapshot: &WorkerSnapshot, of: &Surveyed| {
-        // Where nothing runs it does not matter.
+        // If nothing runs, it does not matter.
         let asks = (!snapshot.workers.is_empty()).then_some(of);
         snapshot.load_state(&of.backend, asks.and_then(written))
     };
     let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
-    // Only where it makes a difference, and where LM Studio runs: `lms` would start it.
+    // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
     if backends.iter().any(needs_reload) {
         let models = Lms::of(home).loaded().ok();
         let count = |mut models: Vec<LoadedModel>| {
@@ -51,14 +51,14 @@ pub fn look(
     report.workers = Some(snapshot.workers);
 }
 
-/// When the last of a backend's files was written, in seconds since 1970; none where one has no date.
+/// When the last of a backend's files was written, in seconds since 1970; `None` if one has no date.
 fn written(surveyed: &Surveyed) -> Option<u64> {
     let files = surveyed.files.iter();
     let times = files.map(|file| files::modified(&file.path));
     times.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
-/// Tells of a backend whose values loaded models do not have, or of which that is unknown.
+/// Adds a finding if loaded models do not have a backend's values, or if that is unknown.
 pub fn on_row(found: &mut Findings, row: &BackendReport) {
     match &row.in_effect {
         Some(Unknown(why)) => {
@@ -80,7 +80,7 @@ pub fn on_row(found: &mut Findings, row: &BackendReport) {
     }
 }
 
-/// Whether the values are in effect, where that is not told as a finding.
+/// Whether the values are in effect, unless a finding already says so.
 pub fn summary(report: &Report) -> &'static str {
     let states = report.backends.iter().map(|row| row.in_effect.as_ref());
     let states: Vec<_> = states.flatten().collect();

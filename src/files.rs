@@ -24,7 +24,7 @@ const EPERM_FIX: &str = "; macOS keeps it from this program: allow it, or your t
 pub enum NotRead {
     #[error("is not there")]
     Missing,
-    /// There is something else than a regular file; what it is.
+    /// Something other than a regular file; what it is.
     #[error("is {0}, not a regular file")]
     NotAFile(&'static str),
     /// It is larger than [`MAX_BYTES`]; its size in bytes.
@@ -50,7 +50,7 @@ impl From<io::Error> for NotRead {
     }
 }
 
-/// What to do about an error of permissions, to follow its text: `chmod` where that helps, else what macOS asks for.
+/// What to do about a permission error, to follow its text: `chmod` if that helps, else what macOS asks for.
 fn fix(error: &io::Error, chmod: &str) -> String {
     match error.kind() {
         _ if error.raw_os_error() == Some(EPERM) => EPERM_FIX.to_owned(),
@@ -61,7 +61,7 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 
 /// The bytes of a regular file of at most [`MAX_BYTES`]; links are followed.
 ///
-/// What is no regular file is told by its type alone and never opened: opening a FIFO would wait for a writer.
+/// Anything but a regular file is recognised by its type and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     let mut metadata = fs::symlink_metadata(path)?;
     if metadata.is_symlink() {
@@ -76,7 +76,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     if metadata.len() > MAX_BYTES {
         return Err(NotRead::TooLarge(metadata.len()));
     }
-    // In case the file grew since, up to one byte more than allowed.
+    // At most one byte more than allowed, in case the file has grown since.
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
     File::open(path)?
         .take(MAX_BYTES + 1)
@@ -87,7 +87,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     }
 }
 
-/// `error`, told as a failure to `act` on the directory `path`, with what fixes it where permissions are the reason.
+/// Describes `error` as a failure to `act` on the directory `path`, with a fix if permissions are the reason.
 pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
@@ -99,7 +99,7 @@ pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }
 
-/// When a file was last written, in seconds since 1970; none where that is in the future.
+/// When a file was last written, in seconds since 1970; `None` if that is in the future.
 pub fn modified(path: &Path) -> Option<u64> {
     let modified = fs::metadata(path).ok()?.modified().ok()?;
     modified.elapsed().ok()?;
@@ -111,7 +111,7 @@ pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     entries.map(|entry| Ok(entry?.file_name())).collect()
 }
 
-/// Whether there is a directory at that path, links followed. Fails where that cannot be told, which is no "no".
+/// Whether there is a directory at that path, following links. Fails if that cannot be determined.
 pub fn is_dir(path: &Path) -> io::Result<bool> {
     match fs::metadata(path) {
         Err(error) if is_absence(&error) => Ok(false),
@@ -126,12 +126,12 @@ pub fn is_absence(error: &io::Error) -> bool {
     absences.contains(&error.kind())
 }
 
-/// Serialises a path also where it is not UTF-8.
+/// Serialises a path even if it is not UTF-8.
 pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
-/// The path with all links resolved, as far as it can be.
+/// The path with all links resolved; the path itself if that fails.
 pub fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }

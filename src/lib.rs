@@ -1,7 +1,7 @@
 //! lmpatch sets the prefill chunk size of LM Studio's MLX backends.
 //!
 //! LM Studio feeds a prompt to an MLX model in chunks whose size is a constant in the Python files of each backend.
-//! `lmstudio` knows where those files are, `patch` how they are edited, `report` how that is told.
+//! `lmstudio` knows where those files are, `patch` how to edit them, `report` how to print it.
 
 pub mod agent;
 pub mod bench;
@@ -28,7 +28,7 @@ use patch::backend::Goal;
 use patch::settings::DEFAULT_SIZE;
 use report::{Action, Report, SCHEMA};
 
-/// Does what was asked and tells it. Fails only where nothing could be told.
+/// Runs the command and reports on it. Fails only if nothing could be reported.
 pub fn run(cli: &Cli) -> Result<Exit> {
     cli.color.write_global();
     let output = Output {

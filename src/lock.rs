@@ -10,18 +10,18 @@ use anyhow::{Result, bail};
 use crate::files::cannot;
 use crate::lmstudio::backends;
 
-/// How long another lmpatch is waited for. A run on ten backends takes well under a second.
+/// How long to wait for another lmpatch. A run on ten backends takes well under a second.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A lock on the directory of backends itself, so that no lock file is left behind. It goes when it is dropped, or when
-/// the process ends in whatever way.
+/// A lock on the directory of backends itself, so that no lock file is left behind. It is released when it is dropped,
+/// or when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
     _handle: File,
 }
 
 impl Lock {
-    /// Takes the lock on `home`. Fails where another process still has it after ten seconds.
+    /// Takes the lock on `home`. Fails if another process still has it after ten seconds.
     pub fn take(home: &Path) -> Result<Self> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         while Instant::now() < deadline {

@@ -15,7 +15,7 @@ pub const NOTE: Style = AnsiColor::Yellow.on_default().bold();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
 pub const FAINT: Style = Style::new().dimmed();
 
-/// How much a line matters: the run fails for it, it is not as it should be, or it is good to know.
+/// How serious a message is: the run fails, something is wrong, or it is just good to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -35,7 +35,7 @@ pub enum Exit {
     OtherValue = 3,
 }
 
-/// How much is told. Whether there is colour is decided once for the whole program.
+/// How much is printed. Whether there is colour is decided once for the whole program.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     pub is_quiet: bool,
@@ -43,7 +43,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// How many columns a table on stdout may have; none where it is no terminal.
+    /// How many columns a table on stdout may have; `None` if stdout is not a terminal.
     pub fn width(&self) -> Option<u16> {
         io::stdout().is_terminal().then(terminal_width)
     }
@@ -56,7 +56,7 @@ impl Output {
         AutoStream::choice(&io::stdout()) != ColorChoice::Never
     }
 
-    /// Writes text to stdout, its colours taken out where they are not wanted. A reader that has gone away is no
+    /// Writes text to stdout, without its colours if they are not wanted. A reader that has gone away is no
     /// error; a full disk is.
     pub fn print(&self, text: &str) -> Result<()> {
         write(&mut anstream::stdout().lock(), text.as_bytes())
@@ -85,7 +85,7 @@ impl Output {
         self.tell(Level::Error, text);
     }
 
-    /// Says something of that level; where the run is quiet, only errors.
+    /// Says something of that level; a quiet run says only errors.
     pub fn tell(&self, level: Level, text: &str) {
         match level {
             Level::Error => tell("error: ", BAD, text),
@@ -96,7 +96,7 @@ impl Output {
     }
 }
 
-/// Writes a line to stderr, made printable. On a terminal words are kept whole and further lines are indented.
+/// Writes a printable line to stderr. On a terminal, words are kept whole and further lines are indented.
 fn tell(tag: &str, style: Style, text: &str) {
     let mut text = printable(text);
     if io::stderr().is_terminal() {
@@ -115,7 +115,7 @@ fn tell(tag: &str, style: Style, text: &str) {
         let filled = textwrap::fill(&parts.join("`"), options);
         text = filled.trim_start().replace('\u{a0}', " ");
     }
-    // In one piece, so that nothing comes between. Where stderr itself fails there is nobody left to tell.
+    // In one write, so that nothing gets in between. If stderr itself fails, there is nobody left to tell.
     let mut line = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
     let _ = writeln!(line, "{style}{tag}{style:#}{text}");
     let _ = io::stderr().write_all(&line.into_inner());
@@ -132,7 +132,7 @@ fn terminal_width() -> u16 {
     terminal_size::terminal_size().map_or(80, |(width, _)| width.0)
 }
 
-/// Prints what clap has to say, `--help`, `--version` or what is wrong with the command line, and gives its exit code.
+/// Prints what clap has to say (`--help`, `--version`, a wrong command line) and returns its exit code.
 pub fn print_clap(answer: &clap::Error) -> ExitCode {
     match answer.print() {
         Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
@@ -142,13 +142,13 @@ pub fn print_clap(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// Says why a run could not even be told about, and gives its exit code.
+/// Prints an error that could not be reported in any other way, and returns the exit code.
 pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
     tell("error: ", BAD, &format!("{error:#}"));
     ExitCode::FAILURE
 }
 
-/// `text` with control characters and invisible direction marks escaped: names on disk are not to move the cursor,
+/// `text` with control characters and invisible direction marks escaped: a name on disk must not move the cursor,
 /// colour the screen or reorder a line.
 pub fn printable(text: &str) -> String {
     let is_mark = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');

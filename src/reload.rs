@@ -24,7 +24,7 @@ pub enum How {
     App,
 }
 
-/// One model as it is now; or as it was, and why it was not loaded again.
+/// One model as it is now, or as it was and why it was not loaded again.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reloaded {
     #[serde(flatten)]
@@ -41,7 +41,7 @@ pub struct Reloader<'a> {
 }
 
 impl Reloader<'_> {
-    /// Reloads what is loaded. Where no worker of this home is seen, nothing is, and nothing is started.
+    /// Reloads what is loaded. If no worker of this home is running, nothing is loaded, and nothing is started.
     pub fn run(&self, how: How) -> Result<Vec<Reloaded>> {
         let seen = workers::snapshot(self.home);
         match (&seen.workers[..], seen.foreign.first()) {
@@ -105,7 +105,7 @@ impl Reloader<'_> {
         Ok(Reloaded::of(now, wanted, notes))
     }
 
-    /// What is loaded when the model is at work no more, if everything is known that loading it again takes.
+    /// What is loaded once the model is idle. Fails if anything needed to load it again is unknown.
     fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
         let left = "it was left as it is";
         if wanted.path.is_none() || wanted.context_length.is_none() {

@@ -62,7 +62,7 @@ impl Launchd {
         launchctl(&["print", &self.target]).is_ok_and(|(code, _)| code == Some(0))
     }
 
-    /// Hands over a job instead of an old one, which comes back where that fails.
+    /// Replaces the job. If that fails, the old one comes back.
     pub fn replace(&self, program: &Path, home: &Path, size: u64) -> Result<()> {
         let mut program_arguments = vec![program.to_owned(), "--home".into(), home.to_owned()];
         program_arguments.extend(["agent", "run", &size.to_string()].map(PathBuf::from));
@@ -112,7 +112,7 @@ impl Launchd {
     }
 }
 
-/// The exit code, and how to tell of it where that is a failure.
+/// Runs launchctl: its exit code, and a line that describes it if it is a failure.
 fn launchctl(words: &[&str]) -> Result<(Option<i32>, String)> {
     let ran = command::run(Command::new("launchctl").args(words), TIMEOUT);
     let ran = ran.context("launchctl cannot be run; the agent needs macOS")?;

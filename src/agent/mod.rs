@@ -26,7 +26,7 @@ pub const FIX: &str = "`lmpatch agent install` fixes it";
 const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in at the screen, or the background item \
     may be switched off (System Settings → General → Login Items)";
 
-/// What is asked of the agent.
+/// What to do with the agent.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Install the agent, or update it: while it is installed, no backend stays at stock
@@ -53,7 +53,7 @@ pub enum Command {
 /// What is known about the agent.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// What it gives every backend that is stock, in tokens; none where it is not installed.
+    /// What it sets every stock backend to, in tokens; `None` if it is not installed.
     pub size: Option<u64>,
     installed: bool,
     loaded: bool,
@@ -62,7 +62,7 @@ pub struct Status {
     last_lines: Vec<String>,
 }
 
-/// Does what was asked of the agent, for `home` where one is given.
+/// Runs one `lmpatch agent` command, on `home` if one was given.
 pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command) -> Result<Exit> {
     match asked {
         Command::Install { size } => install(home, output, *size),
@@ -93,7 +93,7 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// This program, for launchd to run. Refused where a build, or the system, will remove it.
+/// The path of this program, for launchd to run. Refused if a build or the system will remove it.
 fn lasting_program() -> Result<PathBuf> {
     let program = env::current_exe().context("the path of lmpatch is unknown")?;
     let real = program.canonicalize()?;
@@ -169,8 +169,8 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Waits, then sets every backend that is stock. Ends in silence where another lmpatch is still busy at the deadline;
-/// fails at once where the system does not let lmpatch in.
+/// Waits, then sets every stock backend. Ends silently if another lmpatch is still busy at the deadline; fails at once
+/// if the system does not let lmpatch in.
 fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
     let home = home.context("agent run needs --home")?;
     let settle = Duration::from_millis(settle_ms);
@@ -189,7 +189,7 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
     }
 }
 
-/// Whether every backend is whole, and no vendor file has changed for so long.
+/// Whether every backend is whole and no vendor file has changed for `settle`.
 fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
         return Ok(false);
@@ -202,7 +202,7 @@ fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
         && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle)))
 }
 
-/// Of any kind: unpacking gives a file the time of writing that it had elsewhere.
+/// When anything about the file last changed. Not its modification time, which unpacking sets to an older one.
 fn last_change(path: &Path) -> Option<SystemTime> {
     let metadata = fs::metadata(path).ok()?;
     let nanoseconds = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());

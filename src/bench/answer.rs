@@ -30,13 +30,13 @@ enum Event {
 pub struct Answer<'a> {
     pub model: &'a str,
     pub is_v1: bool,
-    /// About how many the prompt has.
+    /// About how many tokens the prompt has.
     pub tokens: u64,
     pub prefill: Prefill,
 }
 
 impl Answer<'_> {
-    /// Takes a line that came after so many seconds; the position that it tells.
+    /// Takes a line that came after `seconds`; returns the position that it reports.
     pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>> {
         let mut tokens = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
@@ -105,7 +105,7 @@ impl Answer<'_> {
         Ok(())
     }
 
-    /// The first one ends the prefill, unless the server tells when that was.
+    /// The first token ends the prefill, unless the server says when that was.
     fn token(&mut self, seconds: f64) {
         let run = &mut self.prefill.run;
         if run.source.is_empty() {
@@ -121,7 +121,7 @@ impl Answer<'_> {
         let unknown = "the answer has no usage: not how many tokens the prompt had";
         ensure!(prompt_tokens > 0, unknown);
         run.tokens_per_second = as_f64(prompt_tokens) / run.prefill_seconds;
-        // A chat template's own beginning is the same in every prompt, so a few cached tokens are no hit.
+        // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
         let cached = run.cached_tokens.unwrap_or_default();
         if cached * 100 > prompt_tokens {
             run.ignored = Some("a part of it came out of the prompt cache".to_owned());
@@ -132,7 +132,7 @@ impl Answer<'_> {
                 position.tokens *= counted;
             }
         }
-        // There is one more than there are steps.
+        // The first comment comes before the first step.
         self.prefill.bare_steps = self.prefill.bare_steps.saturating_sub(1);
         Ok(self.prefill)
     }

@@ -1,4 +1,4 @@
-//! Prefills through a backend's own Python and mlx-lm: nothing is changed, nothing reloaded, no server needed.
+//! Prefills through a backend's own Python and mlx-lm: nothing is changed or reloaded, and no server is needed.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
@@ -94,7 +94,7 @@ fn interpreter(place: &Path) -> Option<PathBuf> {
     names.into_iter().min().map(|name| bin.join(name))
 }
 
-/// What the script says in a line; each kind has its fields.
+/// A line of the script's output; each kind has its own fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Line {
@@ -106,10 +106,10 @@ struct Line {
     why: String,
 }
 
-/// One process after another: where one crashes, that is its size's failure, and the next goes on.
+/// One process after another: if one crashes, its size has failed, and the next process goes on.
 struct Direct {
     python: PathBuf,
-    /// The `site-packages` of the backend; none where the user chose the Python.
+    /// The `site-packages` of the backend; `None` if the user chose the Python.
     packages: Option<PathBuf>,
     /// The model, and what prompts are made of.
     job: serde_json::Value,
@@ -134,14 +134,14 @@ impl Engine for Direct {
         };
         process.say(&json!({ "size": self.size, "tokens": tokens }));
         let mut prefill = Prefill::default();
-        // A process that is left in the middle is ended.
+        // Returning early drops the process, which ends it.
         loop {
             let line = match process.lines.recv_timeout(self.silence) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
                 Err(_) => bail!("{} {}", self.python.display(), process.ending()),
             };
-            // Whatever else is printed is no answer.
+            // Anything else that is printed is not an answer.
             let line: Line = serde_json::from_str(&line).unwrap_or_default();
             let (tokens, seconds) = (line.tokens, line.seconds);
             match line.kind.as_str() {
@@ -178,7 +178,7 @@ impl Direct {
         let errors = tempfile::tempfile()?;
         command.arg("-c").arg(SCRIPT).stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(errors.try_clone()?);
-        // Ctrl-C is for lmpatch alone; nothing is to be left in the backend, and nothing of the user's to come in.
+        // Ctrl-C is for lmpatch alone; no bytecode is left in the backend, and no package of the user's is imported.
         command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
         if let Some(packages) = &self.packages {
             command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
@@ -215,15 +215,15 @@ struct Process {
 
 impl Process {
     fn say(&mut self, what: &serde_json::Value) {
-        // Where it has ended, that is told by its lines.
+        // If it has ended, the end of its output says so.
         let _ = writeln!(self.stdin, "{what}");
     }
 
-    /// How it ended, and its last words.
+    /// How it ended, and the last line of its errors.
     fn ending(&mut self) -> String {
         let status = self.child.wait().map(|status| status.to_string());
         let mut said = Vec::new();
-        // What cannot be read was not said.
+        // Errors that cannot be read count as not printed.
         let _ = self.errors.rewind();
         let _ = self.errors.read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said);

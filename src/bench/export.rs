@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::results::{Results, Row};
 use crate::output::{Output, printable};
 
-/// The path of a file to write to, if its ending says what.
+/// The path of a file to write, whose extension names the format.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
     match ending(Path::new(path)) {
         "json" | "csv" | "md" | "svg" => Ok(path.into()),
@@ -22,7 +22,7 @@ fn ending(path: &Path) -> &str {
     path.extension().and_then(OsStr::to_str).unwrap_or_default()
 }
 
-/// Fails where no file can be made beside one of these; nothing is written yet.
+/// Fails if one of these files could not be written; writes nothing yet.
 pub fn check(paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let directory = path.parent().filter(|path| *path != Path::new(""));
@@ -32,7 +32,7 @@ pub fn check(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Writes every file; whether that worked. A disk that is full does not end the measuring.
+/// Writes every file and returns whether that worked. A full disk does not end the measuring.
 pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
     let write = |path: &PathBuf| -> Result<()> {
         let text = match ending(path) {
@@ -132,7 +132,7 @@ const STYLE: &str = "text{font:13px system-ui,sans-serif;fill:#24292f}rect{fill:
 .ground{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#e6edf3}rect{fill:#656c76}.keep{fill:#3fb950}\
 .ground{fill:#0d1117}}";
 
-/// A chart that needs nothing else and looks right on light and on dark ground.
+/// A self-contained chart that looks right on a light and on a dark background.
 fn svg(results: &Results) -> String {
     let escaped = |text: &str| printable(text).replace('&', "&amp;").replace('<', "&lt;");
     let (mut y, mut body) = (28, String::new());

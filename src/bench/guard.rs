@@ -1,4 +1,4 @@
-//! Owns what a sweep changes, the backends' files and the loaded models, and puts it back whatever happens.
+//! Owns what a sweep changes, the backends' files and the loaded models, and restores it whatever happens.
 
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -47,25 +47,25 @@ enum Phase {
     Over,
 }
 
-/// What there was, and how to go back to it. One thread sets sizes; any other may put everything back.
+/// What there was before, and how to restore it. One thread sets sizes; any other may restore.
 pub struct Guard {
     home: PathBuf,
     lock: Lock,
     how: Reload,
     before: Vec<Surveyed>,
-    /// Where `lms` reloads: what was loaded, and the measured one as the sweep loads it.
+    /// If `lms` reloads: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
     /// Held while files are changed.
     phase: Mutex<Phase>,
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
-    /// The server, where there is one, and how long it is waited for after a reload.
+    /// Waited for after a reload.
     pub server: Option<(Server, Duration)>,
 }
 
 impl Guard {
-    /// Takes the lock and all that going back needs. Fails where a sweep could not work; changes nothing yet.
+    /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
     pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
@@ -93,7 +93,7 @@ impl Guard {
         })
     }
 
-    /// Finds the measured model, which is to have a context of so many tokens, and all that loads it again.
+    /// Finds the measured model, which needs a context of `context` tokens, and everything that loads it again.
     pub fn hold_models(&mut self, identifier: &str, context: u64, output: &Output) -> Result<()> {
         if matches!(self.how, Reload::Command(_)) {
             return Ok(());
@@ -126,7 +126,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Sets every backend and makes it take effect.
+    /// Sets every backend to `size` and makes it take effect.
     pub fn prepare(&self, size: u64) -> Result<()> {
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
@@ -159,7 +159,7 @@ impl Guard {
         Ok(backends)
     }
 
-    /// The context of the measured model where `lms` tells; fails where something else loads or uses the model.
+    /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
     pub fn look(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
@@ -177,7 +177,7 @@ impl Guard {
         Ok(measured.context_length)
     }
 
-    /// Gives the files back, or sets `keep`; no size is set any more. Whether that worked.
+    /// Restores the files, or sets `keep`; no size is set afterwards. Returns whether that worked.
     pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> bool {
         let mut phase = locked(&self.phase);
         if mem::replace(&mut *phase, Phase::Over) == Phase::Changed {
@@ -199,7 +199,7 @@ impl Guard {
         set_best(&self.lock, now, size, output)
     }
 
-    /// Loads the model as it was, if it was loaded again, once a load that is under way has ended.
+    /// Loads the model as it was, if it was reloaded; first waits for a load that is under way.
     pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
         if !*locked(&self.is_reloaded) {
             return Ok(());
@@ -208,7 +208,7 @@ impl Guard {
         let was = id.and_then(|id| find(&self.loaded, id));
         let failed = || format!("{} was not loaded again", id.map_or("the model", |id| id));
         reload(&self.how, &self.home, was).with_context(failed)?;
-        // The server is left as it was found: answering.
+        // Leave the server as it was: answering.
         if is_stopped {
             Ok(())
         } else {
@@ -243,7 +243,7 @@ fn reload(how: &Reload, home: &Path, wanted: Option<&LoadedModel>) -> Result<()>
     failed.map_or(Ok(()), |why| bail!(why))
 }
 
-/// Fails where a backend is not as it was to be.
+/// Fails if a backend is not as planned.
 fn check<'a>(applied: impl Iterator<Item = &'a Applied>) -> Result<()> {
     let mut failed = Vec::new();
     for one in applied {
@@ -256,7 +256,7 @@ fn check<'a>(applied: impl Iterator<Item = &'a Applied>) -> Result<()> {
     Ok(())
 }
 
-/// Sets a size for good and says what was really set; false where a selected backend was not.
+/// Sets a size for good and says what was really set. Returns false if a selected backend was not.
 fn set_best(lock: &Lock, backends: Vec<Surveyed>, size: u64, output: &Output) -> bool {
     let mut set = Vec::new();
     let mut is_right = true;

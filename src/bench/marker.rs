@@ -1,4 +1,4 @@
-//! What says on disk that a benchmark runs, or was cut off.
+//! The file that says that a benchmark is running, or was cut off.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ const MARKER: &str = "extensions/backends/vendor/.lmpatch-bench.json";
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
     pid: u32,
-    /// What gives the sizes back.
+    /// What restores the sizes.
     command: String,
 }
 
@@ -33,20 +33,20 @@ pub fn lock(home: &Path) -> Result<Lock> {
     Lock::take(home)
 }
 
-/// What a benchmark left that was cut off is of no use once the sizes were set.
+/// Removes the marker of a benchmark that was cut off: it is useless once sizes have been set.
 pub fn forget(home: &Path) {
-    // Where it stays, the next `lmpatch --check` tells of it, and no more.
+    // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = fs::remove_file(home.join(MARKER));
 }
 
-/// The command that gives the sizes back after a benchmark that was cut off and runs no more.
+/// The command that restores the sizes after a benchmark that was cut off.
 pub fn interrupted(home: &Path) -> Option<String> {
     let marker = marker(home)?;
     Lock::try_take(home).ok().flatten()?;
     Some(marker.command)
 }
 
-/// Says on disk, before the first change, what gives the sizes back.
+/// Writes the marker, before the first change.
 pub fn write(home: &Path, before: &[Surveyed]) -> Result<()> {
     let (pid, command) = (std::process::id(), way_back(before));
     let path = home.join(MARKER);
@@ -57,7 +57,7 @@ pub fn write(home: &Path, before: &[Surveyed]) -> Result<()> {
     Ok(())
 }
 
-/// The command that gives these backends their sizes.
+/// The command that sets these backends to the sizes they have here.
 pub fn way_back(before: &[Surveyed]) -> String {
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),

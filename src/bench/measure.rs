@@ -1,4 +1,4 @@
-//! Measures sizes in the order that the race asks for, through anything that prefills.
+//! Measures sizes in the order that the race asks for, with any engine.
 
 use std::iter;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::results::Row;
 use super::{Bench, Plan, export};
 use crate::output::Output;
 
-/// The tokens of the prefill that comes before everything: it shows that all works, and about how fast.
+/// The tokens of the first prefill of all, which shows that everything works, and about how fast.
 const PROBE_TOKENS: u64 = 1024;
-/// How many runs of a size may not count before it is given up.
+/// After so many runs that do not count, a size is given up.
 const MAX_IGNORED: usize = 3;
 
 impl Bench {
@@ -34,7 +34,7 @@ impl Bench {
             "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill"
         ));
         self.bar.set_length(race.tokens_at_most());
-        // Time goes on also where a server tells no progress.
+        // The clock keeps running even if a server reports no progress.
         self.bar.enable_steady_tick(Duration::from_millis(250));
         let is_size_known = !args.sizes.is_empty() || plan.in_use.is_some();
         while let Some(step) = race.next() {
@@ -87,7 +87,7 @@ impl Bench {
     }
 }
 
-/// Adds a whole prefill to the row, and to the race where it counts.
+/// Adds a whole prefill to the row and, if it counts, to the race.
 fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<()> {
     let (mut run, course) = (prefill.run, prefill.course);
     if run.ignored.is_none() && starts_in_cache(&course) {
@@ -105,7 +105,7 @@ fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<(
     }
     if let Some((chunk, steps)) = observed {
         (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
-        // Some engines tell their progress as a rounded part.
+        // Some engines report progress as a rounded fraction.
         ensure!(
             row.size.is_none() || chunk.abs_diff(size) * 100 <= size,
             "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
@@ -127,8 +127,8 @@ pub fn bar(output: &Output) -> ProgressBar {
 
 /// The chunk and the number of steps that the positions of a prefill show.
 ///
-/// An engine that tells of every chunk makes equal steps, the last ones possibly smaller. Where a server leaves out
-/// some, steps grow again after a smaller one, or there are none: then nothing is claimed.
+/// An engine that reports every chunk makes equal steps, the last ones possibly smaller. If a server leaves some out,
+/// steps grow again after a smaller one, or there are none: then nothing is claimed.
 fn observed(course: &[Position]) -> Option<(u64, u64)> {
     let steps = steps(course);
     let chunk = *steps.first()?;
@@ -139,14 +139,14 @@ fn observed(course: &[Position]) -> Option<(u64, u64)> {
     is_seen.then_some((as_u64(chunk), steps.len() as u64))
 }
 
-/// The chunk of so many steps without positions: the one that was set, or the one power of two that gives so many.
+/// The chunk that makes `steps` steps of `tokens` tokens: the one that was set, or else the power of two that does.
 fn counted(tokens: u64, steps: u64, set: u64) -> Option<u64> {
     let fits = |chunk: &u64| chunk * (steps - 1) < tokens && tokens <= chunk * steps + 1;
     let power = tokens.div_ceil(steps).next_power_of_two();
     [set, power].into_iter().find(fits)
 }
 
-/// Whether the first step was far larger than the others and took no time.
+/// Whether the first step was far larger than the others and took almost no time.
 fn starts_in_cache(course: &[Position]) -> bool {
     let mut told = course.iter().filter(|position| position.tokens > 0.0);
     let (Some(first), Some(last)) = (told.next(), course.last()) else {
@@ -158,7 +158,7 @@ fn starts_in_cache(course: &[Position]) -> bool {
     is_jump && first.seconds < 0.25 * pace * first.tokens
 }
 
-/// The tokens between each two positions. The very last token is computed on its own and is no step.
+/// The tokens between successive positions. The very last token is computed on its own and is not a step.
 fn steps(course: &[Position]) -> Vec<f64> {
     let tokens = || course.iter().map(|position| position.tokens);
     let before = iter::once(0.0).chain(tokens());

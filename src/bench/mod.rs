@@ -1,7 +1,7 @@
 //! Measures prefill, as it is or size by size, and says which size to keep.
 //!
-//! A thread measures. The one that started it waits for its end, for the end of the budget or for a signal, and then
-//! puts everything back: so a server that says nothing keeps nobody waiting.
+//! One thread measures. The main thread waits for it to end, for the budget to run out or for a signal, and then
+//! restores everything: so a silent server delays nothing.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -47,29 +47,29 @@ use args::BenchArgs;
 use guard::Guard;
 use results::Results;
 
-/// What is waited for.
+/// What the main thread waits for.
 enum Event {
-    /// Ctrl-C, or another way in which an end is asked for.
+    /// Ctrl-C, or another signal that asks lmpatch to end.
     Signal,
     Measured(thread::Result<Result<()>>),
     ModelsBack(Result<()>),
 }
 
-/// What the measuring thread and the waiting one share.
+/// What the measuring thread and the main thread share.
 struct Bench {
     args: BenchArgs,
     output: Output,
     start: Instant,
     bar: ProgressBar,
-    /// What prefills go through, where there is a server.
+    /// Sends prefills, if there is a server.
     agent: Agent,
-    /// None as soon as nothing more is to be measured.
+    /// `None` once measuring is over.
     results: Mutex<Option<Results>>,
-    /// Where sizes are changed; none from the end on, where it was not needed until then.
+    /// Set before sizes are changed; set to `None` once measuring is over.
     guard: OnceLock<Option<Arc<Guard>>>,
 }
 
-/// What is to be measured.
+/// What to measure.
 struct Plan {
     home: Option<PathBuf>,
     /// The selected backend, or else the last.
@@ -80,7 +80,7 @@ struct Plan {
     tokens: u64,
 }
 
-/// Runs a benchmark and tells what came out. Fails only where nothing could be told.
+/// Runs a benchmark and reports on it. Fails only if nothing could be reported.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
     let (sender, events) = mpsc::channel();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
@@ -103,11 +103,11 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     });
     let (working, home, to) = (Arc::clone(&bench), home.map(Path::to_owned), sender.clone());
     let measure = move || working.measure(home.as_deref());
-    // A panic, which would be a defect, is an end too.
+    // A panic, which would be a defect, also ends the waiting.
     thread::spawn(move || to.send(Event::Measured(thread::spawn(measure).join())));
     let end = events.recv_timeout(args.budget.unwrap_or(Duration::MAX));
     bench.bar.finish_and_clear();
-    // A model that is still at work for a benchmark could not be loaded again.
+    // A model that is still at work on a prompt could not be loaded again.
     bench.agent.clone().shutdown();
     let mut results = locked(&bench.results).take().unwrap_or_default();
     let is_stopped = matches!(end, Ok(Event::Signal));
@@ -131,7 +131,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 
-/// Prints the results and writes every file; whether that worked.
+/// Prints the results and writes every file. Returns whether the files were written.
 fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<bool> {
     let is_written = results.rows.is_empty() || export::write(&args.output, results, output);
     if is_json {
@@ -146,7 +146,7 @@ fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> 
     Ok(is_written)
 }
 
-/// What a mutex guards, also where a thread panicked that had it.
+/// Locks a mutex even if a thread panicked while it held it.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -195,7 +195,7 @@ impl Bench {
         }
     }
 
-    /// Changes the results. Fails where nothing more is to be measured.
+    /// Changes the results. Fails once measuring is over.
     fn update<T>(&self, change: impl FnOnce(&mut Results) -> T) -> Result<T> {
         locked(&self.results)
             .as_mut()
@@ -203,19 +203,19 @@ impl Bench {
             .context("stopped")
     }
 
-    /// From here on sizes may be changed. Fails where nothing more is to be measured.
+    /// Makes the guard known before it changes anything. Fails once measuring is over.
     fn put_under(&self, guard: Guard) -> Result<()> {
         let is_first = self.guard.set(Some(Arc::new(guard))).is_ok();
         is_first.then_some(()).context("stopped")
     }
 
-    /// Says something that belongs to the results too.
+    /// Prints a note and adds it to the results.
     fn note(&self, note: String) -> Result<()> {
         self.output.note(&note);
         self.update(|results| results.notes.push(note))
     }
 
-    /// Gives the files back, or sets `keep`; then loads the models as they were. Whether all of it worked.
+    /// Restores the files, or sets `keep`; then loads the models as they were. Returns whether all of it worked.
     fn put_back(
         &self,
         keep: Option<u64>,
@@ -229,7 +229,7 @@ impl Bench {
         let are_files_right = guard.finish_files(keep, &self.output);
         let models = Arc::clone(guard);
         thread::spawn(move || to.send(Event::ModelsBack(models.finish_models(is_stopped))));
-        // One signal was answered by the files; another one ends this.
+        // The first signal restored the files; a second one ends the waiting for the model.
         let mut signals = usize::from(is_stopped);
         let result = loop {
             match events.recv() {
@@ -248,7 +248,7 @@ impl Bench {
     }
 }
 
-/// The tokens of every prompt. Fails where they say nothing about the largest size.
+/// The length of every prompt in tokens. Fails if that says nothing about the largest size.
 fn prompt_tokens(args: &BenchArgs, sizes: &[u64]) -> Result<u64> {
     let largest = sizes.iter().max().copied().unwrap_or_default();
     // Two chunks of the largest of several sizes, or four of the one that is set.

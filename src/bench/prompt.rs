@@ -1,4 +1,4 @@
-//! Prompts that no cache knows, of a wanted number of tokens.
+//! Prompts of a given length that no cache knows.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Prompts made of a text file, or of words. Fails where it has no text.
+    /// Prompts made of a text file, or of words. Fails if the file has no text.
     pub fn new(file: Option<&Path>) -> Result<Self> {
         let mut text = WORDS.to_owned();
         if let Some(path) = file {
@@ -38,8 +38,7 @@ impl Prompts {
         })
     }
 
-    /// About `tokens` tokens of the text, over and over, behind something that is new every time: caches reuse the longest
-    /// common beginning.
+    /// About `tokens` tokens of the text, repeated, after a prefix that is new every time: caches reuse a common prefix.
     pub fn next(&self, tokens: u64) -> String {
         // The standard library's hasher takes its keys from the system's randomness.
         let mut prompt = format!("{:016x} ", RandomState::new().build_hasher().finish());
@@ -49,7 +48,7 @@ impl Prompts {
         prompt
     }
 
-    /// Corrects the length by what was counted for a prompt; a shorter one has a larger part of template.
+    /// Corrects the length by the tokens counted for `prompt`. In a shorter prompt the template weighs more.
     pub fn correct(&mut self, prompt: &str, counted: u64) {
         if counted < self.counted {
             return;
@@ -59,7 +58,7 @@ impl Prompts {
     }
 }
 
-/// The context that a prompt of so many tokens needs, with room for its template and a count that is 2 % off.
+/// The context that a prompt of `tokens` tokens needs, with room for its template and a count that is 2 % off.
 pub fn context_for(tokens: u64) -> u64 {
     (tokens + tokens / 50 + 512).next_multiple_of(256)
 }

@@ -65,7 +65,7 @@ impl Lane {
 /// A race between sizes.
 #[derive(Debug)]
 pub struct Race {
-    /// Those that neither failed nor were cut short, in the order of their first runs.
+    /// Sizes that neither failed nor were cut short, in the order of their first runs.
     lanes: Vec<Lane>,
     /// One size is not compared: it is measured as often as may be.
     is_alone: bool,
@@ -100,7 +100,7 @@ impl Race {
         }
     }
 
-    /// The next step; none where the answer is settled.
+    /// The next step; `None` once the answer is settled.
     pub fn next(&self) -> Option<Step> {
         let lane = self.next_lane()?;
         let (size, is_measured) = (lane.size, lane.is_warm);
@@ -121,7 +121,7 @@ impl Race {
         open.into_iter().min_by_key(turn)
     }
 
-    /// The sizes of which another run could change the verdict.
+    /// The sizes for which another run could change the verdict.
     fn undecided(&self) -> Vec<&Lane> {
         let (Some(keep), Some(best)) = (self.keep(), self.best()) else {
             return Vec::new();
@@ -137,7 +137,7 @@ impl Race {
         open
     }
 
-    /// Whether, and how, a prefill of `size` that has come to `position` is to be cut short.
+    /// How a prefill of `size` that has come to `position` is cut short, if it is.
     pub fn cut(&self, size: u64, position: Position) -> Option<Cut> {
         let best = self.best().filter(|best| best.size != size)?;
         let Position { tokens, seconds } = position;
@@ -206,7 +206,7 @@ impl Race {
         near.min_by_key(|lane| lane.size)
     }
 
-    /// How the sizes stand; none where nothing was measured.
+    /// How the sizes stand; `None` if nothing was measured.
     pub fn standing(&self) -> Option<Standing> {
         let (keep, best) = (self.keep()?, self.best()?);
         Some(Standing {

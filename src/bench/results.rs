@@ -1,4 +1,4 @@
-//! What a benchmark found: one type, of which every export is made. What is not known is none.
+//! What a benchmark found: one type, from which every export is made. What is unknown is `None`.
 
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub struct Row {
     pub observed_steps: Option<u64>,
     pub median_tokens_per_second: Option<f64>,
     pub median_prefill_seconds: Option<f64>,
-    /// As a part of the median: 0.01 is 1 %.
+    /// As a fraction of the median: 0.01 is 1 %.
     pub spread: Option<f64>,
     /// The speed as a multiple of that of the stock size.
     pub times_stock: Option<f64>,
@@ -57,7 +57,7 @@ pub struct Run {
     pub prompt_tokens: u64,
     pub prefill_seconds: f64,
     pub tokens_per_second: f64,
-    /// Whose clock it was: `server` or `client`.
+    /// Whose clock measured it: `server` or `client`.
     pub source: &'static str,
     pub cached_tokens: Option<u64>,
     pub peak_memory_bytes: Option<u64>,
@@ -70,7 +70,7 @@ impl Row {
         self.size.map_or("as it is".to_owned(), |n| n.to_string())
     }
 
-    /// The speed that it is shown with: of whole prefills, or where it was cut short.
+    /// The speed to show: of whole prefills, or up to where it was cut short.
     pub fn speed(&self) -> Option<f64> {
         let cut = self.cut.map(|cut| cut.tokens_per_second);
         self.median_tokens_per_second.or(cut)
@@ -83,7 +83,7 @@ impl Row {
         Some(format!("{speed:.digits$}{cut}"))
     }
 
-    /// What follows from its runs.
+    /// Computes everything that follows from its runs.
     fn summarize(&mut self) {
         let runs = || self.runs.iter().filter(|run| run.ignored.is_none());
         let speeds: Vec<f64> = runs().map(|run| run.tokens_per_second).collect();
@@ -108,7 +108,7 @@ impl Row {
 }
 
 impl Results {
-    /// The row of `size`, made where there is none.
+    /// The row of `size`, added if there is none.
     pub fn row(&mut self, size: Option<u64>) -> &mut Row {
         if !self.rows.iter().any(|row| row.size == size) {
             let row = Row::default();
@@ -118,13 +118,13 @@ impl Results {
         rows.find(|row| row.size == size).expect("it was made")
     }
 
-    /// The speed of a row as a part of the fastest.
+    /// The speed of a row as a fraction of the fastest.
     pub fn part(&self, row: &Row) -> f64 {
         let speeds = self.rows.iter().filter_map(Row::speed);
         row.speed().unwrap_or_default() / speeds.fold(f64::MIN_POSITIVE, f64::max)
     }
 
-    /// What was measured, on what.
+    /// What was measured, and on which machine.
     pub fn subject(&self) -> String {
         let (tokens, runs, lmpatch) = (self.prompt_tokens, self.runs_per_size, self.lmpatch);
         let runtime = self.runtime.as_deref().unwrap_or("unknown runtime");
@@ -157,7 +157,7 @@ impl Results {
         remarks
     }
 
-    /// Whether something was not measured as it was asked for.
+    /// Whether anything was not measured as requested.
     pub fn has_failures(&self, asked: usize) -> bool {
         let has_failed = self.rows.iter().any(|row| row.failed.is_some());
         self.error.is_some() || has_failed || asked > 1 && self.verdict.keep.is_none()

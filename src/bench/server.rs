@@ -55,7 +55,7 @@ pub struct Server {
     authorization: Option<String>,
     /// How long it may say nothing.
     silence: Duration,
-    /// For prefills; its end closes their connections.
+    /// For prefills; shutting it down closes their connections.
     agent: Agent,
 }
 
@@ -94,7 +94,7 @@ impl Server {
         }
     }
 
-    /// Its models; none where it has only the `OpenAI` interface.
+    /// Its models; `None` if it has only the `OpenAI` interface.
     pub fn models(&self) -> Result<Option<Vec<Model>>> {
         let request = agent(Some(TIMEOUT), None).get(format!("{}/api/v1/models", self.base));
         let response = self.authorized(request).call();
@@ -128,12 +128,12 @@ impl Server {
         }
     }
 
-    /// Its models, as soon as it answers: that takes a while where it was started again.
+    /// Its models, once it answers: a restarted server takes a while.
     pub fn wait(&self, limit: Duration) -> Result<Option<Vec<Model>>> {
         command::retry(limit, || self.models())
     }
 
-    /// Asks `model` for one token behind `prompt`, which has about `tokens` tokens.
+    /// Asks `model` for one token after `prompt`, which has about `tokens` tokens.
     pub fn prefill(
         &self,
         (model, is_v1): (&str, bool),
@@ -151,7 +151,7 @@ impl Server {
         for line in self.stream(path, &request)?.lines() {
             let line = line.map_err(|error| self.failed(error, true))?;
             let position = answer.line(start.elapsed().as_secs_f64(), &line)?;
-            // Where it is left here the connection is closed.
+            // Leaving here closes the connection.
             ensure!(position.is_none_or(&mut *on_progress), "stopped");
         }
         answer.end()
@@ -187,7 +187,7 @@ pub fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     config.timeout_global(timeout).build().into()
 }
 
-/// Where and how to ask for one token, nothing random, nothing kept.
+/// The path and body of a request for one token, with nothing random and nothing stored.
 fn request(model: &str, is_v1: bool, prompt: &str) -> (&'static str, Value) {
     if is_v1 {
         let body = json!({ "model": model, "input": prompt, "stream": true, "max_output_tokens": 1,

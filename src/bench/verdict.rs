@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::race::Standing;
 use super::results::{Results, Row};
 
-/// Which size to keep, in tokens, and why; none where the measurements do not tell.
+/// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     pub keep: Option<u64>,
@@ -13,7 +13,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// The verdict on results of which `asked` sizes were to be compared.
+    /// The verdict on a comparison of `asked` sizes.
     pub fn of(results: &Results, standing: Option<Standing>, asked: usize) -> Self {
         let compared = |row: &&Row| row.failed.is_none() && row.speed().is_some();
         let compared = results.rows.iter().filter(compared).count();

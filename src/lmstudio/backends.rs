@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::runtimes::{self, APPS, Runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
-/// How the names of MLX backends start, as far as any has been seen.
+/// The start of every MLX backend's name that has been seen so far.
 const NAME_PREFIX: &str = "app-mlx-generate";
 pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
 const IS_IT_CONNECTED: &str = "is the disk that it is on connected?";
@@ -23,7 +23,7 @@ pub struct Backend {
     pub name: String,
     #[serde(serialize_with = "crate::files::lossy")]
     pub path: PathBuf,
-    /// That path with all links resolved, as far as it can be.
+    /// That path with all links resolved.
     #[serde(skip)]
     pub real: PathBuf,
     /// Its `site-packages` with a package of the engine, none in a stuck download; or why it is refused as a whole.
@@ -48,7 +48,7 @@ impl Backend {
     }
 }
 
-/// Part of a runtime that its manifest names and that is not on disk: an update that is half applied.
+/// A backend that a runtime's manifest names and that is not on disk: an update that is half applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MissingBackend {
     pub name: String,
@@ -65,7 +65,7 @@ pub struct MissingBackend {
 pub struct Installed {
     pub backends: Vec<Backend>,
     pub missing: Vec<MissingBackend>,
-    /// Why it is not known which runtime is selected, a sentence for each app of which that is so.
+    /// Why it is unknown which runtime is selected: a sentence for each such app.
     pub selection_unknown: Vec<String>,
     /// The selected backends whose names match no pattern.
     pub left_out: Vec<String>,
@@ -76,7 +76,7 @@ pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")
 }
 
-/// The directory of all backends. Fails where it is not there, cannot be listed, or lies in an app bundle.
+/// The directory of all backends. Fails if it is missing, cannot be listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<PathBuf> {
     let directory = amphibian(home);
     match fs::read_dir(&directory) {
@@ -105,9 +105,9 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
 }
 
-/// What `home` holds; backends only if their names match one of `wanted`, all where that is empty.
+/// What `home` holds. If `wanted` is not empty, only backends whose names match one of its patterns.
 ///
-/// Fails where the directory of backends cannot be listed.
+/// Fails if the directory of backends cannot be listed.
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let directory = open(home)?;
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
@@ -156,7 +156,7 @@ fn version_key(name: &str) -> (String, u64) {
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))
 }
 
-/// The backend of that name, unless it is surely none. Links are followed: people move backends to other disks.
+/// The backend of that name, unless it is certainly none. Links are followed: people move backends to other disks.
 fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> {
     let path = directory.join(file_name);
     let name = file_name.to_string_lossy().into_owned();
@@ -176,7 +176,7 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
     if !is_named_so && site_packages.as_ref().is_ok_and(Vec::is_empty) {
         return None;
     }
-    // What is no link is where its directory is: asking the system for each costs more than all else here.
+    // Without a link there is nothing to resolve, and asking the system costs more than everything else here.
     let mut real = real.join(file_name);
     if is_link {
         real = resolved(&path);
@@ -191,7 +191,7 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
     })
 }
 
-/// Why nothing at `path` is edited, where it leads into an app bundle.
+/// Why nothing at `path` is edited, if it leads into an app bundle.
 fn leads_into_app(path: &Path, real: &Path) -> Option<String> {
     let (path, bundle) = (path.display(), app_bundle(real)?.display());
     let why = "where an edit would break the app's signature";
@@ -199,7 +199,7 @@ fn leads_into_app(path: &Path, real: &Path) -> Option<String> {
     Some(format!("{path} leads into {bundle}, {why}; {next}"))
 }
 
-/// Fails where something cannot be seen: that is no reason to take the directory for another kind of one.
+/// Fails if something cannot be read: such a directory must not be mistaken for one without an engine.
 fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     let lib = backend.join("lib");
     let mut names = match files::names(&lib) {

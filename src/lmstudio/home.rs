@@ -11,7 +11,7 @@ use crate::files::{self, NotRead, is_absence};
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
 ///
 /// LM Studio's rule (lmstudio-js, `findLMStudioHome`): the trimmed content of the pointer file if that file exists,
-/// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails where backends cannot be listed there; another
+/// else `~/.cache/lm-studio` if it exists, else `~/.lmstudio`. Fails if backends cannot be listed there; another
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     let home = explicit.map_or_else(find_as_lmstudio_does, |path| Ok(path.to_owned()))?;
@@ -21,7 +21,7 @@ pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// Names another home that has backends, to follow an error about this one; empty where there is none.
+/// Names another home that has backends, to follow an error about this one; empty if there is none.
 pub fn other(home: &Path) -> String {
     let user = dirs::home_dir().unwrap_or_default();
     for other in [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name)) {
@@ -38,7 +38,7 @@ fn find_as_lmstudio_does() -> Result<PathBuf> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
     let cache = user.join(".cache/lm-studio");
-    // Where it cannot be told, it counts as there: another home is not patched in its place.
+    // If that cannot be determined, it counts as there: no other home must be patched in its place.
     let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
     Ok(match read_pointer(&user.join(".lmstudio-home-pointer"))? {
         Some(path) => path,

@@ -1,6 +1,6 @@
 //! LM Studio's own command line tool: what is loaded, unload, load.
 //!
-//! Every `lms` command starts LM Studio where it does not run: it is for those only who have seen that it does.
+//! Every `lms` command starts LM Studio if it is not running, so callers must have seen that it is.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +25,7 @@ pub struct LoadedModel {
     pub context_length: Option<u64>,
     pub parallel: Option<u64>,
     pub ttl_ms: Option<u64>,
-    /// Where LM Link reaches it; none on this Mac.
+    /// The device that LM Link reaches it on; `None` for this Mac.
     pub device_identifier: Option<String>,
     pub status: Option<String>,
     pub queued: Option<u64>,
@@ -50,7 +50,7 @@ pub fn find<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> 
     models.iter().find(|m| m.is_here() && m.identifier == id)
 }
 
-/// `<home>/bin/lms`, and how long to wait: for a load, and for a busy model or an app that quits and comes back.
+/// `<home>/bin/lms`, and how long to wait for a load, and for a busy model or an app that restarts.
 #[derive(Debug, Clone)]
 pub struct Lms {
     pub program: PathBuf,
@@ -67,18 +67,18 @@ impl Lms {
         }
     }
 
-    /// The loaded models, also those that LM Link reaches.
+    /// The loaded models, including those on other devices that LM Link reaches.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
         let printed = self.run(&["ps", "--json"], AT_ONCE)?;
         serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
     }
 
-    /// Unloads a model. Where none has that name, `lms` succeeds all the same.
+    /// Unloads a model. `lms` also succeeds if there is none of that name.
     pub fn unload(&self, identifier: &str) -> Result<()> {
         self.run(&["unload", identifier], AT_ONCE).map(drop)
     }
 
-    /// Loads a model as it says, but for what an older `lms` has no flag for.
+    /// Loads a model with its identifier, context, parallelism and TTL; an old `lms` has no flags for the last two.
     pub fn load(&self, model: &LoadedModel) -> Result<()> {
         let path = model.path.as_deref().unwrap_or_default();
         let id = model.identifier.as_str();

@@ -1,6 +1,6 @@
 //! The runtimes beside `vendor/`: which packages each is made of, and which one each app has selected.
 //!
-//! All of it is LM Studio's private format: what is missing or odd there makes this say less, never fail.
+//! All of this is LM Studio's private format: if something is missing or odd, this module says less and never fails.
 
 use std::cmp::Reverse;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub struct Runtime {
     /// `mlx-llm-mac-arm64-apple-metal-advsimd`.
     pub name: String,
     pub version: String,
-    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` where two have one version.
+    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` if two share a version.
     #[serde(skip)]
     pub label: String,
     /// The directories of `_amphibian` that it is made of.
@@ -38,7 +38,7 @@ pub struct Runtime {
     pub selected_by: Vec<&'static str>,
 }
 
-/// Every MLX runtime of `home`, newest first, and why the selection is not known where it is not.
+/// Every MLX runtime of `home`, newest first, and why the selection is unknown, if it is.
 pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     let directory = home.join("extensions/backends");
     let entries = WalkDir::new(directory).min_depth(1).max_depth(1);
@@ -69,7 +69,7 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     (runtimes, unknown)
 }
 
-/// Since when at the latest each app has had its choice of a runtime, in seconds since 1970; none where it is not known.
+/// Since when, at the latest, each app has had its selected runtime, in seconds since 1970; only if that is known.
 pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
     let since = |(app, preferences)| {
         let preferences = home.join(preferences);
@@ -79,7 +79,7 @@ pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
     APPS.into_iter().filter_map(since).collect()
 }
 
-/// Runtimes of one version are told apart by what only their own names have: `nax` for the M5.
+/// Runtimes of the same version are told apart by the part that only one's name has: `nax` for the M5.
 fn label(runtimes: &mut [Runtime]) {
     let all = runtimes.to_vec();
     for runtime in runtimes {
@@ -116,8 +116,8 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     })
 }
 
-/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; null where the app
-/// is not installed. Fails with the reason where that is not known.
+/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; null if the app is
+/// not installed. Fails with the reason if that is unknown.
 fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
     let preferences = files::read(preferences);
     // Without its file an app is not installed, as most people have no Bionic.

@@ -1,4 +1,4 @@
-//! LM Studio's workers, and whether they have what is on disk now.
+//! LM Studio's workers, and whether they have read the values that are on disk now.
 //!
 //! Every loaded model has one: `<home>/.internal/utils/node -e … require("…/llmworker.js")`. It reads the Python files
 //! of its backend when it starts, so one that is older than those files holds older values.
@@ -17,23 +17,23 @@ use crate::files::resolved;
 pub struct Worker {
     pub pid: u32,
     pub started: u64,
-    /// As `open -a` names it; `llmster`, which is no app; empty where the command line does not tell.
+    /// The name `open -a` takes; `llmster`, which is not an app; empty if the command line does not say.
     pub app: String,
 }
 
-/// What was seen of this machine's processes, and what helps to judge it; times in seconds since 1970.
+/// What this machine's processes look like, and what helps to judge them; times in seconds since 1970.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerSnapshot {
     pub workers: Vec<Worker>,
     /// Other processes that may run an engine, with the directory of `_amphibian` that they are from.
     pub foreign: Vec<(u32, String)>,
-    /// Since when each app has had its choice of a runtime, where that is known.
+    /// Since when each app has had its selected runtime, if known.
     pub selected_since: Vec<(&'static str, u64)>,
-    /// How many MLX models and how many others are loaded, where `lms` was asked: an old worker may run another engine.
+    /// How many MLX models and how many others are loaded, if `lms` was asked: an old worker may run another engine.
     pub loaded: Option<(usize, usize)>,
 }
 
-/// Whether loaded models have a backend's values; with the workers that do not, or why that is unknown.
+/// Whether loaded models have a backend's values: which workers do not, or why that is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoadState {
@@ -71,7 +71,7 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
         if let Some(app) = app_of_worker(process, &node) {
             let started = process.start_time();
             snapshot.workers.push(Worker { pid, started, app });
-        // What a worker has started is part of it.
+        // A child of a worker is part of that worker.
         } else if !snapshot.workers.iter().any(|w| Some(w.pid) == parent)
             && let Some(directory) = engine_directory(process, &amphibian)
         {
@@ -110,7 +110,7 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 }
 
 impl WorkerSnapshot {
-    /// Whether loaded models have the values of `backend`, whose files were last `written` then.
+    /// Whether loaded models have the values of `backend`, whose files were last `written` then (seconds since 1970).
     pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
         let state = self.judge(backend, written);
         state.unwrap_or_else(LoadState::Unknown)
@@ -139,7 +139,7 @@ impl WorkerSnapshot {
             }
             if backend.selected_by().contains(app) {
                 is_used = true;
-                // Start times are whole seconds: within that of the edit it may have come before it.
+                // Start times are whole seconds: a worker of the same second may have started before the edit.
                 older.extend((*started <= written).then_some(*pid));
             }
         }

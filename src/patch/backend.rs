@@ -64,7 +64,7 @@ impl Surveyed {
         }
     }
 
-    /// What every file must hold for `goal`, also where that is what it holds already.
+    /// What every file must hold for `goal`, including files that already hold it.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
         let is_original = |file: &VendorFile| match &file.content {
             Ok(source) => source.is_stock(),

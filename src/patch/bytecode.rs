@@ -1,6 +1,6 @@
 //! The `.pyc` files that belong to one source file.
 //!
-//! CPython takes a cached `.pyc` for valid where the source's size and modification second are those it was made from
+//! CPython takes a cached `.pyc` for valid if the source's size and modification second are those it was made from
 //! (and an unchecked hash-based one always), so an edit from 2048 to 4096 can be silently ignored. Only the edited
 //! file's own are removed: a wipe of every cache makes LM Studio compile thousands of modules at its next start.
 
@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::files::{cannot, is_absence};
 
-/// Removes every cached `.pyc` of `source`. Fails where the cache directory is a link, which would lead out of the
+/// Removes every cached `.pyc` of `source`. Fails if the cache directory is a link, which would lead out of the
 /// backend, or a file cannot be removed.
 pub fn remove(source: &Path) -> Result<()> {
     for cached in list(source)? {

@@ -12,7 +12,7 @@ use super::settings::{Setting, Site};
 #[derive(Debug, Clone)]
 pub struct VendorFile {
     pub setting: &'static Setting,
-    /// Where it is, links resolved where it could be read.
+    /// Its path; with links resolved if it could be read.
     pub path: PathBuf,
     pub content: Result<Arc<Source>, Blocked>,
 }
@@ -22,14 +22,14 @@ pub struct Source {
     pub bytes: Vec<u8>,
     /// Where the setting is in it; at least one.
     pub sites: Vec<Site>,
-    /// Its original, where anything proves it.
+    /// Its original, if anything proves it.
     pub original: Option<Original>,
     /// The receipt for this very file, if there is one; or why what is in its place is ignored.
     pub receipt: Result<Option<Receipt>, String>,
-    /// Whether an edit takes a receipt: neither `RECORD` nor the table gives the original back after it, and there is
-    /// none. One of no use gives way only where the file has its stock values again, else it is no original.
+    /// Whether an edit needs a receipt first: after it neither `RECORD` nor the table could give the original back, and
+    /// there is no receipt yet. A useless one is replaced only if the file has its stock values again.
     pub needs_receipt: bool,
-    /// Whether its package's `RECORD` lists other bytes, also with the stock values filled in.
+    /// Whether its package's `RECORD` lists other bytes, even with the stock values filled in.
     pub differs_from_record: bool,
 }
 
@@ -62,7 +62,7 @@ impl State {
 pub struct Blocked {
     pub state: State,
     pub why: String,
-    /// Whether it is proven to be as the vendor ships it all the same: engines from before the settings existed are.
+    /// Whether it is nevertheless proven to be the vendor's, like engines from before the settings existed.
     pub is_original: bool,
 }
 
@@ -77,7 +77,7 @@ impl Blocked {
     }
 }
 
-/// An outcome or a state as it is printed: in the words of its name in JSON.
+/// An outcome or a state as it is printed: its JSON name with spaces.
 pub fn words(value: impl Serialize) -> String {
     let name = serde_json::to_value(value).unwrap_or_default();
     name.as_str().unwrap_or_default().replace('-', " ")
@@ -89,9 +89,9 @@ pub struct Edit {
     pub path: PathBuf,
     pub before: Vec<u8>,
     pub after: Vec<u8>,
-    /// What has to be written down first.
+    /// The receipt that has to be written first.
     pub receipt: Option<Receipt>,
-    /// Whether the file is to be as it was before any edit, so that a receipt has done its work.
+    /// Whether this restores the original, so that a receipt is no longer needed.
     pub restores: bool,
 }
 

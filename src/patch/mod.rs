@@ -25,10 +25,10 @@ use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
 
-/// So many backends are written at a time: a disk takes many syncs as one.
+/// How many backends are written at a time: a disk handles many syncs as one.
 const WRITERS: usize = 16;
 
-/// What became of one backend. Where it is incomplete, refused or failed, its files are as they were.
+/// What became of one backend. If it is incomplete, refused or failed, its files are as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -40,7 +40,7 @@ pub enum Outcome {
     Failed,
 }
 
-/// One backend, before and after a run. Both are the same where nothing was written.
+/// One backend, before and after a run. Both are the same if nothing was written.
 #[derive(Debug)]
 pub struct Applied {
     pub before: Surveyed,
@@ -48,7 +48,7 @@ pub struct Applied {
     pub outcome: Outcome,
     /// Why it is incomplete, was refused or failed.
     pub why: Option<String>,
-    /// What every file was to hold; empty where it was blocked.
+    /// The planned content of every file; empty if the backend is not edited.
     pub edits: Vec<Edit>,
 }
 
@@ -59,9 +59,9 @@ pub struct Survey {
     pub home: Installed,
 }
 
-/// Reads every backend of a home whose name matches one of `wanted`, all where that is empty.
+/// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
-    // Where this thread cannot be had, the first file waits for them.
+    // Without this thread, the first file waits for them.
     let _ = thread::Builder::new().spawn(sites::prepare);
     let mut home = backends::find(home, wanted)?;
     let backends = parallel(mem::take(&mut home.backends), 1, survey::survey);
@@ -71,7 +71,7 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
 /// Brings every backend to the goal; each wholly or not at all, all planned before the first write.
 pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     let planned = dry_run(backends, goal);
-    // Backends are independent, except where two are links to one directory: those take turns.
+    // Backends are independent, unless two are links to one directory: those take turns.
     let edits = planned.iter().flat_map(|planned| &planned.edits);
     let turn = |edit: &Edit| (edit.path.clone(), Mutex::new(()));
     let turns: BTreeMap<_, _> = edits.map(turn).collect();

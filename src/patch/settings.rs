@@ -36,7 +36,7 @@ pub struct Setting {
     pub forms: &'static [Form],
     /// The number that the vendor ships, from the source and the owner of the site.
     pub stock: fn(source: &[u8], owner: &str) -> u64,
-    /// The owner whose site is the backend's chunk where this file alone tells it.
+    /// The owner whose site is the backend's chunk if this is the only file.
     pub governing_owner: Option<&'static str>,
 }
 
@@ -55,7 +55,7 @@ pub struct Site {
     pub owner: String,
     /// The line of the literal, from 1.
     pub line: usize,
-    /// Where the literal stands, in bytes.
+    /// The byte range of the literal.
     #[serde(skip)]
     pub range: Range<usize>,
     /// What it says, in tokens.

@@ -18,8 +18,8 @@ const OVERRIDES: &str = "is set here in a way that would override the edit:";
 
 /// The sites of `setting` in `source`, in the order in which they stand there.
 ///
-/// Fails, saying what was found in which line, on source that cannot be read with certainty, on any other binding of the
-/// name that counts, and on fewer or more sites than the form must have.
+/// Fails, with the line and what was found there, if the source cannot be read with certainty, if the name is bound in
+/// any other way, or if there are fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     let (text, lines) = blank(source)?;
     let bindings = |form| (form, bindings(form, source, &text, &lines));
@@ -51,7 +51,7 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     Ok(sites)
 }
 
-/// Compiles the patterns, which takes as long as finding the backends does.
+/// Compiles the patterns, which takes about as long as finding the backends.
 pub fn prepare() {
     _ = (&*HEADER, &*DEFINITION, &*ODD, &*ODD_ITEM);
 }
@@ -215,7 +215,7 @@ fn quote(source: &[u8]) -> String {
     format!("`{shown}{rest}`")
 }
 
-/// The line with NUL bytes for the name, where it is no attribute, and with `?` for comparisons.
+/// The line with NUL bytes in place of the name, unless it is an attribute, and with `?` for comparisons.
 // One pattern then fits every name, and nothing else can match: source with NUL bytes of its own is refused.
 fn mark(line: &[u8], name: &str) -> Vec<u8> {
     let mut marked = line.to_vec();
@@ -290,7 +290,7 @@ patterns! {
         r"|\b(?:global|nonlocal|del|import)\b[^;]*\x00|\bas\b[^:;]*\x00",
         r"|\bfor[\s*(\[]+(?:[\w.]+[\s)\]]*,[\s*(\[]*)*\x00|^\s*case\s+[^=\s].*\x00.*:"
     );
-    /// The same for statements behind another, targets of several, and lambdas, whose commas are not those of parameters.
+    /// The same for a second statement in a line, multiple targets, and lambdas, whose commas separate no parameters.
     ODD_ITEM = concat!(
         r"\x00\s*[,)\]=][^;\x01]*=|[^\s\x00\x01]\s*\x00+\s*=|[:;]\s*\x00+\s*:[^;\x01]*=",
         r"|\blambda\b.*\x00\s*[:=]|\x00\s*(?::[^=,;\x01]*)?(?:=\s*)?\blambda\b"

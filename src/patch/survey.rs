@@ -51,12 +51,12 @@ fn vendor_file(
     })
 }
 
-/// Where the receipt of a vendor file is.
+/// The path of a vendor file's receipt.
 pub fn receipt_path(file: &Path) -> PathBuf {
     file.with_extension("py.lmpatch")
 }
 
-/// Permissions are fixed where they are, all else only by getting the file anew.
+/// Permissions can be fixed in place; anything else only by reinstalling.
 fn unreadable(path: &Path, why: &NotRead) -> String {
     let next = if why.is_denied() { "" } else { REINSTALL };
     format!("{} {why}{next}", path.display())
@@ -127,7 +127,7 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
     }
 }
 
-/// What every `RECORD` of the package says of the setting's file. Fails where one cannot be read.
+/// What every `RECORD` of the package says about the setting's file. Fails if one cannot be read.
 fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
     let names = files::names(site_packages)

@@ -21,12 +21,12 @@ use crate::lock::Lock;
 
 const TEMP_MARK: &str = ".lmpatch-tmp.";
 
-/// Brings every file of a backend to what its edit says, or leaves all of them as they were and fails.
+/// Applies every edit of a backend, or leaves all of its files as they were and fails.
 ///
-/// Files that hold the wanted bytes already are not touched.
+/// Files that already hold the wanted bytes are not touched.
 pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
     let changes: Vec<_> = edits.iter().filter(|edit| edit.is_change()).collect();
-    // Listed before the first write: where that fails nothing has been changed.
+    // Listed before the first write: if that fails, nothing has been changed.
     let mut leftovers = Vec::new();
     for edit in edits {
         leftovers.extend(temporaries(&edit.path)?);
@@ -49,7 +49,7 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
 fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     for edit in changes {
         let path = receipt_path(&edit.path);
-        // A directory in its place was told already, and is no reason not to set a number.
+        // A directory in its place has already been reported, and is no reason not to set a number.
         if let Some(receipt) = &edit.receipt
             && !path.is_dir()
         {
@@ -90,7 +90,7 @@ fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error
     }
     // A file that could not be put back needs its receipt for a later revert.
     for receipt in receipts.iter().filter(|_| is_back) {
-        // It is about bytes that are in their place again; the next revert removes it if this does not.
+        // Its file is as it was; if this fails, the next revert removes it.
         let _ = fs::remove_file(receipt);
     }
     error
@@ -105,7 +105,7 @@ fn put_back(edit: &Edit) -> Result<()> {
             bytecode::remove(path)
         }
         Err(why @ NotRead::Io(_)) => bail!("it {why}"),
-        // What somebody else put there, or took away, is theirs.
+        // If somebody else has changed or removed the file, that is theirs.
         _ => Ok(()),
     }
 }
@@ -144,7 +144,7 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     Ok(temp)
 }
 
-/// Puts new content in its place. Fails, changing nothing, where the target no longer holds `before`; where only the
+/// Puts new content in its place. Fails, changing nothing, if the target no longer holds `before`; if only the
 /// directory could not be synced, the new content is in place and the error says so.
 fn commit(temp: NamedTempFile, target: &Path, before: &[u8], after: &[u8]) -> Result<()> {
     let is_file = fs::symlink_metadata(target).is_ok_and(|metadata| metadata.is_file());
@@ -184,7 +184,7 @@ fn fill(temp: &mut NamedTempFile, model: &Metadata, content: &[u8]) -> Result<()
 }
 
 /// Waits until the content is on the disk. Some file systems of macOS refuse the full sync (`F_FULLFSYNC`) that std
-/// asks for and take a plain fsync; where there is no sync at all, there is nothing to wait for.
+/// asks for and take a plain fsync; if there is no sync at all, there is nothing to wait for.
 fn sync(file: &File) -> io::Result<()> {
     const UNSUPPORTED: [Errno; 4] = [Errno::NOTTY, Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP];
     let is_unsupported = |errno| UNSUPPORTED.contains(&errno);

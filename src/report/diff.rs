@@ -26,7 +26,7 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
     bytes
 }
 
-/// On a terminal painted and safe to show; else byte for byte, so that `patch` can apply it.
+/// On a terminal coloured and safe to show; otherwise byte for byte, so that `patch` can apply it.
 pub fn print(output: &Output, diff: &[u8]) -> Result<()> {
     if !output.has_colour() && output.width().is_none() {
         return output.print_raw(diff);

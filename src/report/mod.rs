@@ -30,10 +30,10 @@ pub struct Report {
     /// Why the run as a whole failed.
     pub error: Option<String>,
     pub backends: Vec<BackendReport>,
-    /// What runtimes are made of and is not on disk.
+    /// Backends that a runtime needs and that are not on disk.
     pub missing_backends: Vec<MissingBackend>,
     pub findings: Findings,
-    /// LM Studio's workers; none where they were not looked at.
+    /// LM Studio's workers; `None` if the run did not look at them.
     pub workers: Option<Vec<Worker>>,
     pub reload: Option<ReloadReport>,
 }
@@ -47,7 +47,7 @@ pub enum Action {
     Revert,
 }
 
-/// One backend. Chunks are in tokens; `result` is none where the run only looked.
+/// One backend. Chunks are in tokens; `result` is `None` if the run only looked.
 #[derive(Debug, Serialize)]
 pub struct BackendReport {
     #[serde(flatten)]
@@ -112,7 +112,7 @@ struct Finding {
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Adds what was found and what to do about it. What several backends share is told once, about none of them.
+    /// Adds a finding and its next step. If several backends share it, it is told once and names none of them.
     pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
         let is_same = |old: &&mut Finding| old.what == what && old.next == next;
         if let Some(old) = self.0.iter_mut().find(is_same) {
@@ -127,7 +127,7 @@ impl Findings {
         });
     }
 
-    /// Says them all on stderr, the worst first.
+    /// Prints them all to stderr, the most serious first.
     pub fn tell(&mut self, output: &Output) {
         self.0.sort_by_key(|finding| finding.level);
         for finding in &self.0 {

@@ -1,4 +1,4 @@
-//! What is not as it should be, or good to know: one line each, only where it applies, with its next step.
+//! What is wrong, or good to know: one line each, with its next step, and only if it applies.
 
 use super::{BackendReport, Findings, Report};
 use crate::agent;
@@ -44,7 +44,7 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
     }
 }
 
-/// What a run that sets or reverts has to tell beside its table.
+/// What a run that sets or reverts tells besides its table.
 pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     let (rows, found) = (&report.backends, &mut report.findings);
     for (row, applied) in rows.iter().zip(applied) {

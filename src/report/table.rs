@@ -10,7 +10,7 @@ use crate::patch::backend::Surveyed;
 use crate::patch::file::{State, VendorFile, words};
 use crate::patch::original::Proof;
 
-/// The table of backends with, where asked for, the sites of each below it.
+/// The table of backends; with `--verbose`, the sites of each below it.
 pub fn backends(report: &Report, output: &Output) -> String {
     let mut header = vec!["backend", "runtime", "selected", "chunk"];
     header.extend(match report.action {
@@ -67,7 +67,7 @@ fn cells(row: &BackendReport) -> Vec<String> {
     cells
 }
 
-/// What became of the backend, or its state where the run only looked.
+/// What became of the backend, or its state if the run only looked.
 fn last_word(row: &BackendReport) -> (String, Style) {
     let style = match (row.result, row.state) {
         (Some(Changed), _) | (None, State::Patched) => GOOD,
