@@ -49,7 +49,7 @@ pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
     errors.is_empty()
 }
 
-const HEADER: &str = "size|seconds|tok/s|× stock|spread|peak memory|observed chunk";
+const HEADER: &str = "size|seconds|tok/s|× stock|spread|memory|observed";
 
 fn cells(results: &Results, row: &Row) -> Vec<String> {
     let is_stock = row.size.is_some() && row.size == results.stock;
@@ -70,7 +70,7 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
 
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
-    let room = width.unwrap_or(100).saturating_sub(74).min(24);
+    let room = width.unwrap_or(100).saturating_sub(73).min(24);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(HEADER.split('|'));

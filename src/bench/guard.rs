@@ -61,7 +61,7 @@ pub struct Guard {
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
     /// Waited for after a reload.
-    pub server: Option<(Server, Duration)>,
+    pub server: Option<Server>,
 }
 
 impl Guard {
@@ -148,7 +148,7 @@ impl Guard {
 
     fn wait_for_server(&self) -> Result<()> {
         let server = self.server.as_ref();
-        server.map_or(Ok(()), |(server, limit)| server.wait(*limit).map(drop))
+        server.map_or(Ok(()), |server| server.wait().map(drop))
     }
 
     /// The backends of the sweep as they are now.

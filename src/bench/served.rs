@@ -42,7 +42,7 @@ impl Bench {
             let how = args.reload.clone();
             let mut guard = Guard::new(home, &args.backend, how, &self.output)?;
             guard.hold_models(&target.id, needed, &self.output)?;
-            guard.server = Some((server.clone(), silence));
+            guard.server = Some(server.clone());
             self.put_under(guard)?;
         }
         let mut engine = Served {

@@ -129,8 +129,8 @@ impl Server {
     }
 
     /// Its models, once it answers: a restarted server takes a while.
-    pub fn wait(&self, limit: Duration) -> Result<Option<Vec<Model>>> {
-        command::retry(limit, || self.models())
+    pub fn wait(&self) -> Result<Option<Vec<Model>>> {
+        command::retry(self.silence, || self.models())
     }
 
     /// Asks `model` for one token after `prompt`, which has about `tokens` tokens.
