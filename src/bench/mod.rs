@@ -82,25 +82,14 @@ struct Plan {
 
 /// Runs a benchmark and reports on it. Fails only if nothing could be reported.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
+    let mut args = args.clone();
+    args.sizes.sort_unstable();
+    args.sizes.dedup();
     let (sender, events) = mpsc::channel();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
     let to = sender.clone();
     thread::spawn(move || signals.forever().try_for_each(|_| to.send(Event::Signal)));
-    let bench = Arc::new(Bench {
-        args: args.clone(),
-        output: *output,
-        start: Instant::now(),
-        bar: measure::bar(output),
-        agent: server::agent(None, Some(Duration::from_secs(args.timeout))),
-        results: Mutex::new(Some(Results {
-            schema: 2,
-            lmpatch: env!("CARGO_PKG_VERSION"),
-            machine: machine(),
-            runs_per_size: args.runs,
-            ..Results::default()
-        })),
-        guard: OnceLock::new(),
-    });
+    let bench = Arc::new(Bench::new(args.clone(), *output));
     let (working, home, to) = (Arc::clone(&bench), home.map(Path::to_owned), sender.clone());
     let measure = move || working.measure(home.as_deref());
     // A panic, which would be a defect, also ends the waiting.
@@ -126,7 +115,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let keep = results.verdict.keep.filter(|_| args.apply_best);
     let keep = keep.filter(|_| results.error.is_none());
     let is_right = bench.put_back(keep, is_stopped, sender, &events);
-    let is_told = tell(&results, is_json, args, output)?;
+    let is_told = tell(&results, is_json, &args, output)?;
     let is_good = is_right && is_told && !results.has_failures(args.sizes.len());
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
@@ -152,6 +141,25 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Bench {
+    fn new(args: BenchArgs, output: Output) -> Self {
+        let results = Results {
+            schema: 3,
+            lmpatch: env!("CARGO_PKG_VERSION"),
+            machine: machine(),
+            runs_per_size: args.runs,
+            ..Results::default()
+        };
+        Self {
+            output,
+            start: Instant::now(),
+            bar: measure::bar(&output),
+            agent: server::agent(None, Some(Duration::from_secs(args.timeout))),
+            results: Mutex::new(Some(results)),
+            guard: OnceLock::new(),
+            args,
+        }
+    }
+
     fn measure(&self, home: Option<&Path>) -> Result<()> {
         let args = &self.args;
         export::check(&args.output)?;
@@ -174,8 +182,6 @@ impl Bench {
         if sizes.is_empty() {
             sizes = vec![chunk.unwrap_or(DEFAULT_SIZE)];
         }
-        sizes.sort_unstable();
-        sizes.dedup();
         self.update(|results| {
             let runtimes = in_use.iter().flat_map(|one| &one.backend.runtimes);
             let runtime = runtimes.max_by_key(|runtime| runtime.selected);

@@ -254,6 +254,9 @@ fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
         (&results["verdict"]["keep"], &results["error"]),
         (&NONE, &NONE)
     );
+    // A size given twice is one size.
+    let results = stage.json(&["--sizes", "2048,2048", "--runs", "1"], 0);
+    assert_eq!(column(&results, "size"), [2048]);
 }
 
 #[test]
@@ -693,7 +696,7 @@ fn exports_are_there_in_every_format() {
     assert_eq!(ran.stdout.lines().count(), 3);
     let text = |index: usize| fs::read_to_string(&paths[index]).unwrap();
     let results: Value = serde_json::from_str(&text(0)).unwrap();
-    assert_eq!((&results["schema"], rows(&results).len()), (&2.into(), 2));
+    assert_eq!((&results["schema"], rows(&results).len()), (&3.into(), 2));
     let csv = text(1);
     assert_eq!(
         (
