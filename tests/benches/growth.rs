@@ -23,7 +23,7 @@ use tempfile::TempDir;
 #[path = "../it/support/mod.rs"]
 mod support;
 
-use support::home::{Layer, engine_since_2026, real_size_generate};
+use support::home::{BackendDir, engine_since_2026, real_size_generate};
 
 const BACKENDS: [usize; 4] = [1, 10, 100, 1000];
 const SIZES: [u64; 2] = [4096, 8192];
@@ -123,7 +123,7 @@ impl Home {
         let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (engine, generate) = (engine_since_2026("2048"), real_size_generate());
         for number in 0..backends {
-            Layer::new(root.path(), &layer_name(number))
+            BackendDir::new(root.path(), &backend_name(number))
                 .with_engine(&engine)
                 .with_generate(&generate)
                 .with_record(&generate)
@@ -133,18 +133,21 @@ impl Home {
     }
 
     fn add(&self, others: Others) {
-        let layer = Layer::new(self.root.path(), &layer_name(0));
+        let backend = BackendDir::new(self.root.path(), &backend_name(0));
         let add = |directory: &Path, file: String| {
             fs::create_dir_all(directory).unwrap();
             fs::write(directory.join(file), "x = 1\n").unwrap();
         };
         match others {
             Others::Files(count) => {
-                (0..count).for_each(|n| add(&layer.path("other"), format!("part_{n}.py")));
+                (0..count).for_each(|n| add(&backend.path("other"), format!("part_{n}.py")));
             }
             Others::Packages(count) => {
                 (0..count).for_each(|n| {
-                    add(&layer.path(&format!("other_{n}")), "__init__.py".to_owned());
+                    add(
+                        &backend.path(&format!("other_{n}")),
+                        "__init__.py".to_owned(),
+                    );
                 });
             }
         }
@@ -166,6 +169,6 @@ impl Home {
     }
 }
 
-fn layer_name(number: usize) -> String {
+fn backend_name(number: usize) -> String {
     format!("app-mlx-generate-mac14-arm64@{number}")
 }

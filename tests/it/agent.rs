@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{
-    Layer, engine_since_2026, generate, runtime, stock_generate, usual_layer,
+    BackendDir, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
 use crate::support::standins::{Launchd, StandIns};
 use crate::support::{Env, Ran, aloud, differences, snapshot, strace};
@@ -37,7 +37,7 @@ impl<'e> User<'e> {
             fs::create_dir_all(env.user().join(directory)).unwrap();
         }
         put_program(&user.program());
-        usual_layer(&env.lmstudio(), OLD);
+        usual_backend(&env.lmstudio(), OLD);
         user
     }
 
@@ -186,7 +186,7 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
     let env = Env::new();
     let user = User::new(&env);
     let _launchd = user.launchd();
-    usual_layer(&env.lmstudio(), NEW)
+    usual_backend(&env.lmstudio(), NEW)
         .with_engine(engine_since_2026("1024"))
         .with_generate(generate("1024", "1024", "1024"));
     user.run(&["agent", "install"])
@@ -203,7 +203,7 @@ fn paths_with_markup_and_blanks_and_relative_ones_survive() {
     let user = User::new(&env);
     let _launchd = user.launchd();
     let home = env.user().join("a <b> & \"c\" ü/[LM] Studio");
-    usual_layer(&home, OLD);
+    usual_backend(&home, OLD);
     let relative = home.strip_prefix(env.user()).unwrap().to_str().unwrap();
     user.run(&["agent", "install", "--home", relative]).exits(0);
     let job = Value::from_file(user.job()).unwrap();
@@ -211,7 +211,7 @@ fn paths_with_markup_and_blanks_and_relative_ones_survive() {
         texts(&job, "WatchPaths"),
         [crate::support::amphibian(&home).to_str().unwrap()]
     );
-    usual_layer(&home, NEW);
+    usual_backend(&home, NEW);
     assert_eq!(user.run_job(&SOON), Some(0));
     env.run(["--home", home.to_str().unwrap(), "--check", "4096"])
         .exits(0);
@@ -403,7 +403,7 @@ fn a_home_in_a_protected_folder_needs_full_disk_access() {
     let _launchd = user.launchd();
     for folder in ["Documents", "Desktop", "Downloads"] {
         let home = env.user().join(folder).join("LM Studio");
-        usual_layer(&home, OLD);
+        usual_backend(&home, OLD);
         user.run(&["agent", "install", "--home", home.to_str().unwrap()])
             .exits(0)
             .says("macOS does not let the agent into")
@@ -452,7 +452,7 @@ fn uninstall_leaves_nothing() {
     env.run(["4096"]).exits(0);
     let before = user.everything();
     user.run(&["agent", "install"]).exits(0);
-    usual_layer(&env.lmstudio(), NEW);
+    usual_backend(&env.lmstudio(), NEW);
     assert_eq!(user.run_job(&SOON), Some(0));
     assert!(!user.logged().is_empty());
     user.run(&["agent", "uninstall"])
@@ -543,7 +543,7 @@ fn the_job_sets_what_is_stock_and_says_so_once() {
     let user = User::new(&env);
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
-    usual_layer(&env.lmstudio(), NEW);
+    usual_backend(&env.lmstudio(), NEW);
     assert_eq!(user.run_job(&SOON), Some(0));
     assert_eq!(user.run_job(&SOON), Some(0));
     assert_eq!(user.logged(), format!("{NEW}: 2048 → 4096\n"));
@@ -573,7 +573,7 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
     assert_eq!(user.chunk(OLD), 4096);
     // LM Studio brings the same backend anew.
     fs::remove_dir_all(env.amphibian().join(OLD)).unwrap();
-    usual_layer(&env.lmstudio(), OLD);
+    usual_backend(&env.lmstudio(), OLD);
     assert_eq!(user.run_job(&SOON), Some(0));
     assert_eq!(user.chunk(OLD), 4096);
     user.run(&["agent", "uninstall"]).exits(0);
@@ -601,19 +601,19 @@ fn the_job_waits_until_every_backend_is_whole() {
     let user = User::new(&env);
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
-    let layer = Layer::new(&env.lmstudio(), NEW)
+    let backend = BackendDir::new(&env.lmstudio(), NEW)
         .with_generate(stock_generate())
         .with_record(stock_generate());
     let mut job = user.job_command(&SOON).spawn().unwrap();
     // Should it not wait, it has time to show that.
     std::thread::sleep(Duration::from_millis(500));
     assert!(job.try_wait().unwrap().is_none());
-    fs::create_dir(layer.path("mlx_engine")).unwrap();
+    fs::create_dir(backend.path("mlx_engine")).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     assert!(job.try_wait().unwrap().is_none());
-    let whole = layer.path("mlx_engine/new");
+    let whole = backend.path("mlx_engine/new");
     fs::write(&whole, engine_since_2026("2048")).unwrap();
-    fs::rename(whole, layer.engine()).unwrap();
+    fs::rename(whole, backend.engine()).unwrap();
     assert_eq!(code(job), Some(0));
     assert_eq!(user.chunk(NEW), 4096);
     assert_eq!(user.logged(), format!("{NEW}: 2048 → 4096\n"));
@@ -631,7 +631,7 @@ fn the_job_waits_for_a_backend_that_a_manifest_names() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(job.try_wait().unwrap().is_none());
     assert_eq!(user.chunk(OLD), 2048);
-    usual_layer(&env.user().join("elsewhere"), NEW);
+    usual_backend(&env.user().join("elsewhere"), NEW);
     fs::rename(
         crate::support::amphibian(&env.user().join("elsewhere")).join(NEW),
         env.amphibian().join(NEW),
@@ -647,14 +647,14 @@ fn the_job_leaves_files_alone_while_they_change() {
     let user = User::new(&env);
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
-    let layer = usual_layer(&env.lmstudio(), NEW);
+    let backend = usual_backend(&env.lmstudio(), NEW);
     let flags = ["--settle-ms", "4000"];
     let job = user.job_command(&flags).spawn().unwrap();
     for number in 0..40 {
         let text = format!("{}# {number}\n", engine_since_2026("2048"));
-        fs::write(layer.engine(), &text).unwrap();
+        fs::write(backend.engine(), &text).unwrap();
         std::thread::sleep(Duration::from_millis(25));
-        assert_eq!(fs::read_to_string(layer.engine()).unwrap(), text);
+        assert_eq!(fs::read_to_string(backend.engine()).unwrap(), text);
     }
     assert_eq!(code(job), Some(0));
     assert_eq!(user.chunk(NEW), 4096);
@@ -667,18 +667,18 @@ fn at_the_deadline_the_job_sets_those_that_are_whole() {
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
     env.run(["--revert"]).exits(0);
-    let layer = Layer::new(&env.lmstudio(), NEW).with_generate(stock_generate());
+    let backend = BackendDir::new(&env.lmstudio(), NEW).with_generate(stock_generate());
     runtime(
         &env.lmstudio(),
         "1.12.0",
         &["app-mlx-generate-mac14-arm64@40"],
     );
-    let before = snapshot(&layer.root);
+    let before = snapshot(&backend.root);
     assert_eq!(user.run_job(&IMPATIENT), Some(0));
     assert_eq!(user.chunk(OLD), 4096);
     assert_eq!(user.logged(), format!("{OLD}: 2048 → 4096\n"));
     assert_eq!(
-        differences(&before, &snapshot(&layer.root)),
+        differences(&before, &snapshot(&backend.root)),
         Vec::<String>::new()
     );
 }
@@ -690,7 +690,7 @@ fn a_backend_that_is_refused_is_logged_and_does_not_stop_the_others() {
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
     env.run(["--revert"]).exits(0);
-    usual_layer(&env.lmstudio(), NEW).with_engine("PROMPT_PROCESSING_CHUNK_SIZE = 1 << 11\n");
+    usual_backend(&env.lmstudio(), NEW).with_engine("PROMPT_PROCESSING_CHUNK_SIZE = 1 << 11\n");
     assert_eq!(user.run_job(&SOON), Some(1));
     assert_eq!(user.chunk(OLD), 4096);
     let logged = user.logged();
@@ -745,7 +745,7 @@ fn a_home_that_is_gone_is_waited_for_in_silence() {
     assert_eq!(user.run_job(&IMPATIENT), Some(0));
     assert!(!env.lmstudio().exists());
     let job = user.job_command(&SOON).spawn().unwrap();
-    usual_layer(&env.user().join("away"), NEW);
+    usual_backend(&env.user().join("away"), NEW);
     fs::rename(env.user().join("away"), env.lmstudio()).unwrap();
     assert_eq!(code(job), Some(0));
     assert_eq!(user.logged(), format!("{NEW}: 2048 → 4096\n"));
@@ -827,7 +827,7 @@ fn what_macos_does_not_let_in_is_logged_at_once_with_the_reason() {
 fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it() {
     use crate::support::child::{finish, while_mode};
     let env = Env::new();
-    usual_layer(&env.lmstudio(), OLD);
+    usual_backend(&env.lmstudio(), OLD);
     env.hand_over();
     let home = env.lmstudio().display().to_string();
     let args = [

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::home::{Layer, engine_since_2026, runtime, select, usual_layer};
+use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
 use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
 use crate::support::standins::{StandIns, executable, until};
@@ -24,20 +24,20 @@ const FALLING: &[(u64, u64)] = &[(4096, 40), (2048, 20), (512, 10)];
 /// A home with one stock 2048 backend in use, and an LM Studio that runs it.
 struct Stage {
     env: Env,
-    layer: Layer,
+    backend: BackendDir,
     fake: FakeLmStudio,
 }
 
 fn stage() -> Stage {
     let env = Env::new();
     let home = env.lmstudio();
-    let layer = usual_layer(&home, NAME);
+    let backend = usual_backend(&home, NAME);
     runtime(&home, "1.12.0", &[NAME]);
     select(&home, "1.12.0");
-    let fake = FakeLmStudio::start(&home, &layer.engine());
+    let fake = FakeLmStudio::start(&home, &backend.engine());
     fake.load(MODEL, "mlx", 65_536);
     fake.state().pace.extend(FALLING.iter().copied());
-    Stage { env, layer, fake }
+    Stage { env, backend, fake }
 }
 
 /// Every entry of the home, and what is loaded.
@@ -103,7 +103,7 @@ impl Stage {
     }
 
     fn chunk(&self) -> Option<u64> {
-        chunk_on_disk(&self.layer.engine())
+        chunk_on_disk(&self.backend.engine())
     }
 }
 
@@ -509,7 +509,7 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
         .exits(1)
         .says("bin/lms is not there");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    fs::write(stage.layer.engine(), engine_since_2026("2 * 1024")).unwrap();
+    fs::write(stage.backend.engine(), engine_since_2026("2 * 1024")).unwrap();
     stage
         .run(&["--sizes", "512,2048"])
         .exits(1)
@@ -526,7 +526,7 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
 fn the_best_is_set_and_what_was_really_set_is_said() {
     let stage = stage();
     let older = "app-mlx-generate-mac14-arm64@33";
-    usual_layer(&stage.env.lmstudio(), older).with_engine(engine_since_2026("2 * 1024"));
+    usual_backend(&stage.env.lmstudio(), older).with_engine(engine_since_2026("2 * 1024"));
     let ran = stage
         .run(&["--sizes", "512,2048", "--runs", "1", "--apply-best"])
         .exits(0);
@@ -541,7 +541,7 @@ fn the_best_is_set_and_what_was_really_set_is_said() {
 #[test]
 fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_runs() {
     let stage = stage().pace(&[(2048, 400)]);
-    usual_layer(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31")
+    usual_backend(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31")
         .with_engine(engine_since_2026("1_234"));
     let before = stage.before();
     let child = stage.start(&["--sizes", "512,2048", "--runs", "1"]);
@@ -755,20 +755,20 @@ fn a_command_reloads_where_it_is_asked_for() {
 fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() {
     let env = Env::new();
     let home = env.lmstudio();
-    let layer = usual_layer(&home, NAME);
+    let backend = usual_backend(&home, NAME);
     runtime(&home, "1.12.0", &[NAME]);
     select(&home, "1.12.0");
     // One stands in for the server of the app, the other for its workers and its `lms`.
     let elsewhere = env.user().join("elsewhere");
-    let server = FakeLmStudio::start(&elsewhere, &layer.engine());
+    let server = FakeLmStudio::start(&elsewhere, &backend.engine());
     server.load(MODEL, "mlx", 65_536);
     // Neither size is behind the one before it on a busy machine, and cut short.
     server.state().pace.extend(FALLING.iter().copied());
-    let lms = FakeLms::start(&home, &layer.engine());
+    let lms = FakeLms::start(&home, &backend.engine());
     lms.set("app", json!("/Applications/LM Studio.app/Contents"));
     lms.add(json!({ "path": MODEL, "contextLength": 4096, "parallel": 3 }));
     lms.add(json!({ "path": "llama/tiny", "format": "gguf", "contextLength": 6000 }));
-    let before = (snapshot(&layer.root), lms.summary());
+    let before = (snapshot(&backend.root), lms.summary());
     let standins = StandIns::new(&env);
     let [own, others] = [&home, &elsewhere].map(|home| home.join("bin/lms").display().to_string());
     standins.script("osascript", &format!("'{own}' test-quit"));
@@ -785,7 +785,7 @@ fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() 
         3,
         "two sizes, and as it was"
     );
-    let left = differences(&before.0, &snapshot(&layer.root));
+    let left = differences(&before.0, &snapshot(&backend.root));
     assert_eq!((left, lms.summary()), (Vec::new(), before.1));
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::support::home::{
-    Layer, RUNTIME, engine_since_2026, generate, runtime, select, usual_layer,
+    BackendDir, RUNTIME, engine_since_2026, generate, runtime, select, usual_backend,
 };
 use crate::support::standins::StandIns;
 use crate::support::{Env, differences, snapshot};
@@ -15,11 +15,11 @@ const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const OTHER: &str = "app-mlx-generate-mac14-arm64@33";
 
 /// A home with one backend that the selected runtime uses.
-fn home(env: &Env, version: &str) -> Layer {
-    let layer = usual_layer(&env.lmstudio(), NAME);
+fn home(env: &Env, version: &str) -> BackendDir {
+    let backend = usual_backend(&env.lmstudio(), NAME);
     runtime(&env.lmstudio(), version, &[NAME]);
     select(&env.lmstudio(), version);
-    layer
+    backend
 }
 
 /// The findings whose text has `what`.
@@ -94,7 +94,7 @@ fn the_home_is_found_by_lm_studios_rules_and_named() {
     let found = |args: &[&str]| env.json(args)["home"].as_str().unwrap().to_owned();
     assert_eq!(found(&["--check"]), env.lmstudio().to_str().unwrap());
     let cache = env.user().join(".cache/lm-studio");
-    usual_layer(&cache, NAME);
+    usual_backend(&cache, NAME);
     assert_eq!(found(&["--check"]), cache.to_str().unwrap());
     let pointer = env.user().join(".lmstudio-home-pointer");
     fs::write(pointer, env.lmstudio().to_str().unwrap()).unwrap();
@@ -154,7 +154,7 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
 fn a_selection_that_is_not_known_is_told() {
     let env = Env::new();
     home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), OTHER);
+    usual_backend(&env.lmstudio(), OTHER);
     let preferences = env.lmstudio().join(".internal/backend-preferences-v1.json");
     let row = json!({"model_format": "safetensors", "name": RUNTIME, "version": "1.12.0"});
     let fork = json!({"model_format": "safetensors", "name": "fork", "version": "1"});
@@ -188,7 +188,7 @@ fn a_selection_that_is_not_known_is_told() {
 fn bionics_own_selection_counts_too() {
     let env = Env::new();
     home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), OTHER);
+    usual_backend(&env.lmstudio(), OTHER);
     runtime(&env.lmstudio(), "1.11.0", &[OTHER]);
     let bionic = env.lmstudio().join("apps/bionic/.internal");
     fs::create_dir_all(&bionic).unwrap();
@@ -230,7 +230,7 @@ fn bionics_own_selection_counts_too() {
 fn two_runtimes_of_one_version_are_told_apart() {
     let env = Env::new();
     home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), OTHER);
+    usual_backend(&env.lmstudio(), OTHER);
     let directory = env.lmstudio().join("extensions/backends/nax");
     fs::create_dir_all(&directory).unwrap();
     let manifest = json!({
@@ -255,9 +255,9 @@ fn two_runtimes_of_one_version_are_told_apart() {
 #[test]
 fn the_state_of_each_backend_is_judged() {
     let env = Env::new();
-    let layer = home(&env, "1.12.0");
+    let backend = home(&env, "1.12.0");
     assert_eq!(env.json(["--check"])["findings"], json!([]));
-    fs::write(layer.engine(), engine_since_2026("8192")).unwrap();
+    fs::write(backend.engine(), engine_since_2026("8192")).unwrap();
     finds(
         &env,
         "warning",
@@ -270,17 +270,17 @@ fn the_state_of_each_backend_is_judged() {
     assert!(!next.as_str().unwrap().contains("revert"), "{next}");
     env.run(["8192"]).exits(0);
     assert_eq!(env.json(["--check", "8192"])["exit_code"], 0);
-    fs::write(layer.engine(), engine_since_2026("2048")).unwrap();
-    fs::write(layer.generate(), generate("8192", "8192", "8192")).unwrap();
+    fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
+    fs::write(backend.generate(), generate("8192", "8192", "8192")).unwrap();
     let revert = "`lmpatch --revert` none";
     finds(&env, "warning", Some(NAME), "set only in part", revert);
     env.run(["--revert"]).exits(0);
 
-    fs::write(layer.engine(), "x = 1\n").unwrap();
+    fs::write(backend.engine(), "x = 1\n").unwrap();
     let refused = "no constant PROMPT_PROCESSING_CHUNK_SIZE";
     finds(&env, "error", Some(NAME), refused, "it is left as it is");
     env.run(["--check"]).exits(1).shows("refused");
-    fs::remove_file(layer.engine()).unwrap();
+    fs::remove_file(backend.engine()).unwrap();
     let incomplete = "cache_wrapper.py: not there";
     finds(
         &env,
@@ -296,14 +296,14 @@ fn the_state_of_each_backend_is_judged() {
 fn a_selected_backend_that_is_incomplete_is_named_as_what_was_not_changed() {
     for empty in [true, false] {
         let env = Env::new();
-        let layer = home(&env, "1.12.0");
-        usual_layer(&env.lmstudio(), OTHER);
+        let backend = home(&env, "1.12.0");
+        usual_backend(&env.lmstudio(), OTHER);
         let why = if empty {
-            fs::remove_dir_all(layer.root.join("lib")).unwrap();
+            fs::remove_dir_all(backend.root.join("lib")).unwrap();
             "it holds no mlx_engine and no mlx_lm"
         } else {
-            fs::remove_file(layer.engine()).unwrap();
-            fs::remove_file(layer.generate()).unwrap();
+            fs::remove_file(backend.engine()).unwrap();
+            fs::remove_file(backend.generate()).unwrap();
             "not there, an update that is not finished"
         };
         let check = env.run(["--check"]).exits(0).shows("incomplete");
@@ -333,9 +333,9 @@ fn a_selected_backend_that_is_incomplete_is_named_as_what_was_not_changed() {
 #[test]
 fn a_selected_backend_that_is_refused_takes_no_effect() {
     let env = Env::new();
-    let layer = home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), OTHER);
-    fs::write(layer.engine(), "x = 1\n").unwrap();
+    let backend = home(&env, "1.12.0");
+    usual_backend(&env.lmstudio(), OTHER);
+    fs::write(backend.engine(), "x = 1\n").unwrap();
     env.run(["4096"])
         .exits(1)
         .says("LM Studio uses it, and it was not changed: ")
@@ -346,14 +346,14 @@ fn a_selected_backend_that_is_refused_takes_no_effect() {
 #[test]
 fn a_check_of_a_size_never_advises_what_a_refusal_will_stop() {
     let env = Env::new();
-    let layer = home(&env, "1.12.0");
-    fs::write(layer.engine(), "x = 1\n").unwrap();
+    let backend = home(&env, "1.12.0");
+    fs::write(backend.engine(), "x = 1\n").unwrap();
     env.run(["--check", "4096"])
         .exits(1)
         .says("4096 in 0 of 1 backend")
         .says_nothing_of("lmpatch 4096");
     assert_eq!(env.json(["--check", "4096"])["exit_code"], 1);
-    usual_layer(&env.lmstudio(), OTHER);
+    usual_backend(&env.lmstudio(), OTHER);
     env.run(["--check", "4096"])
         .exits(1)
         .says("4096 in 0 of 2 backends; `lmpatch 4096` sets it");
@@ -418,7 +418,7 @@ fn an_agent_that_does_not_work_is_found() {
 fn names_cannot_drive_the_terminal() {
     let env = Env::new();
     home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), "app-mlx-generate\u{1b}[31m@1").with_generate("x");
+    usual_backend(&env.lmstudio(), "app-mlx-generate\u{1b}[31m@1").with_generate("x");
     let ran = env.run(["--check"]).exits(1);
     assert!(
         !ran.stdout.contains('\u{1b}') && !ran.stderr.contains('\u{1b}'),
@@ -474,17 +474,17 @@ fn a_home_in_an_app_bundle_is_refused() {
 
 #[test]
 fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done() {
-    let places: [fn(&Layer) -> PathBuf; 4] = [
-        |layer| layer.root.clone(),
-        |layer| layer.root.join("lib"),
-        |layer| layer.path("mlx_engine"),
-        Layer::generate,
+    let places: [fn(&BackendDir) -> PathBuf; 4] = [
+        |backend| backend.root.clone(),
+        |backend| backend.root.join("lib"),
+        |backend| backend.path("mlx_engine"),
+        BackendDir::generate,
     ];
     for place in places {
         let env = Env::new();
-        let layer = home(&env, "1.12.0");
-        let good = usual_layer(&env.lmstudio(), OTHER);
-        let moved = move_into_app(&env, &place(&layer));
+        let backend = home(&env, "1.12.0");
+        let good = usual_backend(&env.lmstudio(), OTHER);
+        let moved = move_into_app(&env, &place(&backend));
         let app = env.user().join("Applications");
         let before = snapshot(&app);
         env.run(["--check"])
@@ -511,15 +511,15 @@ fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done(
 #[test]
 fn advice_can_be_followed_to_its_end() {
     let env = Env::new();
-    let layer = home(&env, "1.12.0");
-    usual_layer(&env.lmstudio(), OTHER);
+    let backend = home(&env, "1.12.0");
+    usual_backend(&env.lmstudio(), OTHER);
     let advice = format!("lmpatch 8192 --backend '{NAME}'");
     env.run(["--check", "8192", "--backend", NAME])
         .exits(3)
         .says(&format!("8192 in 0 of 1 backend; `{advice}` sets it"));
     let below = "1024 is below its stock 2048";
-    fs::write(layer.engine(), engine_since_2026("1024")).unwrap();
-    fs::write(layer.generate(), generate("1024", "1024", "1024")).unwrap();
+    fs::write(backend.engine(), engine_since_2026("1024")).unwrap();
+    fs::write(backend.generate(), generate("1024", "1024", "1024")).unwrap();
     finds(
         &env,
         "note",

@@ -1,5 +1,5 @@
 //! The command line: what is accepted, what is refused, and with which exit code.
-use crate::support::home::usual_layer;
+use crate::support::home::usual_backend;
 use crate::support::{Env, differences, snapshot};
 
 #[test]
@@ -142,7 +142,7 @@ fn quiet_prints_errors_only() {
         .exits(1)
         .says("nowhere");
     assert_eq!(ran.stdout, "");
-    let half = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@40");
+    let half = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@40");
     std::fs::remove_file(half.generate()).unwrap();
     for args in [
         &["-q", "--check"][..],

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::process::Stdio;
 
-use crate::support::home::{Layer, engine_since_2026, generate, stock_generate, usual_layer};
+use crate::support::home::{
+    BackendDir, engine_since_2026, generate, stock_generate, usual_backend,
+};
 use crate::support::strace::{self, Call, Paused};
 use crate::support::{Env, Ran, amphibian, differences, snapshot};
 use serde_json::Value;
@@ -15,8 +17,8 @@ const THIRD: &str = "app-mlx-generate-mac14-arm64@3";
 
 fn three_backends() -> Env {
     let env = Env::new();
-    for layer in [FIRST, SECOND, THIRD] {
-        usual_layer(&env.lmstudio(), layer);
+    for backend in [FIRST, SECOND, THIRD] {
+        usual_backend(&env.lmstudio(), backend);
     }
     env
 }
@@ -42,10 +44,10 @@ fn values(env: &Env) -> Vec<(String, BTreeSet<u64>)> {
 }
 
 /// What a run that set 4096 everywhere leaves.
-fn all_have(layers: &[&str], size: u64) -> Vec<(String, BTreeSet<u64>)> {
-    layers
+fn all_have(backends: &[&str], size: u64) -> Vec<(String, BTreeSet<u64>)> {
+    backends
         .iter()
-        .map(|layer| ((*layer).to_owned(), BTreeSet::from([size])))
+        .map(|backend| ((*backend).to_owned(), BTreeSet::from([size])))
         .collect()
 }
 
@@ -144,8 +146,8 @@ fn paused_before_the_second(env: &Env) -> Paused {
     paused
 }
 
-fn layer(env: &Env, name: &str) -> Layer {
-    Layer {
+fn backend(env: &Env, name: &str) -> BackendDir {
+    BackendDir {
         root: env.amphibian().join(name),
     }
 }
@@ -163,14 +165,14 @@ fn a_file_that_is_rewritten_before_the_rename_keeps_the_updaters_bytes() {
         }
         let env = three_backends();
         let paused = paused_before_the_second(&env);
-        let second = layer(&env, SECOND).write(relative, bytes);
+        let second = backend(&env, SECOND).write(relative, bytes);
         let ran = paused.resume();
 
         let as_updated = three_backends();
-        layer(&as_updated, SECOND).write(relative, bytes);
+        backend(&as_updated, SECOND).write(relative, bytes);
         let (now, wanted) = (
             snapshot(&second.root),
-            snapshot(&layer(&as_updated, SECOND).root),
+            snapshot(&backend(&as_updated, SECOND).root),
         );
         assert_eq!(differences(&wanted, &now), [""; 0], "{ran:#?}");
         let ran = ran
@@ -201,7 +203,7 @@ fn a_file_that_is_rewritten_after_the_rename_keeps_the_updaters_bytes() {
     let replaced = call(|call| call.name == "fsync" && call.text.contains(&directory));
     let paused = strace::pause(&env, &replaced, &["4096"]);
     let updated = engine_since_2026("1024") + "# updated\n";
-    let second = layer(&env, SECOND).with_engine(&updated);
+    let second = backend(&env, SECOND).with_engine(&updated);
     let ran = paused.resume();
 
     assert_eq!(fs::read_to_string(second.engine()).unwrap(), updated);
@@ -218,13 +220,13 @@ fn a_file_that_is_rewritten_after_the_rename_keeps_the_updaters_bytes() {
 }
 
 #[test]
-fn a_layer_that_appears_is_left_to_the_next_run() {
+fn a_backend_that_appears_is_left_to_the_next_run() {
     if !strace::is_there() {
         return;
     }
     let env = three_backends();
     let paused = paused_before_the_second(&env);
-    let new = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@4");
+    let new = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@4");
     let before = snapshot(&new.root);
     paused.resume().exits(0).says("3 backends: 3 changed");
 
@@ -235,27 +237,27 @@ fn a_layer_that_appears_is_left_to_the_next_run() {
 }
 
 #[test]
-fn a_layer_that_vanishes_is_named_and_stops_no_other() {
+fn a_backend_that_vanishes_is_named_and_stops_no_other() {
     if !strace::is_there() {
         return;
     }
     for (gone, others) in [(SECOND, [FIRST, THIRD]), (THIRD, [FIRST, SECOND])] {
         let env = three_backends();
         let paused = paused_before_the_second(&env);
-        fs::remove_dir_all(&layer(&env, gone).root).unwrap();
+        fs::remove_dir_all(&backend(&env, gone).root).unwrap();
         paused
             .resume()
             .exits(1)
             .says(&format!("error: {gone}: "))
             .says("3 backends: 2 changed, 1 failed");
 
-        assert!(!layer(&env, gone).root.exists());
+        assert!(!backend(&env, gone).root.exists());
         assert_eq!(values(&env), all_have(&others, 4096));
     }
 }
 
 #[test]
-fn a_layer_that_vanishes_while_lmpatch_looks_is_named_and_stops_no_other() {
+fn a_backend_that_vanishes_while_lmpatch_looks_is_named_and_stops_no_other() {
     if !strace::is_there() {
         return;
     }
@@ -266,7 +268,7 @@ fn a_layer_that_vanishes_while_lmpatch_looks_is_named_and_stops_no_other() {
             && call.text.contains("/mlx_engine/cache_wrapper.py")
     });
     let paused = strace::pause(&env, &looking, &["4096"]);
-    fs::remove_dir_all(&layer(&env, THIRD).root).unwrap();
+    fs::remove_dir_all(&backend(&env, THIRD).root).unwrap();
     let ran = paused.resume().exits(0).says(&format!("note: {THIRD}: "));
 
     ran.says("3 backends: 2 changed, 1 incomplete");

@@ -1,6 +1,6 @@
 //! Disks that cannot or may not, one error at a time: what is fallen back on, what is said, and in which order.
 
-use crate::support::home::{generate, usual_layer};
+use crate::support::home::{generate, usual_backend};
 use crate::support::strace::{self, Call};
 use crate::support::{Env, Ran, differences, snapshot};
 
@@ -8,7 +8,7 @@ const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
 fn one_backend() -> Env {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     env
 }
 
@@ -122,11 +122,11 @@ fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
                 "{text}"
             );
             env.run(["4096"]).exits(0);
-            let layer = env
+            let backend = env
                 .amphibian()
                 .join(NAME)
                 .join(crate::support::home::SITE_PACKAGES);
-            let now = std::fs::read_to_string(layer.join("mlx_lm/generate.py")).unwrap();
+            let now = std::fs::read_to_string(backend.join("mlx_lm/generate.py")).unwrap();
             assert_eq!(now, generate("4096", "4096", "4096"));
         }
     }

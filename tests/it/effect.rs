@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::Env;
-use crate::support::home::{Layer, runtime, select, select_in, usual_layer};
+use crate::support::home::{BackendDir, runtime, select, select_in, usual_backend};
 use crate::support::lms::{FakeLms, Running, node};
 use crate::support::standins::{ago, until, written};
 use lmpatch::lmstudio::backends::Backend;
@@ -24,9 +24,9 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 /// A home with a selected backend and another one, all written an hour ago.
-fn home(lmstudio: &Path) -> (Layer, Layer) {
-    let used = usual_layer(lmstudio, USED);
-    let other = usual_layer(lmstudio, OTHER);
+fn home(lmstudio: &Path) -> (BackendDir, BackendDir) {
+    let used = usual_backend(lmstudio, USED);
+    let other = usual_backend(lmstudio, OTHER);
     runtime(lmstudio, "1.12.0", &[USED]);
     runtime(lmstudio, "1.1.0", &[OTHER]);
     select(lmstudio, "1.12.0");

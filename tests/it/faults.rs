@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::home::{Layer, RUNTIME, runtime, select, stock_generate, usual_layer};
+use crate::support::home::{BackendDir, RUNTIME, runtime, select, stock_generate, usual_backend};
 use crate::support::strace::{self, Call};
 use crate::support::{Entry, Env, Ran, differences, snapshot};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 type Tree = BTreeMap<OsString, Entry>;
 
 /// A backend of two files, of which lmpatch can prove one and has to save the other, and one of a single file.
-const LAYERS: [&str; 2] = [
+const BACKENDS: [&str; 2] = [
     "app-mlx-generate-mac14-arm64@19",
     "app-mlx-generate-mac14-arm64@34",
 ];
@@ -156,18 +156,18 @@ fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
 fn home() -> Env {
     let env = Env::new();
     let lmstudio = env.lmstudio();
-    let layer = usual_layer(&lmstudio, LAYERS[0]);
-    let layer = layer
+    let backend = usual_backend(&lmstudio, BACKENDS[0]);
+    let backend = backend
         .with_bytecode("mlx_engine", "cache_wrapper")
         .with_bytecode("mlx_lm", "generate");
     if lmstudio.metadata().unwrap().uid() == 0 {
-        chown(layer.engine(), Some(12345), Some(12345)).unwrap();
+        chown(backend.engine(), Some(12345), Some(12345)).unwrap();
     }
-    let layer = Layer::new(&lmstudio, LAYERS[1])
+    let backend = BackendDir::new(&lmstudio, BACKENDS[1])
         .with_generate(stock_generate())
         .with_record(stock_generate());
-    layer.with_bytecode("mlx_lm", "generate");
-    runtime(&lmstudio, "1.12.0", &LAYERS);
+    backend.with_bytecode("mlx_lm", "generate");
+    runtime(&lmstudio, "1.12.0", &BACKENDS);
     select(&lmstudio, "1.12.0");
     env
 }
@@ -286,34 +286,34 @@ fn is_vendor_file(path: &OsString) -> bool {
 /// The exit code and the messages fit what is on disk.
 fn told_the_truth(case: &Case<'_>, ran: &Ran, after: &Tree) -> Result<()> {
     ensure!(!ran.stderr.contains("panicked"), "it panicked");
-    for layer in LAYERS {
+    for backend in BACKENDS {
         let Rehearsal { old, new, .. } = case.rehearsal;
-        let is = |tree: &Tree| files_of(layer, after).eq(files_of(layer, tree));
+        let is = |tree: &Tree| files_of(backend, after).eq(files_of(backend, tree));
         if is(new) {
             let stale = after
                 .keys()
-                .any(|path| is_of(layer, path) && is_bytecode_of_edited(path));
+                .any(|path| is_of(backend, path) && is_bytecode_of_edited(path));
             ensure!(
                 ran.code == Some(1) || !stale,
-                "{layer} is edited, but its old bytecode is still there"
+                "{backend} is edited, but its old bytecode is still there"
             );
             continue;
         }
         // What has the same trouble every time cannot be put back either.
         ensure!(
             is(old) || matches!(case.fault, Fault::FromNowOn),
-            "{layer} is half changed"
+            "{backend} is half changed"
         );
         ensure!(
             ran.code == Some(1),
-            "{layer} is not done, but the run ended with {:?}",
+            "{backend} is not done, but the run ended with {:?}",
             ran.code
         );
         // stderr is written with the same call.
         let is_mute = case.call.name == "write" && matches!(case.fault, Fault::FromNowOn);
         ensure!(
-            is_mute || is_named(layer, &ran.stderr),
-            "{layer} is not done, and not named"
+            is_mute || is_named(backend, &ran.stderr),
+            "{backend} is not done, and not named"
         );
     }
     ensure!(
@@ -324,22 +324,22 @@ fn told_the_truth(case: &Case<'_>, ran: &Ran, after: &Tree) -> Result<()> {
     Ok(())
 }
 
-fn files_of<'t>(layer: &str, tree: &'t Tree) -> impl Iterator<Item = (&'t OsString, &'t Entry)> {
+fn files_of<'t>(backend: &str, tree: &'t Tree) -> impl Iterator<Item = (&'t OsString, &'t Entry)> {
     tree.iter()
-        .filter(move |(path, _)| is_of(layer, path) && is_vendor_file(path))
+        .filter(move |(path, _)| is_of(backend, path) && is_vendor_file(path))
 }
 
-fn is_of(layer: &str, path: &OsString) -> bool {
-    path.to_string_lossy().contains(layer)
+fn is_of(backend: &str, path: &OsString) -> bool {
+    path.to_string_lossy().contains(backend)
 }
 
-/// An error names the layer, or else the directory of all layers or the home that holds it.
-fn is_named(layer: &str, stderr: &str) -> bool {
+/// An error names the backend, or else the directory of all backends or the home that holds it.
+fn is_named(backend: &str, stderr: &str) -> bool {
     stderr
         .lines()
         .filter(|line| line.starts_with("error: "))
         .any(|line| {
-            line.contains(layer)
+            line.contains(backend)
                 || (line.contains(".lmstudio")
                     && !line.contains("_amphibian/")
                     && !line.contains(RUNTIME))

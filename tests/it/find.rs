@@ -1,9 +1,11 @@
-//! Which home, which layers, which runtimes.
+//! Which home, which backends, which runtimes.
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::support::home::{Layer, SITE_PACKAGES, runtime, select, stock_generate, usual_layer};
+use crate::support::home::{
+    BackendDir, SITE_PACKAGES, runtime, select, stock_generate, usual_backend,
+};
 use crate::support::{Env, amphibian, differences, snapshot};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
@@ -25,7 +27,7 @@ fn the_home_is_the_one_that_lm_studio_uses() {
         env.user().join(".lmstudio"),
     );
     for home in [&pointed, &cache, &usual] {
-        usual_layer(home, NAME);
+        usual_backend(home, NAME);
     }
     point_to(&env, &format!("\n  {}  \n", pointed.display()));
     assert_eq!(Path::new(&home_in_use(&env)), pointed);
@@ -44,7 +46,7 @@ fn the_home_is_the_one_that_lm_studio_uses() {
 fn another_home_is_named_and_never_patched_instead() {
     let env = Env::new();
     fs::create_dir_all(env.user().join(".cache/lm-studio")).unwrap();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     let before = snapshot(&env.user());
     let named = format!("lmpatch --home '{}'", env.lmstudio().display());
     for args in ["--check", "4096", "--revert"] {
@@ -74,7 +76,7 @@ fn another_home_is_named_and_never_patched_instead() {
 #[test]
 fn a_pointer_of_no_use_is_an_error_that_names_the_other_home() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     let before = snapshot(&env.lmstudio());
     for (content, said) in [
         ("", "is empty"),
@@ -110,7 +112,7 @@ fn a_pointer_is_trimmed_as_javascript_does() {
     ] {
         let env = Env::new();
         let home = env.user().join("moved");
-        usual_layer(&home, NAME);
+        usual_backend(&home, NAME);
         point_to(&env, &format!("{before}{}{after}", home.display()));
         assert_eq!(Path::new(&home_in_use(&env)), home);
     }
@@ -118,7 +120,7 @@ fn a_pointer_is_trimmed_as_javascript_does() {
     // JavaScript does not take these for blanks.
     for kept in ["\u{85}", "\u{200b}"] {
         let home = env.user().join(format!("moved{kept}"));
-        usual_layer(&home, NAME);
+        usual_backend(&home, NAME);
         point_to(&env, home.to_str().unwrap());
         assert_eq!(Path::new(&home_in_use(&env)), home);
     }
@@ -196,10 +198,10 @@ fn nothing_to_patch_is_no_success() {
 }
 
 #[test]
-fn only_mlx_layers_are_backends() {
+fn only_directories_with_an_mlx_engine_are_backends() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
-    Layer::new(&env.lmstudio(), "app-harmony-mac-arm64@6")
+    usual_backend(&env.lmstudio(), NAME);
+    BackendDir::new(&env.lmstudio(), "app-harmony-mac-arm64@6")
         .write("harmony/generate.py", "prefill_step_size: int = 2048\n");
     fs::write(env.amphibian().join("a file"), "").unwrap();
     fs::create_dir_all(env.amphibian().join("empty@1")).unwrap();
@@ -217,9 +219,9 @@ fn only_mlx_layers_are_backends() {
 }
 
 #[test]
-fn a_layer_with_one_package_is_a_backend_with_one_file() {
+fn a_directory_with_one_package_is_a_backend_with_one_file() {
     let env = Env::new();
-    Layer::new(&env.lmstudio(), NAME)
+    BackendDir::new(&env.lmstudio(), NAME)
         .with_generate(stock_generate())
         .with_record(stock_generate());
     env.run(["4096"]).exits(0);
@@ -236,8 +238,8 @@ fn a_layer_with_one_package_is_a_backend_with_one_file() {
 #[test]
 fn a_package_without_its_file_is_incomplete_and_left_alone() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
-    let half = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@35");
+    usual_backend(&env.lmstudio(), NAME);
+    let half = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@35");
     fs::remove_file(half.generate()).unwrap();
     let before = snapshot(&half.root);
     env.run(["4096"])
@@ -258,14 +260,14 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
 }
 
 #[test]
-fn layers_are_chosen_by_pattern() {
+fn backends_are_chosen_by_pattern() {
     let env = Env::new();
     for name in [
         NAME,
         "app-mlx-generate-mac26-arm64@33",
         "app-mlx-generate-mac14-arm64@9",
     ] {
-        usual_layer(&env.lmstudio(), name);
+        usual_backend(&env.lmstudio(), name);
     }
     env.run(["4096", "--backend", "app-mlx-generate-mac14-arm64@*"])
         .exits(0)
@@ -297,16 +299,17 @@ fn layers_are_chosen_by_pattern() {
 }
 
 #[test]
-fn links_to_the_home_the_layers_and_a_layer_are_followed() {
+fn links_to_the_home_the_backends_and_a_backend_are_followed() {
     let env = Env::new();
     let disk = env.user().join("disk");
-    usual_layer(&disk.join("home"), NAME);
-    let moved = usual_layer(&disk.join("other"), "app-mlx-generate-mac14-arm64@35");
-    fs::rename(amphibian(&disk.join("home")), disk.join("layers")).unwrap();
-    symlink(disk.join("layers"), amphibian(&disk.join("home"))).unwrap();
+    usual_backend(&disk.join("home"), NAME);
+    let moved = usual_backend(&disk.join("other"), "app-mlx-generate-mac14-arm64@35");
+    fs::rename(amphibian(&disk.join("home")), disk.join("backends")).unwrap();
+    symlink(disk.join("backends"), amphibian(&disk.join("home"))).unwrap();
     symlink(
         &moved.root,
-        disk.join("layers").join("app-mlx-generate-mac14-arm64@35"),
+        disk.join("backends")
+            .join("app-mlx-generate-mac14-arm64@35"),
     )
     .unwrap();
     symlink(disk.join("home"), env.lmstudio()).unwrap();
@@ -327,12 +330,12 @@ fn links_to_the_home_the_layers_and_a_layer_are_followed() {
 }
 
 #[test]
-fn a_vendor_file_that_is_a_link_out_of_its_layer_is_refused() {
+fn a_vendor_file_that_is_a_link_out_of_its_backend_is_refused() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     let outside = env.user().join("precious.py");
-    fs::rename(layer.engine(), &outside).unwrap();
-    symlink(&outside, layer.engine()).unwrap();
+    fs::rename(backend.engine(), &outside).unwrap();
+    symlink(&outside, backend.engine()).unwrap();
     let before = snapshot(&env.user());
     env.run(["4096"])
         .exits(1)
@@ -349,10 +352,10 @@ fn a_vendor_file_that_is_a_link_out_of_its_layer_is_refused() {
 }
 
 #[test]
-fn the_runtime_that_uses_a_layer_is_named_and_the_selected_one_marked() {
+fn the_runtime_that_uses_a_backend_is_named_and_the_selected_one_marked() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
-    usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19");
+    usual_backend(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19");
     runtime(&env.lmstudio(), "1.11.0", &[NAME]);
     runtime(&env.lmstudio(), "1.10.2", &[NAME]);
     runtime(
@@ -376,9 +379,9 @@ fn the_runtime_that_uses_a_layer_is_named_and_the_selected_one_marked() {
 }
 
 #[test]
-fn a_layer_that_a_manifest_names_and_that_is_not_there_is_said() {
+fn a_backend_that_a_manifest_names_and_that_is_not_there_is_said() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     runtime(
         &env.lmstudio(),
         "1.12.0",
@@ -398,7 +401,7 @@ fn a_layer_that_a_manifest_names_and_that_is_not_there_is_said() {
 #[test]
 fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     let manifest = env
         .lmstudio()
         .join("extensions/backends/odd/backend-manifest.json");
@@ -420,14 +423,14 @@ fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
 }
 
 #[test]
-fn every_python_3_of_a_layer_is_looked_at() {
+fn every_python_3_of_a_backend_is_looked_at() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
-    let new = layer.root.join("lib/python3.14");
-    fs::rename(layer.root.join("lib/python3.11"), &new).unwrap();
+    let backend = usual_backend(&env.lmstudio(), NAME);
+    let new = backend.root.join("lib/python3.14");
+    fs::rename(backend.root.join("lib/python3.11"), &new).unwrap();
     env.run(["4096"]).exits(0);
     let moved = SITE_PACKAGES.replace("3.11", "3.14");
     let engine =
-        fs::read_to_string(layer.root.join(moved).join("mlx_engine/cache_wrapper.py")).unwrap();
+        fs::read_to_string(backend.root.join(moved).join("mlx_engine/cache_wrapper.py")).unwrap();
     assert!(engine.contains("= 4096"), "{engine}");
 }

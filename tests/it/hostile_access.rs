@@ -7,31 +7,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::child::{finish, finish_into, skipped, while_mode};
-use crate::support::home::{Layer, engine_since_2026, generate, usual_layer};
+use crate::support::home::{BackendDir, engine_since_2026, generate, usual_backend};
 use crate::support::{Env, LMPATCH, differences, snapshot};
 use serde_json::Value;
 
-const LAYER: &str = "app-mlx-generate-mac14-arm64@34";
+const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// A home with one usual backend that belongs to an ordinary user.
-fn one_backend() -> (Env, Layer) {
+fn one_backend() -> (Env, BackendDir) {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), LAYER).with_bytecode("mlx_lm", "generate");
+    let backend = usual_backend(&env.lmstudio(), BACKEND).with_bytecode("mlx_lm", "generate");
     env.hand_over();
-    (env, layer)
+    (env, backend)
 }
 
 /// While `pick` has `mode`, an ordinary user's run with each of `commands` fails, in words that have its path and
 /// `fix`, and changes nothing.
 #[track_caller]
 fn assert_denied(
-    pick: impl Fn(&Env, &Layer) -> PathBuf,
+    pick: impl Fn(&Env, &BackendDir) -> PathBuf,
     mode: u32,
     commands: &[&[&str]],
     fix: &str,
 ) {
-    let (env, layer) = one_backend();
-    let path = pick(&env, &layer);
+    let (env, backend) = one_backend();
+    let path = pick(&env, &backend);
     let before = snapshot(&env.user());
     for args in commands {
         let ran = while_mode(&path, mode, || finish(&mut env.ordinary(*args)));
@@ -56,8 +56,8 @@ const ANY: [&[&str]; 5] = [
 
 #[test]
 fn read_only_files_are_named_with_the_fix() {
-    for pick in [Layer::engine, Layer::generate] {
-        assert_denied(|_, layer| pick(layer), 0o444, &WRITING, "chmod u+w");
+    for pick in [BackendDir::engine, BackendDir::generate] {
+        assert_denied(|_, backend| pick(backend), 0o444, &WRITING, "chmod u+w");
     }
 }
 
@@ -65,7 +65,7 @@ fn read_only_files_are_named_with_the_fix() {
 fn read_only_directories_are_named_with_the_fix() {
     for directory in ["mlx_engine", "mlx_lm", "mlx_lm/__pycache__"] {
         assert_denied(
-            |_, layer| layer.path(directory),
+            |_, backend| backend.path(directory),
             0o555,
             &WRITING,
             "chmod u+rwx",
@@ -75,22 +75,27 @@ fn read_only_directories_are_named_with_the_fix() {
 
 #[test]
 fn unreadable_files_are_named_with_the_fix() {
-    for pick in [Layer::engine, Layer::generate] {
+    for pick in [BackendDir::engine, BackendDir::generate] {
         for mode in [0o000, 0o200] {
-            assert_denied(|_, layer| pick(layer), mode, &ANY, "chmod u+r");
+            assert_denied(|_, backend| pick(backend), mode, &ANY, "chmod u+r");
         }
     }
 }
 
 #[test]
-fn unreadable_directories_of_a_layer_are_named_with_the_fix() {
+fn unreadable_directories_of_a_backend_are_named_with_the_fix() {
     let site_packages = "lib/python3.11/site-packages";
     for package in ["mlx_engine", "mlx_lm"] {
-        assert_denied(|_, layer| layer.path(package), 0o000, &ANY, "chmod u+rwx");
+        assert_denied(
+            |_, backend| backend.path(package),
+            0o000,
+            &ANY,
+            "chmod u+rwx",
+        );
     }
     for directory in [site_packages, "lib/python3.11", "lib", ""] {
         assert_denied(
-            |_, layer| layer.root.join(directory).components().collect(),
+            |_, backend| backend.root.join(directory).components().collect(),
             0o000,
             &ANY,
             "chmod u+rwx",
@@ -99,7 +104,7 @@ fn unreadable_directories_of_a_layer_are_named_with_the_fix() {
 }
 
 #[test]
-fn unreadable_directories_above_the_layers_are_named_with_the_fix() {
+fn unreadable_directories_above_the_backends_are_named_with_the_fix() {
     for above in [
         "extensions/backends/vendor/_amphibian",
         "extensions/backends/vendor",
@@ -118,7 +123,7 @@ fn unreadable_directories_above_the_layers_are_named_with_the_fix() {
 #[test]
 fn an_unreadable_bytecode_directory_is_named_with_the_fix() {
     assert_denied(
-        |_, layer| layer.path("mlx_lm/__pycache__"),
+        |_, backend| backend.path("mlx_lm/__pycache__"),
         0o000,
         &WRITING,
         "chmod u+rwx",
@@ -128,13 +133,13 @@ fn an_unreadable_bytecode_directory_is_named_with_the_fix() {
 #[test]
 fn a_file_that_can_only_be_read_by_its_group_is_no_reason_to_lose_its_mode() {
     for mode in [0o640, 0o600, 0o664, 0o755, 0o4755] {
-        let (env, layer) = one_backend();
-        for path in [layer.engine(), layer.generate()] {
+        let (env, backend) = one_backend();
+        for path in [backend.engine(), backend.generate()] {
             fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         }
-        let before = snapshot(&layer.path("mlx_engine"));
+        let before = snapshot(&backend.path("mlx_engine"));
         finish(&mut env.ordinary(["4096"])).exits(0);
-        for path in [layer.engine(), layer.generate()] {
+        for path in [backend.engine(), backend.generate()] {
             assert_eq!(
                 fs::metadata(&path).unwrap().mode() & 0o7777,
                 mode,
@@ -144,7 +149,7 @@ fn a_file_that_can_only_be_read_by_its_group_is_no_reason_to_lose_its_mode() {
         }
         finish(&mut env.ordinary(["--revert"])).exits(0);
         assert_eq!(
-            differences(&before, &snapshot(&layer.path("mlx_engine"))),
+            differences(&before, &snapshot(&backend.path("mlx_engine"))),
             [""; 0],
             "{mode:o}"
         );
@@ -153,36 +158,36 @@ fn a_file_that_can_only_be_read_by_its_group_is_no_reason_to_lose_its_mode() {
 
 #[test]
 fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
-    let (env, layer) = one_backend();
+    let (env, backend) = one_backend();
     if !env.is_root() {
         return skipped("owners can only be changed by root");
     }
-    for path in [layer.engine(), layer.generate()] {
+    for path in [backend.engine(), backend.generate()] {
         chown(&path, Some(4321), Some(1234)).unwrap();
         fs::set_permissions(path, Permissions::from_mode(0o640)).unwrap();
     }
-    let before = snapshot(&layer.path("mlx_engine"));
+    let before = snapshot(&backend.path("mlx_engine"));
     let owner = |path: &Path| {
         let metadata = fs::metadata(path).unwrap();
         (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
     };
     env.finish(["4096"]).exits(0);
-    for path in [layer.engine(), layer.generate()] {
+    for path in [backend.engine(), backend.generate()] {
         assert_eq!(owner(&path), (4321, 1234, 0o640));
     }
     env.finish(["--revert"]).exits(0);
     assert_eq!(
-        differences(&before, &snapshot(&layer.path("mlx_engine"))),
+        differences(&before, &snapshot(&backend.path("mlx_engine"))),
         [""; 0]
     );
 
     // Others may read it and may write in its directory, and still cannot give a new file its owner.
-    fs::set_permissions(layer.engine(), Permissions::from_mode(0o644)).unwrap();
-    fs::set_permissions(layer.generate(), Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(backend.engine(), Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(backend.generate(), Permissions::from_mode(0o644)).unwrap();
     let before = snapshot(&env.user());
     finish(&mut env.ordinary(["4096"]))
         .exits(1)
-        .says(layer.path("mlx_").to_str().unwrap())
+        .says(backend.path("mlx_").to_str().unwrap())
         .says("cannot be kept; run as both");
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
@@ -211,7 +216,7 @@ fn full() -> Option<File> {
 fn a_full_disk_behind_stdout_is_an_error() {
     for (args, changes) in PRINTING {
         let Some(full) = full() else { return };
-        let (env, layer) = one_backend();
+        let (env, backend) = one_backend();
         let before = snapshot(&env.user());
         let ran = finish_into(&mut env.command(args), full, Stdio::piped());
         ran.exits(1)
@@ -219,7 +224,7 @@ fn a_full_disk_behind_stdout_is_an_error() {
             .says("to stdout")
             .says("No space left");
         if changes {
-            assert_set(&layer);
+            assert_set(&backend);
         } else {
             assert_eq!(
                 differences(&before, &snapshot(&env.user())),
@@ -232,13 +237,13 @@ fn a_full_disk_behind_stdout_is_an_error() {
 
 /// Both files hold 4096 and nothing else has changed in them.
 #[track_caller]
-fn assert_set(layer: &Layer) {
+fn assert_set(backend: &BackendDir) {
     assert_eq!(
-        fs::read_to_string(layer.engine()).unwrap(),
+        fs::read_to_string(backend.engine()).unwrap(),
         engine_since_2026("4096")
     );
     assert_eq!(
-        fs::read_to_string(layer.generate()).unwrap(),
+        fs::read_to_string(backend.generate()).unwrap(),
         generate("4096", "4096", "4096")
     );
 }
@@ -256,11 +261,11 @@ fn what_was_changed_is_told_also_where_stdout_is_full() {
 #[test]
 fn a_refusal_is_told_also_where_stdout_is_full() {
     let Some(full) = full() else { return };
-    let (env, layer) = one_backend();
-    fs::write(layer.engine(), "nothing here").unwrap();
+    let (env, backend) = one_backend();
+    fs::write(backend.engine(), "nothing here").unwrap();
     finish_into(&mut env.command(["4096"]), full, Stdio::piped())
         .exits(1)
-        .says(LAYER)
+        .says(BACKEND)
         .says("cache_wrapper.py");
 }
 
@@ -294,7 +299,7 @@ fn redirected(env: &Env, args: &str, redirection: &str) -> crate::support::Ran {
 #[test]
 fn closed_streams_change_neither_the_work_nor_the_exit_code() {
     for redirection in [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"] {
-        let (env, layer) = one_backend();
+        let (env, backend) = one_backend();
         let before = snapshot(&env.user());
         redirected(&env, "--check", redirection).exits(0);
         redirected(&env, "--check 4096 --json", redirection).exits(3);
@@ -307,33 +312,33 @@ fn closed_streams_change_neither_the_work_nor_the_exit_code() {
             "{redirection}"
         );
         redirected(&env, "4096", redirection).exits(0);
-        assert_set(&layer);
-        assert_eq!(fs::read_dir(layer.path("mlx_lm")).unwrap().count(), 2);
+        assert_set(&backend);
+        assert_eq!(fs::read_dir(backend.path("mlx_lm")).unwrap().count(), 2);
     }
 }
 
 #[test]
 fn a_reader_that_is_gone_before_the_first_line_is_no_error() {
     for (args, changes) in PRINTING {
-        let (env, layer) = one_backend();
+        let (env, backend) = one_backend();
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         finish_into(&mut env.command(args), writer, Stdio::piped())
             .exits(0)
             .says_nothing_of("error");
         if changes {
-            assert_set(&layer);
+            assert_set(&backend);
         }
     }
 }
 
 #[test]
 fn a_reader_that_stops_after_the_first_line_is_no_error() {
-    let (env, layer) = one_backend();
+    let (env, backend) = one_backend();
     // More than a pipe holds, so that the writer is still writing when the reader goes.
     for number in 100..400 {
         symlink(
-            &layer.root,
+            &backend.root,
             env.amphibian()
                 .join(format!("app-mlx-generate-mac14-arm64@{number}")),
         )
@@ -365,8 +370,8 @@ fn a_reader_that_stops_after_the_first_line_is_no_error() {
 
 #[test]
 fn json_is_whole_or_an_error_also_where_the_run_failed() {
-    let (env, layer) = one_backend();
-    fs::remove_dir_all(&layer.root).unwrap();
+    let (env, backend) = one_backend();
+    fs::remove_dir_all(&backend.root).unwrap();
     let ran = env.finish(["4096", "--json"]).exits(1);
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(report["exit_code"], 1);

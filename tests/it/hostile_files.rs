@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::child::{finish, has_tool, identity, skipped};
-use crate::support::home::{Layer, engine_since_2026, generate, stock_generate, usual_layer};
+use crate::support::home::{
+    BackendDir, engine_since_2026, generate, stock_generate, usual_backend,
+};
 use crate::support::{Env, Ran, differences, snapshot};
 
 const BAD: &str = "app-mlx-generate-mac14-arm64@1";
@@ -15,17 +17,17 @@ const GOOD: &str = "app-mlx-generate-mac14-arm64@2";
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// A home with a usual backend, which is to go bad, and another usual one beside it.
-fn two_backends() -> (Env, Layer, Layer) {
+fn two_backends() -> (Env, BackendDir, BackendDir) {
     let env = Env::new();
-    let bad = usual_layer(&env.lmstudio(), BAD).with_bytecode("mlx_lm", "generate");
-    let good = usual_layer(&env.lmstudio(), GOOD);
+    let bad = usual_backend(&env.lmstudio(), BAD).with_bytecode("mlx_lm", "generate");
+    let good = usual_backend(&env.lmstudio(), GOOD);
     (env, bad, good)
 }
 
 /// The backend of `path` is refused by every kind of run, in words that have the path, `what` and a next step; it
 /// stays as it is, and the other backend is served all the same.
 #[track_caller]
-fn assert_refused(env: &Env, path: &Path, what: &str, good: &Layer) {
+fn assert_refused(env: &Env, path: &Path, what: &str, good: &BackendDir) {
     let (before, identity_before) = (snapshot(&env.user()), identity(path).unwrap());
     let told = |ran: Ran| {
         ran.exits(1)
@@ -76,7 +78,7 @@ fn assert_refused(env: &Env, path: &Path, what: &str, good: &Layer) {
 /// Puts something else where each of the two vendor files was, and sees it refused.
 #[track_caller]
 fn assert_refused_in_place(what: &str, put: impl Fn(&Env, &Path) -> bool) {
-    for pick in [Layer::engine, Layer::generate] {
+    for pick in [BackendDir::engine, BackendDir::generate] {
         let (env, bad, good) = two_backends();
         let path = pick(&bad);
         fs::remove_file(&path).unwrap();
@@ -145,7 +147,7 @@ fn a_link_loop_is_refused() {
 }
 
 #[test]
-fn a_link_out_of_the_layer_is_refused_and_its_target_kept() {
+fn a_link_out_of_the_backend_is_refused_and_its_target_kept() {
     assert_refused_in_place("is a link out of its backend, to ", |env, path| {
         let outside = env.user().join("elsewhere.py");
         fs::write(&outside, engine_since_2026("2048") + &stock_generate()).unwrap();
@@ -161,15 +163,15 @@ fn a_link_out_of_the_layer_is_refused_and_its_target_kept() {
 }
 
 #[test]
-fn a_link_inside_the_layer_is_followed_and_kept() {
-    let (env, layer, _) = two_backends();
-    let target = layer.path("mlx_lm/real_generate.py");
-    fs::rename(layer.generate(), &target).unwrap();
-    symlink("real_generate.py", layer.generate()).unwrap();
+fn a_link_inside_the_backend_is_followed_and_kept() {
+    let (env, backend, _) = two_backends();
+    let target = backend.path("mlx_lm/real_generate.py");
+    fs::rename(backend.generate(), &target).unwrap();
+    symlink("real_generate.py", backend.generate()).unwrap();
     let before = snapshot(&env.user());
     env.finish(["4096"]).exits(0);
     assert_eq!(
-        fs::read_link(layer.generate()).unwrap(),
+        fs::read_link(backend.generate()).unwrap(),
         Path::new("real_generate.py")
     );
     assert_eq!(
@@ -199,7 +201,7 @@ fn move_and_link(env: &Env, path: &Path) -> PathBuf {
 }
 
 #[test]
-fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
+fn links_in_place_of_a_backend_the_backends_or_the_home_are_followed_and_kept() {
     let places: [fn(&Env) -> PathBuf; 4] = [
         |env| env.amphibian().join(BAD),
         Env::amphibian,
@@ -207,7 +209,7 @@ fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
         Env::lmstudio,
     ];
     for place in places {
-        let (env, layer, _) = two_backends();
+        let (env, backend, _) = two_backends();
         let path = place(&env);
         let moved = move_and_link(&env, &path);
         let before = snapshot(&env.user());
@@ -215,7 +217,7 @@ fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
         env.finish(["4096"]).exits(0).says("2 backends: 2 changed");
         assert_eq!(fs::read_link(&path).unwrap(), moved);
         assert_eq!(
-            fs::read_to_string(layer.generate()).unwrap(),
+            fs::read_to_string(backend.generate()).unwrap(),
             generate("4096", "4096", "4096")
         );
         env.finish(["--revert"]).exits(0);
@@ -224,9 +226,9 @@ fn links_in_place_of_a_layer_the_layers_or_the_home_are_followed_and_kept() {
 }
 
 #[test]
-fn two_layers_that_are_links_to_the_same_directory_are_set_and_reverted_once() {
-    let (env, layer, _) = two_backends();
-    let moved = move_and_link(&env, &layer.root);
+fn two_backends_that_are_links_to_the_same_directory_are_set_and_reverted_once() {
+    let (env, backend, _) = two_backends();
+    let moved = move_and_link(&env, &backend.root);
     symlink(
         moved,
         env.amphibian().join("app-mlx-generate-mac14-arm64@3"),
@@ -236,7 +238,7 @@ fn two_layers_that_are_links_to_the_same_directory_are_set_and_reverted_once() {
     for size in ["4096", "8192"] {
         env.finish([size]).exits(0).says("3 backends: 3 changed");
         assert_eq!(
-            fs::read_to_string(layer.engine()).unwrap(),
+            fs::read_to_string(backend.engine()).unwrap(),
             engine_since_2026(size)
         );
         env.finish(["--check", size]).exits(0);
@@ -248,25 +250,25 @@ fn two_layers_that_are_links_to_the_same_directory_are_set_and_reverted_once() {
 }
 
 #[test]
-fn a_layer_whose_link_leads_nowhere_is_named() {
-    let (env, layer, _) = two_backends();
-    let moved = move_and_link(&env, &layer.root);
+fn a_backend_whose_link_leads_nowhere_is_named() {
+    let (env, backend, _) = two_backends();
+    let moved = move_and_link(&env, &backend.root);
     fs::remove_dir_all(&moved).unwrap();
     let before = snapshot(&env.user());
     env.finish(["--check"])
         .exits(1)
-        .says(layer.root.to_str().unwrap())
+        .says(backend.root.to_str().unwrap())
         .says("is the disk that it is on connected?");
     env.finish(["--revert"])
         .exits(1)
-        .says(layer.root.to_str().unwrap());
+        .says(backend.root.to_str().unwrap());
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
 
 #[test]
 fn a_bytecode_directory_that_is_a_link_stops_the_edit() {
-    let (env, layer, good) = two_backends();
-    let cache = layer.path("mlx_lm/__pycache__");
+    let (env, backend, good) = two_backends();
+    let cache = backend.path("mlx_lm/__pycache__");
     let moved = move_and_link(&env, &cache);
     let before = snapshot(&env.user());
     env.finish(["4096"])
@@ -287,19 +289,19 @@ fn a_bytecode_directory_that_is_a_link_stops_the_edit() {
 
 #[test]
 fn a_directory_named_like_bytecode_is_passed_over_as_python_does() {
-    let (env, layer, _) = two_backends();
-    let cached = layer.path("mlx_lm/__pycache__/generate.cpython-311.pyc");
+    let (env, backend, _) = two_backends();
+    let cached = backend.path("mlx_lm/__pycache__/generate.cpython-311.pyc");
     fs::remove_file(&cached).unwrap();
     fs::create_dir(&cached).unwrap();
     fs::write(cached.join("not-ours"), "kept").unwrap();
     env.finish(["4096"]).exits(0);
     assert_eq!(fs::read_to_string(cached.join("not-ours")).unwrap(), "kept");
     assert_eq!(
-        fs::read_to_string(layer.generate()).unwrap(),
+        fs::read_to_string(backend.generate()).unwrap(),
         generate("4096", "4096", "4096")
     );
     assert!(
-        !layer
+        !backend
             .path("mlx_lm/__pycache__/generate.cpython-313.pyc")
             .exists()
     );
@@ -307,8 +309,8 @@ fn a_directory_named_like_bytecode_is_passed_over_as_python_does() {
 
 #[test]
 fn a_file_of_three_gibibytes_is_refused_by_its_size_and_never_opened() {
-    let (env, layer, good) = two_backends();
-    let path = layer.generate();
+    let (env, backend, good) = two_backends();
+    let path = backend.generate();
     File::options()
         .write(true)
         .open(&path)
@@ -359,14 +361,14 @@ fn padded(source: &str, size: usize) -> Vec<u8> {
 
 #[test]
 fn a_file_just_over_the_limit_is_refused_and_one_at_it_is_edited() {
-    let (env, layer, good) = two_backends();
-    fs::write(layer.generate(), padded(&stock_generate(), MAX_BYTES + 1)).unwrap();
-    assert_refused(&env, &layer.generate(), "has 16777217 bytes", &good);
+    let (env, backend, good) = two_backends();
+    fs::write(backend.generate(), padded(&stock_generate(), MAX_BYTES + 1)).unwrap();
+    assert_refused(&env, &backend.generate(), "has 16777217 bytes", &good);
 
     let before = padded(&stock_generate(), MAX_BYTES - 1);
-    fs::write(layer.generate(), &before).unwrap();
+    fs::write(backend.generate(), &before).unwrap();
     env.finish(["8192"]).exits(0);
-    let after = fs::read(layer.generate()).unwrap();
+    let after = fs::read(backend.generate()).unwrap();
     let patched = generate("8192", "8192", "8192");
     assert!(
         after.starts_with(patched.as_bytes())
@@ -376,9 +378,9 @@ fn a_file_just_over_the_limit_is_refused_and_one_at_it_is_edited() {
 
 #[test]
 fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
-    let (env, layer, good) = two_backends();
+    let (env, backend, good) = two_backends();
     // The one that ships with 512 needs a digit more.
-    fs::write(layer.generate(), padded(&stock_generate(), MAX_BYTES)).unwrap();
+    fs::write(backend.generate(), padded(&stock_generate(), MAX_BYTES)).unwrap();
     let before = snapshot(&env.user());
     for args in [&["8192"][..], &["8192", "--dry-run"]] {
         env.finish(args)
@@ -436,19 +438,19 @@ const SPELLINGS: [(&str, Spell); 8] = [
 fn only_digits_change_however_the_source_is_written() {
     for (name, spell) in SPELLINGS {
         let env = Env::new();
-        let layer = Layer::new(&env.lmstudio(), GOOD)
+        let backend = BackendDir::new(&env.lmstudio(), GOOD)
             .with_engine(spell(&engine_since_2026("2048")))
             .with_generate(spell(&stock_generate()));
         let before = snapshot(&env.user());
         for size in ["4096", "64", "131072"] {
             env.finish([size]).exits(0);
             assert_eq!(
-                fs::read(layer.engine()).unwrap(),
+                fs::read(backend.engine()).unwrap(),
                 spell(&engine_since_2026(size)),
                 "{name}"
             );
             assert_eq!(
-                fs::read(layer.generate()).unwrap(),
+                fs::read(backend.generate()).unwrap(),
                 spell(&generate(size, size, size)),
                 "{name}"
             );
@@ -466,10 +468,10 @@ fn only_digits_change_however_the_source_is_written() {
 #[test]
 fn a_nul_byte_is_refused_wherever_it_stands() {
     for at in [0, 1, 60, stock_generate().len()] {
-        let (env, layer, _) = two_backends();
+        let (env, backend, _) = two_backends();
         let mut bytes = stock_generate().into_bytes();
         bytes.insert(at, 0);
-        fs::write(layer.generate(), bytes).unwrap();
+        fs::write(backend.generate(), bytes).unwrap();
         let before = snapshot(&env.user());
         for args in [&["--check"][..], &["4096"], &["--dry-run"]] {
             env.finish(args)

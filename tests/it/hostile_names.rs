@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::child::{finish, skipped};
-use crate::support::home::{RUNTIME, engine_since_2026, runtime, select, usual_layer};
+use crate::support::home::{RUNTIME, engine_since_2026, runtime, select, usual_backend};
 use crate::support::{Env, Ran, differences, snapshot};
 use serde_json::{Value, json};
 
-const LAYER: &str = "app-mlx-generate-mac14-arm64@34";
+const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// Colours, a title for the window, a line that is overwritten, a C1 control and a mark that reverses the line.
 const ESCAPES: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}reversed";
@@ -21,7 +21,7 @@ const ESCAPES: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}reverse
 /// Names that are no trouble for a file system.
 fn odd_names() -> Vec<OsString> {
     let mut names: Vec<OsString> = [
-        "a layer with spaces",
+        "a backend with spaces",
         "Größe 你好 🦀",
         "-rf",
         "--check",
@@ -48,23 +48,23 @@ fn assert_tame(ran: &Ran) {
 }
 
 /// A name that a file system refuses (macOS wants UTF-8) is skipped aloud.
-fn make_layer(env: &Env, name: &OsStr) -> Option<PathBuf> {
+fn make_backend(env: &Env, name: &OsStr) -> Option<PathBuf> {
     let root = env.amphibian().join(name);
     if let Err(error) = fs::create_dir_all(&root) {
         skipped(&format!("{}: {error}", name.display()));
         return None;
     }
-    usual_layer(&env.lmstudio(), LAYER);
-    fs::rename(env.amphibian().join(LAYER).join("lib"), root.join("lib")).unwrap();
-    fs::remove_dir(env.amphibian().join(LAYER)).unwrap();
+    usual_backend(&env.lmstudio(), BACKEND);
+    fs::rename(env.amphibian().join(BACKEND).join("lib"), root.join("lib")).unwrap();
+    fs::remove_dir(env.amphibian().join(BACKEND)).unwrap();
     Some(root)
 }
 
 #[test]
-fn layers_of_any_name_are_found_shown_safely_set_and_reverted() {
+fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
     for name in odd_names() {
         let env = Env::new();
-        let Some(root) = make_layer(&env, &name) else {
+        let Some(root) = make_backend(&env, &name) else {
             continue;
         };
         let engine = root.join("lib/python3.11/site-packages/mlx_engine/cache_wrapper.py");
@@ -114,7 +114,7 @@ fn assert_json_names(env: &Env, name: &OsStr) {
 #[test]
 fn colour_that_is_asked_for_is_lmpatchs_own_only() {
     let env = Env::new();
-    make_layer(&env, OsStr::new(ESCAPES)).unwrap();
+    make_backend(&env, OsStr::new(ESCAPES)).unwrap();
     runtime(&env.lmstudio(), "1.12.0", &[ESCAPES, "gone"]);
     for args in [
         &["--check", "-v"][..],
@@ -135,15 +135,15 @@ fn colour_that_is_asked_for_is_lmpatchs_own_only() {
 }
 
 #[test]
-fn names_of_runtimes_and_of_layers_that_are_gone_are_shown_safely() {
+fn names_of_runtimes_and_of_backends_that_are_gone_are_shown_safely() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), LAYER);
+    usual_backend(&env.lmstudio(), BACKEND);
     let directory = env.lmstudio().join("extensions/backends/odd");
     fs::create_dir_all(&directory).unwrap();
     let gone = format!("_amphibian/{ESCAPES}");
     let manifest = json!({
         "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
-        "vendor_lib_package_names": [format!("_amphibian/{LAYER}"), gone, "_amphibian/../gone", "_amphibian//gone", "_amphibian/"],
+        "vendor_lib_package_names": [format!("_amphibian/{BACKEND}"), gone, "_amphibian/../gone", "_amphibian//gone", "_amphibian/"],
     });
     fs::write(
         directory.join("backend-manifest.json"),
@@ -176,7 +176,7 @@ fn names_of_runtimes_and_of_layers_that_are_gone_are_shown_safely() {
 fn homes_of_any_name_are_worked_on_and_shown_safely() {
     for name in odd_names() {
         let env = Env::new();
-        usual_layer(&env.lmstudio(), LAYER);
+        usual_backend(&env.lmstudio(), BACKEND);
         let home = env.user().join(&name);
         if let Err(error) = fs::rename(env.lmstudio(), &home) {
             skipped(&format!("{}: {error}", name.display()));
@@ -231,7 +231,7 @@ fn a_home_that_is_no_directory_is_said() {
 #[test]
 fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), LAYER);
+    let backend = usual_backend(&env.lmstudio(), BACKEND);
     let before = snapshot(&env.user());
     for home in [
         None,
@@ -263,7 +263,7 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
     }
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
     assert_eq!(
-        fs::read_to_string(layer.engine()).unwrap(),
+        fs::read_to_string(backend.engine()).unwrap(),
         engine_since_2026("2048")
     );
 }
@@ -273,7 +273,7 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
 #[track_caller]
 fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), LAYER);
+    usual_backend(&env.lmstudio(), BACKEND);
     make(&env.user().join(".lmstudio-home-pointer"));
     let before = snapshot(&env.user());
     for args in [
@@ -288,7 +288,9 @@ fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
     }
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
     let mut elsewhere = env.command(["4096", "--home"]);
-    finish(elsewhere.arg(env.lmstudio())).exits(0).shows(LAYER);
+    finish(elsewhere.arg(env.lmstudio()))
+        .exits(0)
+        .shows(BACKEND);
 }
 
 #[test]
@@ -341,23 +343,23 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
 #[test]
 fn a_home_pointer_that_leads_nowhere_is_as_none() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), LAYER);
+    usual_backend(&env.lmstudio(), BACKEND);
     symlink("nothing", env.user().join(".lmstudio-home-pointer")).unwrap();
-    env.finish(["4096"]).exits(0).shows(LAYER);
+    env.finish(["4096"]).exits(0).shows(BACKEND);
 }
 
 #[test]
 fn a_home_pointer_with_blanks_around_it_is_followed() {
     for (before, after) in [("", "\n"), ("", "\r\n"), ("  \t", "  "), ("\n\n", "\n\n\n")] {
         let env = Env::new();
-        let usual = usual_layer(&env.lmstudio(), LAYER);
+        let usual = usual_backend(&env.lmstudio(), BACKEND);
         let pointed = env.user().join("other disk/LM Studio");
-        let layer = usual_layer(&pointed, LAYER);
+        let backend = usual_backend(&pointed, BACKEND);
         let content = format!("{before}{}{after}", pointed.display());
         fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
         env.finish(["4096"]).exits(0).says_nothing_of("pointer");
         assert_eq!(
-            fs::read_to_string(layer.engine()).unwrap(),
+            fs::read_to_string(backend.engine()).unwrap(),
             engine_since_2026("4096")
         );
         assert_eq!(
@@ -437,8 +439,8 @@ fn retyped(good: &Value) -> Vec<Vec<u8>> {
 #[track_caller]
 fn assert_says_less(path: impl Fn(&Env) -> PathBuf, contents: &[Vec<u8>]) {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), LAYER);
-    runtime(&env.lmstudio(), "1.12.0", &[LAYER]);
+    usual_backend(&env.lmstudio(), BACKEND);
+    runtime(&env.lmstudio(), "1.12.0", &[BACKEND]);
     select(&env.lmstudio(), "1.12.0");
     let path = path(&env);
     env.finish(["--check"]).exits(0).shows("yes");
@@ -448,7 +450,7 @@ fn assert_says_less(path: impl Fn(&Env) -> PathBuf, contents: &[Vec<u8>]) {
         let ran = env
             .finish(["--check", "2048"])
             .exits(0)
-            .shows(LAYER)
+            .shows(BACKEND)
             .says_nothing_of("error");
         assert_tame(&ran);
         assert!(fs::read(&path).unwrap() == *content, "{what}");
@@ -463,7 +465,7 @@ fn assert_says_less(path: impl Fn(&Env) -> PathBuf, contents: &[Vec<u8>]) {
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
 
-/// Whether name, version and layer can still be read from it, so that the layer may be called the selected one.
+/// Whether name, version and backend can still be read from it, so that the backend may be called the selected one.
 fn is_enough(content: &[u8]) -> bool {
     let Ok(value) = serde_json::from_slice::<Value>(content) else {
         return false;
@@ -473,7 +475,7 @@ fn is_enough(content: &[u8]) -> bool {
     row["name"] == RUNTIME
         && row["version"] == "1.12.0"
         && (row["model_format"] == "safetensors"
-            || *names == json!([format!("_amphibian/{LAYER}")]))
+            || *names == json!([format!("_amphibian/{BACKEND}")]))
 }
 
 fn manifest_path(env: &Env) -> PathBuf {
@@ -488,7 +490,7 @@ fn preferences_path(env: &Env) -> PathBuf {
 
 fn good_json(path: fn(&Env) -> PathBuf) -> Value {
     let env = Env::new();
-    runtime(&env.lmstudio(), "1.12.0", &[LAYER]);
+    runtime(&env.lmstudio(), "1.12.0", &[BACKEND]);
     select(&env.lmstudio(), "1.12.0");
     serde_json::from_slice(&fs::read(path(&env)).unwrap()).unwrap()
 }
@@ -513,15 +515,15 @@ fn manifests_and_preferences_that_are_no_files_only_make_it_say_less() {
     for path in [manifest_path, preferences_path] {
         for make in makers {
             let env = Env::new();
-            usual_layer(&env.lmstudio(), LAYER);
-            runtime(&env.lmstudio(), "1.12.0", &[LAYER]);
+            usual_backend(&env.lmstudio(), BACKEND);
+            runtime(&env.lmstudio(), "1.12.0", &[BACKEND]);
             select(&env.lmstudio(), "1.12.0");
             fs::remove_file(path(&env)).unwrap();
             make(&path(&env));
             let ran = env
                 .finish(["4096"])
                 .exits(0)
-                .shows(LAYER)
+                .shows(BACKEND)
                 .says_nothing_of("error");
             assert!(!ran.stdout.contains("yes"), "{ran:#?}");
         }

@@ -9,19 +9,19 @@ use lmpatch::patch::original::Fingerprint;
 use serde_json::{Value, json};
 
 use crate::support::home::{
-    Layer, engine_since_2026, generate, record_row, stock_generate, usual_layer,
+    BackendDir, engine_since_2026, generate, record_row, stock_generate, usual_backend,
 };
 use crate::support::{Env, differences, snapshot};
 
-const LAYER: &str = "app-mlx-generate-mac14-arm64@34";
+const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// One backend whose mlx-lm says 4096 and has this `RECORD`.
-fn patched_with_record(record: impl AsRef<[u8]>) -> (Env, Layer) {
+fn patched_with_record(record: impl AsRef<[u8]>) -> (Env, BackendDir) {
     let env = Env::new();
-    let layer = Layer::new(&env.lmstudio(), LAYER)
+    let backend = BackendDir::new(&env.lmstudio(), BACKEND)
         .with_generate(generate("4096", "4096", "4096"))
         .write("mlx_lm-0.0.1.dist-info/RECORD", record);
-    (env, layer)
+    (env, backend)
 }
 
 fn good_row() -> String {
@@ -63,7 +63,7 @@ fn bad_rows_of_a_record_prove_nothing() {
 fn assert_no_proof(record: impl AsRef<[u8]>) {
     let shown =
         String::from_utf8_lossy(&record.as_ref()[..record.as_ref().len().min(200)]).into_owned();
-    let (env, layer) = patched_with_record(record);
+    let (env, backend) = patched_with_record(record);
     let before = snapshot(&env.user());
     assert_eq!(
         env.json(["--check"])["backends"][0]["files"][0]["original"],
@@ -83,7 +83,7 @@ fn assert_no_proof(record: impl AsRef<[u8]>) {
     }
     env.finish(["8192"]).exits(0);
     assert_eq!(
-        fs::read_to_string(layer.generate()).unwrap(),
+        fs::read_to_string(backend.generate()).unwrap(),
         generate("8192", "8192", "8192")
     );
 }
@@ -110,7 +110,7 @@ fn a_good_row_proves_whatever_stands_around_it() {
         .into_bytes(),
     ] {
         let shown = String::from_utf8_lossy(&record).into_owned();
-        let (env, layer) = patched_with_record(&record);
+        let (env, backend) = patched_with_record(&record);
         assert_eq!(
             env.json(["--check"])["backends"][0]["files"][0]["original"],
             "record",
@@ -118,25 +118,25 @@ fn a_good_row_proves_whatever_stands_around_it() {
         );
         env.finish(["--revert"]).exits(0);
         assert_eq!(
-            fs::read_to_string(layer.generate()).unwrap(),
+            fs::read_to_string(backend.generate()).unwrap(),
             stock_generate(),
             "{shown}"
         );
         assert_eq!(
-            fs::read(layer.path("mlx_lm-0.0.1.dist-info/RECORD")).unwrap(),
+            fs::read(backend.path("mlx_lm-0.0.1.dist-info/RECORD")).unwrap(),
             record
         );
     }
 }
 
 /// One backend of an engine that nothing proves but its receipt, set to 4096; and that receipt.
-fn with_receipt() -> (Env, Layer, PathBuf) {
+fn with_receipt() -> (Env, BackendDir, PathBuf) {
     let env = Env::new();
-    let layer = Layer::new(&env.lmstudio(), LAYER).with_engine(engine_since_2026("2048"));
+    let backend = BackendDir::new(&env.lmstudio(), BACKEND).with_engine(engine_since_2026("2048"));
     env.finish(["4096"]).exits(0);
-    let receipt = layer.path("mlx_engine/cache_wrapper.py.lmpatch");
+    let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
     assert!(receipt.is_file());
-    (env, layer, receipt)
+    (env, backend, receipt)
 }
 
 fn receipt_of(source: &str, literal: &str) -> String {
@@ -201,7 +201,7 @@ const TAMPERINGS: [Tamper; 12] = [
 #[test]
 fn a_receipt_of_no_use_is_told_and_ignored() {
     for (why, tamper) in TAMPERINGS {
-        let (env, layer, receipt) = with_receipt();
+        let (env, backend, receipt) = with_receipt();
         tamper(&receipt);
         let before = snapshot(&env.user());
         let told = format!("{} {why}", receipt.display());
@@ -227,7 +227,7 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
                 "{why}"
             );
         }
-        let read = || fs::read_to_string(layer.engine()).unwrap();
+        let read = || fs::read_to_string(backend.engine()).unwrap();
         env.finish(["8192"]).exits(0).says("1 changed");
         assert_eq!(read(), engine_since_2026("8192"), "{why}");
         // What was edited is no original: only where it has its stock values again is a receipt written anew.
@@ -241,11 +241,11 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
 #[test]
 fn a_receipt_of_no_use_gives_way_where_the_file_has_its_stock_values_again() {
     for (why, tamper) in TAMPERINGS {
-        let (env, layer, receipt) = with_receipt();
+        let (env, backend, receipt) = with_receipt();
         tamper(&receipt);
-        fs::write(layer.engine(), engine_since_2026("2048")).unwrap();
+        fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
         env.finish(["4096"]).exits(0);
-        let read = || fs::read_to_string(layer.engine()).unwrap();
+        let read = || fs::read_to_string(backend.engine()).unwrap();
         assert_eq!(read(), engine_since_2026("4096"), "{why}");
         if receipt.is_dir() {
             assert!(receipt.join("kept").exists());
@@ -262,14 +262,14 @@ fn a_receipt_of_no_use_gives_way_where_the_file_has_its_stock_values_again() {
 #[test]
 fn a_foreign_receipt_does_no_harm_where_record_proves_the_original() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), LAYER);
+    let backend = usual_backend(&env.lmstudio(), BACKEND);
     let before = snapshot(&env.user());
     env.finish(["4096"]).exits(0);
     let foreign = receipt_of(&generate("64", "64", "64"), "64");
-    let layer = layer.write("mlx_lm/generate.py.lmpatch", foreign);
+    let backend = backend.write("mlx_lm/generate.py.lmpatch", foreign);
     env.finish(["--revert"]).exits(0);
     assert_eq!(
-        fs::read_to_string(layer.generate()).unwrap(),
+        fs::read_to_string(backend.generate()).unwrap(),
         stock_generate()
     );
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);

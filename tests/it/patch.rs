@@ -5,8 +5,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use crate::support::home::{
-    Layer, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
-    stock_generate, usual_layer,
+    BackendDir, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
+    stock_generate, usual_backend,
 };
 use crate::support::{Env, differences, snapshot};
 
@@ -42,7 +42,7 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
         (engine_with_parameter("512"), 512),
     ] {
         let env = Env::new();
-        let layer = Layer::new(&env.lmstudio(), NAME)
+        let backend = BackendDir::new(&env.lmstudio(), NAME)
             .with_engine(&engine)
             .with_generate(stock_generate())
             .with_record(stock_generate());
@@ -52,10 +52,10 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
             .says("1 backend: 1 changed")
             .says("takes effect when a model is next loaded");
         assert_eq!(
-            text(layer.engine()),
+            text(backend.engine()),
             engine.replace(&format!("= {stock}"), "= 4096")
         );
-        assert_eq!(text(layer.generate()), generate("4096", "4096", "4096"));
+        assert_eq!(text(backend.generate()), generate("4096", "4096", "4096"));
         let report = env.json(["--check", "4096"]);
         assert_eq!(report["exit_code"], 0);
         let backend = &report["backends"][0];
@@ -74,11 +74,11 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
 #[test]
 fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let env = Env::new();
-    let old = Layer::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19")
+    let old = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19")
         .with_engine(engine_with_constant("512"))
         .with_generate(stock_generate())
         .with_record(stock_generate());
-    let new = usual_layer(&env.lmstudio(), NAME);
+    let new = usual_backend(&env.lmstudio(), NAME);
     let (old_tree, new_tree) = (snapshot(&old.root), snapshot(&new.root));
     env.run(["4096"]).exits(0);
     env.run(["512"])
@@ -112,7 +112,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
 #[test]
 fn set_twice_is_set_once_and_touches_nothing() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     let stamps = |paths: &[std::path::PathBuf]| {
         paths
             .iter()
@@ -123,7 +123,7 @@ fn set_twice_is_set_once_and_touches_nothing() {
             })
             .collect::<Vec<_>>()
     };
-    let files = [layer.engine(), layer.generate()];
+    let files = [backend.engine(), backend.generate()];
     let untouched = stamps(&files);
     env.run(["--revert"])
         .exits(0)
@@ -148,7 +148,7 @@ fn set_twice_is_set_once_and_touches_nothing() {
 #[test]
 fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
     let env = Env::new();
-    let layer = Layer::new(&env.lmstudio(), NAME)
+    let backend = BackendDir::new(&env.lmstudio(), NAME)
         .with_generate(generate("4096", "4096", "4096"))
         .with_record(stock_generate());
     assert_eq!(
@@ -156,26 +156,26 @@ fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
         "record"
     );
     env.run(["--revert"]).exits(0).says("1 changed");
-    assert_eq!(text(layer.generate()), stock_generate());
-    fs::write(layer.generate(), generate("2048", "2048", "2048")).unwrap();
+    assert_eq!(text(backend.generate()), stock_generate());
+    fs::write(backend.generate(), generate("2048", "2048", "2048")).unwrap();
     assert_eq!(env.json(["--check"])["backends"][0]["state"], "patched");
     env.run(["2048"]).exits(0).says("1 changed");
-    assert_eq!(text(layer.generate()), stock_generate());
+    assert_eq!(text(backend.generate()), stock_generate());
 }
 
 #[test]
 fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME).with_engine(engine_since_2026("4096"));
-    let other = usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@33");
+    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("4096"));
+    let other = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@33");
     env.run(["8192", "--backend", "*@33"]).exits(0);
-    let before = snapshot(&layer.root);
+    let before = snapshot(&backend.root);
     env.run(["--revert"])
         .exits(1)
         .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: it is no known release")
         .says("`lmpatch 2048 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers")
         .says("1 changed, 1 refused");
-    assert_eq!(snapshot(&layer.root), before);
+    assert_eq!(snapshot(&backend.root), before);
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
     assert_eq!(
         env.json(["--check"])["backends"][1]["files"][0]["original"],
@@ -183,15 +183,15 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     );
     env.run(["2048", "--backend", "app-mlx-generate-mac14-arm64@34"])
         .exits(0);
-    assert_eq!(text(layer.engine()), engine_since_2026("2048"));
-    assert_eq!(text(layer.generate()), stock_generate());
+    assert_eq!(text(backend.engine()), engine_since_2026("2048"));
+    assert_eq!(text(backend.generate()), stock_generate());
     assert_eq!(env.json(["--check"])["backends"][1]["state"], "stock");
 }
 
 #[test]
 fn the_number_that_writes_stock_values_is_the_backends_own() {
     let env = Env::new();
-    let layer = Layer::new(&env.lmstudio(), NAME)
+    let backend = BackendDir::new(&env.lmstudio(), NAME)
         .with_engine(engine_with_constant("512"))
         .with_generate(generate("4096", "4096", "4096"));
     env.run(["--revert"])
@@ -199,13 +199,13 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
         .says("mlx_lm/generate.py: the original is unknown: it is no known release")
         .says("`lmpatch 512 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers");
     env.run(["512"]).exits(0);
-    assert_eq!(text(layer.generate()), stock_generate());
+    assert_eq!(text(backend.generate()), stock_generate());
 }
 
 #[test]
 fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME).with_engine(engine_since_2026("1_024"));
+    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("1_024"));
     let before = snapshot(&env.lmstudio());
     env.run(["4096"])
         .exits(0)
@@ -217,7 +217,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     env.run(["--check", "-v"])
         .exits(0)
         .shows("as lmpatch first found it");
-    assert!(text(layer.engine()).contains("= 4096"));
+    assert!(text(backend.engine()).contains("= 4096"));
     env.run(["--revert"])
         .exits(0)
         .says("as lmpatch first found it, not as such files ship");
@@ -238,16 +238,16 @@ fn an_unknown_engine_that_was_never_edited_is_left_as_it_is_by_a_revert() {
 #[test]
 fn the_receipt_is_written_once_and_survives_other_sizes() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     let original = engine_since_2026("2048");
     let expected = serde_json::json!({
         "size": original.len(), "sha256": sha256(original.as_bytes()), "literals": ["2048"],
     });
     for size in ["4096", "8192", "1024", "4096"] {
         env.run([size]).exits(0);
-        let receipt: Value = serde_json::from_str(&text(layer.path(RECEIPT))).unwrap();
+        let receipt: Value = serde_json::from_str(&text(backend.path(RECEIPT))).unwrap();
         assert_eq!(receipt, expected);
-        let ours = snapshot(&layer.root).into_keys();
+        let ours = snapshot(&backend.root).into_keys();
         let ours: Vec<_> = ours.filter(is_ours).collect();
         assert_eq!(ours.len(), 1, "nothing but the receipt: {ours:?}");
     }
@@ -259,13 +259,13 @@ fn the_receipt_is_written_once_and_survives_other_sizes() {
 fn the_receipt_keeps_literals_as_they_are_written() {
     let env = Env::new();
     let vendors = "def generate_step(prefill_step_size: int = 2_048): pass\n";
-    let layer = Layer::new(&env.lmstudio(), NAME)
+    let backend = BackendDir::new(&env.lmstudio(), NAME)
         .with_generate(vendors)
         .with_record(vendors);
     let before = snapshot(&env.lmstudio());
     env.run(["4096"]).exits(0);
     let receipt: Value =
-        serde_json::from_str(&text(layer.path("mlx_lm/generate.py.lmpatch"))).unwrap();
+        serde_json::from_str(&text(backend.path("mlx_lm/generate.py.lmpatch"))).unwrap();
     assert_eq!(receipt["literals"], serde_json::json!(["2_048"]));
     env.run(["8192"]).exits(0);
     env.run(["--revert"]).exits(0);
@@ -277,13 +277,13 @@ fn the_receipt_keeps_literals_as_they_are_written() {
 fn a_release_with_new_stock_values_comes_back_too() {
     let env = Env::new();
     let vendors = generate("1024", "256", "1024");
-    let layer = Layer::new(&env.lmstudio(), NAME)
+    let backend = BackendDir::new(&env.lmstudio(), NAME)
         .with_generate(&vendors)
         .with_record(&vendors);
     let before = snapshot(&env.lmstudio());
     for size in ["4096", "2048", "512"] {
         env.run([size]).exits(0);
-        assert_eq!(text(layer.generate()), generate(size, size, size));
+        assert_eq!(text(backend.generate()), generate(size, size, size));
         let row = env.json(["--check"])["backends"][0].clone();
         assert_eq!(
             (&row["stock"], &row["state"]),
@@ -319,7 +319,7 @@ fn a_refused_value_is_quoted_up_to_a_line() {
         ),
     ] {
         let env = Env::new();
-        usual_layer(&env.lmstudio(), NAME).with_engine(engine);
+        usual_backend(&env.lmstudio(), NAME).with_engine(engine);
         env.run(["4096"]).exits(1).says(&said);
         env.run(["--check"]).exits(1).says(&said);
     }
@@ -328,7 +328,7 @@ fn a_refused_value_is_quoted_up_to_a_line() {
 #[test]
 fn a_stock_number_takes_the_receipt_away_too() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     let before = snapshot(&env.lmstudio());
     env.run(["4096"]).exits(0);
     assert!(has_ours(&env.lmstudio()));
@@ -339,26 +339,26 @@ fn a_stock_number_takes_the_receipt_away_too() {
 #[test]
 fn a_receipt_of_another_version_is_not_used_and_replaced() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     env.run(["4096"]).exits(0);
     let update = engine_since_2026("2048") + "\n# a newer release in the same place\n";
-    fs::write(layer.engine(), &update).unwrap();
+    fs::write(backend.engine(), &update).unwrap();
     env.run(["--check"])
         .exits(0)
         .says("the receipt is ignored")
         .says("belongs to another version of the file");
     env.run(["8192"]).exits(0);
-    let receipt: Value = serde_json::from_str(&text(layer.path(RECEIPT))).unwrap();
+    let receipt: Value = serde_json::from_str(&text(backend.path(RECEIPT))).unwrap();
     assert_eq!(receipt["sha256"], sha256(update.as_bytes()));
     env.run(["--revert"]).exits(0);
-    assert_eq!(text(layer.engine()), update);
+    assert_eq!(text(backend.engine()), update);
     assert!(!has_ours(&env.lmstudio()));
 }
 
 #[test]
 fn no_receipt_is_written_where_record_or_the_table_gives_the_original_back() {
     let env = Env::new();
-    Layer::new(&env.lmstudio(), NAME)
+    BackendDir::new(&env.lmstudio(), NAME)
         .with_generate(stock_generate())
         .with_record(stock_generate());
     env.run(["4096"]).exits(0);
@@ -370,7 +370,7 @@ fn no_receipt_is_written_where_record_or_the_table_gives_the_original_back() {
 fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
     let env = Env::new();
     let foreign = stock_generate() + "# patched by hand\n";
-    let layer = usual_layer(&env.lmstudio(), NAME).with_generate(&foreign);
+    let backend = usual_backend(&env.lmstudio(), NAME).with_generate(&foreign);
     let before = snapshot(&env.lmstudio());
     env.run(["--check", "2048"])
         .exits(0)
@@ -385,7 +385,7 @@ fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
 
     env.run(["4096"]).exits(0).says("1 changed");
     assert_eq!(
-        text(layer.generate()),
+        text(backend.generate()),
         generate("4096", "4096", "4096") + "# patched by hand\n"
     );
     env.run(["--check", "4096", "-v"])
@@ -393,18 +393,18 @@ fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
         .shows("patched")
         .shows(line);
     env.run(["--revert"]).exits(0);
-    assert_eq!(text(layer.generate()), foreign);
+    assert_eq!(text(backend.generate()), foreign);
     assert_eq!(differences(&before, &snapshot(&env.lmstudio())), [""; 0]);
 }
 
 #[test]
 fn exactly_the_edited_files_bytecode_is_removed() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME)
+    let backend = usual_backend(&env.lmstudio(), NAME)
         .with_bytecode("mlx_engine", "cache_wrapper")
         .with_bytecode("mlx_lm", "generate")
         .with_bytecode("mlx_lm/models", "generate");
-    let before = snapshot(&layer.root);
+    let before = snapshot(&backend.root);
     env.run(["4096"]).exits(0);
     let cached = |package: &str, stem: &str| {
         [
@@ -419,15 +419,15 @@ fn exactly_the_edited_files_bytecode_is_removed() {
         .into_iter()
         .chain(cached("mlx_lm", "generate"))
         .collect();
-    let after = snapshot(&layer.root);
+    let after = snapshot(&backend.root);
     let removed: Vec<_> = before
         .keys()
         .filter(|path| !after.contains_key(*path))
         .collect();
     assert_eq!(removed.len(), gone.len(), "{removed:?}");
-    assert!(gone.iter().all(|path| !layer.path(path).exists()));
+    assert!(gone.iter().all(|path| !backend.path(path).exists()));
     assert!(
-        layer
+        backend
             .path("mlx_lm/models/__pycache__/generate.cpython-311.pyc")
             .exists()
     );
@@ -436,7 +436,7 @@ fn exactly_the_edited_files_bytecode_is_removed() {
 #[test]
 fn bytecode_stays_where_nothing_is_edited() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME)
+    usual_backend(&env.lmstudio(), NAME)
         .with_bytecode("mlx_engine", "cache_wrapper")
         .with_bytecode("mlx_lm", "generate");
     let before = snapshot(&env.lmstudio());
@@ -449,14 +449,17 @@ fn bytecode_stays_where_nothing_is_edited() {
 #[test]
 fn mode_is_kept() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
-    fs::set_permissions(layer.engine(), fs::Permissions::from_mode(0o640)).unwrap();
-    fs::set_permissions(layer.generate(), fs::Permissions::from_mode(0o755)).unwrap();
+    let backend = usual_backend(&env.lmstudio(), NAME);
+    fs::set_permissions(backend.engine(), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(backend.generate(), fs::Permissions::from_mode(0o755)).unwrap();
     for args in [["4096"], ["--revert"]] {
         env.run(args).exits(0);
-        assert_eq!(fs::metadata(layer.engine()).unwrap().mode() & 0o7777, 0o640);
         assert_eq!(
-            fs::metadata(layer.generate()).unwrap().mode() & 0o7777,
+            fs::metadata(backend.engine()).unwrap().mode() & 0o7777,
+            0o640
+        );
+        assert_eq!(
+            fs::metadata(backend.generate()).unwrap().mode() & 0o7777,
             0o755
         );
     }
@@ -498,17 +501,17 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
         ),
     ] {
         let env = Env::new();
-        let layer = usual_layer(&env.lmstudio(), NAME)
+        let backend = usual_backend(&env.lmstudio(), NAME)
             .with_engine(&engine)
             .with_generate(&generate_py);
-        usual_layer(&env.lmstudio(), "app-mlx-generate-mac14-arm64@33");
-        let before = snapshot(&layer.root);
+        usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@33");
+        let before = snapshot(&backend.root);
         env.run(["4096"])
             .exits(1)
             .says(said)
             .says(NAME)
             .says("2 backends: 1 changed, 1 refused");
-        assert_eq!(snapshot(&layer.root), before, "{said}");
+        assert_eq!(snapshot(&backend.root), before, "{said}");
         env.run(["--check", "4096", "--backend", "*@33"]).exits(0);
         env.run(["--check"]).exits(1).shows("refused").says(said);
     }
@@ -572,16 +575,16 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
 #[test]
 fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
     let env = Env::new();
-    let layers: Vec<_> = (1..=20)
-        .map(|number| usual_layer(&env.lmstudio(), &format!("{PREFIX}@{number}")))
+    let backends: Vec<_> = (1..=20)
+        .map(|number| usual_backend(&env.lmstudio(), &format!("{PREFIX}@{number}")))
         .collect();
     fs::write(
-        layers[6].engine(),
+        backends[6].engine(),
         "PROMPT_PROCESSING_CHUNK_SIZE = compute()\n",
     )
     .unwrap();
     // The edit itself fails on this one: a cache that is a link is not followed.
-    let cache = layers[12].path("mlx_lm/__pycache__");
+    let cache = backends[12].path("mlx_lm/__pycache__");
     fs::remove_dir_all(&cache).ok();
     symlink("/nowhere", &cache).unwrap();
     let before = snapshot(&env.lmstudio());
@@ -598,8 +601,8 @@ fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
             ran.stderr
         );
     }
-    for (index, layer) in layers.iter().enumerate() {
-        let is_done = text(layer.generate()) == generate("4096", "4096", "4096");
+    for (index, backend) in backends.iter().enumerate() {
+        let is_done = text(backend.generate()) == generate("4096", "4096", "4096");
         assert_eq!(is_done, ![6, 12].contains(&index), "{}", index + 1);
     }
     let changed = differences(&before, &snapshot(&env.lmstudio()));
@@ -620,7 +623,7 @@ fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
 #[test]
 fn only_the_files_own_bytecode_belongs_to_it() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     let own = [
         "generate.cpython-311.pyc",
         "generate.cpython-311.opt-1.pyc",
@@ -635,12 +638,12 @@ fn only_the_files_own_bytecode_belongs_to_it() {
         "generate.cpython-311.other.pyc",
         "generate..pyc",
     ];
-    let mut layer = layer;
+    let mut backend = backend;
     for name in own.iter().chain(&others) {
-        layer = layer.write(&format!("mlx_lm/__pycache__/{name}"), "stale");
+        backend = backend.write(&format!("mlx_lm/__pycache__/{name}"), "stale");
     }
     env.run(["4096"]).exits(0);
-    let is_there = |name: &&str| layer.path("mlx_lm/__pycache__").join(name).exists();
+    let is_there = |name: &&str| backend.path("mlx_lm/__pycache__").join(name).exists();
     assert!(!own.iter().any(&is_there), "{own:?}");
     assert!(others.iter().all(is_there), "{others:?}");
 }

@@ -9,13 +9,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::home::{Layer, SITE_PACKAGES, engine_since_2026, runtime, select};
+use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, runtime, select};
 use crate::support::{Env, Ran, aloud, copy_tree, differences, snapshot};
 use serde_json::Value;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
-/// A llama of two small layers, with a tokenizer that makes one token of every byte.
+/// A llama of one small layer, with a tokenizer that makes one token of every byte.
 const MAKE_MODEL: &str = r#"
 import json, sys
 from pathlib import Path
@@ -48,7 +48,7 @@ weights = dict(tree_flatten(Model(ModelArgs.from_dict(config)).parameters()))
 mx.save_safetensors(str(target / "model.safetensors"), weights, metadata={"format": "mlx"})
 "#;
 
-/// Starts the real server with the number that the layer's `generate.py` has: the server gives its own to
+/// Starts the real server with the number that the backend's `generate.py` has: the server gives its own to
 /// `generate_step` otherwise, whatever that file says. It is asked for until it answers.
 const SERVE: &str = r#"
 import inspect, sys
@@ -73,7 +73,7 @@ llama.Model.__call__ = slow
 
 struct Real {
     env: Env,
-    layer: Layer,
+    backend: BackendDir,
     python: PathBuf,
     model: PathBuf,
 }
@@ -96,12 +96,12 @@ fn real(test: &str) -> Option<Real> {
         return None;
     };
     let package = PathBuf::from(String::from_utf8(found.stdout).unwrap());
-    let layer = Layer::new(&env.lmstudio(), NAME).with_engine(engine_since_2026("2048"));
-    copy_tree(&package, &layer.path("mlx_lm"));
+    let backend = BackendDir::new(&env.lmstudio(), NAME).with_engine(engine_since_2026("2048"));
+    copy_tree(&package, &backend.path("mlx_lm"));
     runtime(&env.lmstudio(), "1.12.0", &[NAME]);
     select(&env.lmstudio(), "1.12.0");
-    // The layer's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
-    let own = layer.root.join("bin/python3.11");
+    // The backend's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
+    let own = backend.root.join("bin/python3.11");
     script(&own, &format!("exec '{}' \"$@\"", python.display()));
     let model = env.user().join("tiny");
     let made = env
@@ -117,7 +117,7 @@ fn real(test: &str) -> Option<Real> {
     );
     Some(Real {
         env,
-        layer,
+        backend,
         python,
         model,
     })
@@ -192,7 +192,7 @@ fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
     let Some(real) = real("bench --direct on the real mlx-lm") else {
         return;
     };
-    let before = snapshot(&real.layer.root);
+    let before = snapshot(&real.backend.root);
     for results in real_steps(&real, &["--direct"]) {
         let run = &results["results"][0]["runs"][0];
         assert_eq!(
@@ -216,7 +216,7 @@ fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
     );
     real_cut(&real, &["--direct", "--python", slow.to_str().unwrap()]);
     assert_eq!(
-        differences(&before, &snapshot(&real.layer.root)),
+        differences(&before, &snapshot(&real.backend.root)),
         Vec::<String>::new()
     );
     aloud("real mlx-lm, direct: 20, 5 and 3 steps at 512, 2048 and 4096");
@@ -243,7 +243,7 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
          HF_HUB_OFFLINE=1 PYTHONPATH='{packages}' nohup '{python}' '{user}/serve.py' '{model}' {port} >'{user}/server.log' 2>&1 &\n\
          echo $! >'{pid}'",
         pid = server.pid.display(),
-        packages = real.layer.root.join(SITE_PACKAGES).display(),
+        packages = real.backend.root.join(SITE_PACKAGES).display(),
         python = real.python.display(),
         user = real.env.user().display(),
         model = real.model.display(),
@@ -252,7 +252,7 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
     let started = real.env.isolate(&mut Command::new(&restart)).status();
     assert!(started.unwrap().success());
     wait_for(port);
-    let before = fs::read(real.layer.generate()).unwrap();
+    let before = fs::read(real.backend.generate()).unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let arguments = ["--url", &url, "--reload", restart.to_str().unwrap()];
     for results in real_steps(&real, &arguments) {
@@ -263,7 +263,7 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
         );
     }
     real_cut(&real, &arguments);
-    assert_eq!(fs::read(real.layer.generate()).unwrap(), before);
+    assert_eq!(fs::read(real.backend.generate()).unwrap(), before);
     // The last reload was waited for.
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
     aloud("real mlx_lm.server: 20, 5 and 3 steps at 512, 2048 and 4096, set in generate.py");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::Env;
-use crate::support::home::{Layer, runtime, select, usual_layer};
+use crate::support::home::{BackendDir, runtime, select, usual_backend};
 use crate::support::lms::{FakeLms, Running};
 use crate::support::standins::{StandIns, ago, written};
 use lmpatch::lmstudio::lms::{Lms, LoadedModel};
@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// A home with one backend, which is selected, and an LM Studio that runs.
-fn home(env: &Env) -> (Layer, FakeLms) {
+fn home(env: &Env) -> (BackendDir, FakeLms) {
     let lmstudio = env.lmstudio();
-    let layer = usual_layer(&lmstudio, BACKEND);
+    let backend = usual_backend(&lmstudio, BACKEND);
     runtime(&lmstudio, "1.12.0", &[BACKEND]);
     select(&lmstudio, "1.12.0");
     written(&lmstudio.join(APPS[0].1), ago(7200));
-    let fake = FakeLms::start(&lmstudio, &layer.engine());
-    (layer, fake)
+    let fake = FakeLms::start(&lmstudio, &backend.engine());
+    (backend, fake)
 }
 
 /// As patient as a test is.
@@ -53,7 +53,7 @@ const NOTHING: [&str; 0] = [];
 #[test]
 fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345, "parallel": 3, "ttlMs": 90500 }));
     fake.add(json!({ "path": "qwen/tiny", "identifier": "my chat", "contextLength": 5000, "parallel": 1 }));
     fake.add(json!({ "path": "gemma/tiny", "type": "embedding", "contextLength": 512, "parallel": null }));
@@ -131,7 +131,7 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
 #[test]
 fn after_a_reload_the_values_are_in_effect() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["8192"]).exits(0).says("still has older values");
     let check = || env.json(["--check"])["backends"][0]["in_effect"].clone();
@@ -145,7 +145,7 @@ fn after_a_reload_the_values_are_in_effect() {
 #[test]
 fn without_a_worker_lms_is_never_called() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.set("running", json!(false));
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
         env.run(arguments)
@@ -169,7 +169,7 @@ fn without_a_worker_lms_is_never_called() {
 #[test]
 fn with_other_models_only_nothing_is_done_and_said_so() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "llama/tiny", "format": "gguf" }));
     env.run(["4096", "--reload"])
         .exits(0)
@@ -180,7 +180,7 @@ fn with_other_models_only_nothing_is_done_and_said_so() {
 #[test]
 fn without_lms_it_says_how_to_reload_by_hand() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny" }));
     fs::remove_file(env.lmstudio().join("bin/lms")).unwrap();
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
@@ -195,7 +195,7 @@ fn without_lms_it_says_how_to_reload_by_hand() {
 #[test]
 fn a_busy_model_is_waited_for() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345, "busy-for": 3 }));
     env.run(["4096", "--reload"]).exits(0);
     assert_eq!(fake.summary(), [row("qwen/tiny", 12345, 4096)]);
@@ -211,7 +211,7 @@ fn a_busy_model_is_waited_for() {
 fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
     for busy in [json!({ "status": "generating" }), json!({ "queued": 2 })] {
         let env = Env::new();
-        let (layer, fake) = home(&env);
+        let (backend, fake) = home(&env);
         let mut row_of_qwen = json!({ "path": "qwen/tiny", "contextLength": 12345 });
         row_of_qwen
             .as_object_mut()
@@ -231,7 +231,7 @@ fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
             fake.summary(),
             [row("gemma/tiny", 8000, 4096), row("qwen/tiny", 12345, 2048)]
         );
-        drop(layer);
+        drop(backend);
     }
 }
 
@@ -253,7 +253,7 @@ fn what_could_not_be_loaded_again_is_not_touched() {
         ),
     ] {
         let env = Env::new();
-        let (_layer, fake) = home(&env);
+        let (_backend, fake) = home(&env);
         fake.add(odd);
         if let Some(other) = other {
             fake.add(other);
@@ -272,7 +272,7 @@ fn what_could_not_be_loaded_again_is_not_touched() {
 #[test]
 fn what_is_not_as_it_was_is_named() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.faults(json!({ "fits": 34304, "refuses": ["--parallel"] }));
     fake.add(
         json!({ "path": "qwen/tiny", "contextLength": 129_536, "parallel": 2, "ttlMs": 60000 }),
@@ -294,7 +294,7 @@ fn what_is_not_as_it_was_is_named() {
 #[test]
 fn a_load_that_fails_advises_the_old_size_and_not_the_call_that_failed() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.faults(json!({ "load-fails-at": [8192] }));
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     let ran = env.run(["8192", "--reload"]).exits(1);
@@ -367,7 +367,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
     ];
     for (faults, code, expected, said) in cases {
         let env = Env::new();
-        let (_layer, fake) = home(&env);
+        let (_backend, fake) = home(&env);
         fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
         fake.faults(faults);
         let ran = env.run(["4096", "--reload"]).exits(code);
@@ -376,7 +376,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
     }
     // Under another name, and then there is no room for the one that is wanted.
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     fake.faults(json!({ "jit-after-unload": other, "load-fails-at": [4096] }));
     env.run(["4096", "--reload"])
@@ -388,7 +388,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
 #[test]
 fn an_unload_that_does_nothing_is_not_told_as_a_reload() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     fake.faults(json!({ "unload-fails": "Error: cannot do that now" }));
     env.run(["4096", "--reload"])
@@ -405,7 +405,7 @@ fn an_unload_that_does_nothing_is_not_told_as_a_reload() {
 #[test]
 fn an_lms_that_fails_or_hangs_is_told_and_nothing_is_unloaded() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny" }));
     for said in [
         "Waking up LM Studio service...",
@@ -433,7 +433,7 @@ fn an_lms_that_fails_or_hangs_is_told_and_nothing_is_unloaded() {
 #[test]
 fn a_model_can_be_given_another_context_and_then_all_back() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 4096, "parallel": 2, "ttlMs": 60000 }));
     let lmstudio = env.lmstudio();
     let reloader = reloader(&lmstudio);
@@ -467,7 +467,7 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
         ("/x/Bionic.app/Contents", "Bionic"),
     ] {
         let env = Env::new();
-        let (_layer, fake) = home(&env);
+        let (_backend, fake) = home(&env);
         let standins = app(&env, &fake, path);
         fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345, "parallel": 3 }));
         fake.add(json!({ "path": "gemma/tiny", "contextLength": 8000 }));
@@ -504,7 +504,7 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
 #[test]
 fn llmster_has_no_app_to_restart() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     let standins = app(&env, &fake, "/Users/me/.lmstudio/llmster/0.0.3-1");
     fake.add(json!({ "path": "qwen/tiny" }));
     standins
@@ -531,7 +531,7 @@ fn a_restart_that_fails_says_what_was_loaded() {
         ),
     ] {
         let env = Env::new();
-        let (_layer, fake) = home(&env);
+        let (_backend, fake) = home(&env);
         let standins = app(&env, &fake, "/Applications/LM Studio.app");
         fake.add(json!({ "path": "qwen/tiny" }));
         standins.script(program, body);
@@ -548,7 +548,7 @@ fn a_restart_that_fails_says_what_was_loaded() {
 #[test]
 fn an_app_that_is_still_quitting_is_opened_when_it_can_be() {
     let env = Env::new();
-    let (_layer, fake) = home(&env);
+    let (_backend, fake) = home(&env);
     let standins = app(&env, &fake, "/Applications/LM Studio.app");
     fake.add(json!({ "path": "qwen/tiny" }));
     let quitting = standins.file("quitting").display().to_string();

@@ -1,6 +1,6 @@
 //! What is printed: the table, the sites, the JSON, and the lines below.
 use crate::support::Env;
-use crate::support::home::{engine_since_2026, generate, runtime, select, usual_layer};
+use crate::support::home::{engine_since_2026, generate, runtime, select, usual_backend};
 use serde_json::Value;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
@@ -52,7 +52,7 @@ fn verbose_shows_every_site() {
 #[test]
 fn the_states_are_told_apart() {
     let env = Env::new();
-    let layer = usual_layer(&env.lmstudio(), NAME);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     let state = || {
         env.json(["--check"])["backends"][0]["state"]
             .as_str()
@@ -60,17 +60,17 @@ fn the_states_are_told_apart() {
             .to_owned()
     };
     assert_eq!(state(), "stock");
-    std::fs::write(layer.engine(), engine_since_2026("4096")).unwrap();
+    std::fs::write(backend.engine(), engine_since_2026("4096")).unwrap();
     assert_eq!(state(), "mixed");
     env.run(["--check", "4096"]).exits(3);
-    std::fs::write(layer.generate(), generate("4096", "4096", "4096")).unwrap();
+    std::fs::write(backend.generate(), generate("4096", "4096", "4096")).unwrap();
     assert_eq!(state(), "patched");
     env.run(["--check", "4096"]).exits(0);
-    std::fs::write(layer.generate(), generate("4096", "4096", "8192")).unwrap();
+    std::fs::write(backend.generate(), generate("4096", "4096", "8192")).unwrap();
     assert_eq!(state(), "mixed");
-    std::fs::write(layer.generate(), "x = 1\n").unwrap();
+    std::fs::write(backend.generate(), "x = 1\n").unwrap();
     assert_eq!(state(), "refused");
-    std::fs::remove_file(layer.generate()).unwrap();
+    std::fs::remove_file(backend.generate()).unwrap();
     assert_eq!(state(), "incomplete");
 }
 
@@ -125,7 +125,7 @@ fn the_json_has_everything_the_table_knows() {
 #[test]
 fn advice_comes_only_where_it_applies() {
     let env = Env::new();
-    usual_layer(&env.lmstudio(), NAME);
+    usual_backend(&env.lmstudio(), NAME);
     runtime(&env.lmstudio(), "1.12.0", &[NAME]);
     select(&env.lmstudio(), "1.12.0");
     let (grid, memory, below) = ("not a multiple of 256", "above 8192", "below its stock");
@@ -169,7 +169,7 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         ("mlx_engine/model_kit/context_fit.py", false),
     ] {
         let env = Env::new();
-        usual_layer(&env.lmstudio(), NAME).write(file, "");
+        usual_backend(&env.lmstudio(), NAME).write(file, "");
         runtime(&env.lmstudio(), "1.10.0", &[NAME]);
         let ran = env.run(["4096"]).exits(0).says_nothing_of("update");
         let note = format!("note: {NAME}: it fits less context into memory at a larger chunk");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::home::{Layer, SITE_PACKAGES, engine_since_2026, record_row};
+use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, record_row};
 use crate::support::{Env, aloud, differences, snapshot};
 use serde::Deserialize;
 
@@ -41,10 +41,10 @@ const UNZIP: &str = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractal
 #[derive(Debug, Deserialize)]
 struct Site(u64, usize, usize);
 
-/// A home whose layers are the real wheels, each with a hand-written engine beside it.
+/// A home whose backends are the real wheels, each with a hand-written engine beside it.
 struct Real {
     env: Env,
-    layers: Vec<PathBuf>,
+    backends: Vec<PathBuf>,
 }
 
 /// `None`, said aloud, where there is nothing to test on.
@@ -68,14 +68,15 @@ fn real(test: &str) -> Option<Real> {
         return None;
     }
     let env = Env::new();
-    let layers = wheels.iter().enumerate().map(|(index, wheel)| {
+    let backends = wheels.iter().enumerate().map(|(index, wheel)| {
         let name = format!("app-mlx-generate-mac14-arm64@{}", index + 1);
-        let layer = Layer::new(&env.lmstudio(), &name).with_engine(engine_since_2026("2048"));
-        python(&env, UNZIP, &[wheel, &layer.root.join(SITE_PACKAGES)]);
-        layer.generate()
+        let backend =
+            BackendDir::new(&env.lmstudio(), &name).with_engine(engine_since_2026("2048"));
+        python(&env, UNZIP, &[wheel, &backend.root.join(SITE_PACKAGES)]);
+        backend.generate()
     });
-    let layers = layers.collect();
-    Some(Real { env, layers })
+    let backends = backends.collect();
+    Some(Real { env, backends })
 }
 
 fn python(env: &Env, script: &str, arguments: &[&Path]) -> Vec<u8> {
@@ -96,9 +97,9 @@ fn python(env: &Env, script: &str, arguments: &[&Path]) -> Vec<u8> {
 }
 
 impl Real {
-    /// What `ast` sees in each layer's `generate.py`.
+    /// What `ast` sees in each backend's `generate.py`.
     fn judge(&self) -> Vec<Vec<Site>> {
-        let paths: Vec<_> = self.layers.iter().map(PathBuf::as_path).collect();
+        let paths: Vec<_> = self.backends.iter().map(PathBuf::as_path).collect();
         let mut seen: BTreeMap<PathBuf, Vec<Site>> =
             serde_json::from_slice(&python(&self.env, JUDGE, &paths)).unwrap();
         paths
@@ -108,7 +109,7 @@ impl Real {
     }
 
     fn bytes(&self) -> Vec<Vec<u8>> {
-        self.layers
+        self.backends
             .iter()
             .map(|path| fs::read(path).unwrap())
             .collect()
@@ -137,10 +138,10 @@ fn only_the_digits_of_the_setting_change_and_all_of_them() {
         real.env
             .run([size.to_string()])
             .exits(0)
-            .says(&format!("{0} backends: {0} changed", real.layers.len()));
+            .says(&format!("{0} backends: {0} changed", real.backends.len()));
         let (after, set) = (real.bytes(), real.judge());
-        for index in 0..real.layers.len() {
-            assert!(seen[index].len() >= 2, "{}", real.layers[index].display());
+        for index in 0..real.backends.len() {
+            assert!(seen[index].len() >= 2, "{}", real.backends[index].display());
             assert_eq!(set[index].len(), seen[index].len());
             assert!(
                 set[index].iter().all(|site| site.0 == size),
@@ -163,7 +164,7 @@ fn only_the_digits_of_the_setting_change_and_all_of_them() {
     );
     aloud(&format!(
         "{} real wheels set and reverted",
-        real.layers.len()
+        real.backends.len()
     ));
 }
 
@@ -173,7 +174,7 @@ fn the_sites_are_those_that_python_sees() {
         return;
     };
     let report = real.env.json(["--check"]);
-    for (path, seen) in real.layers.iter().zip(real.judge()) {
+    for (path, seen) in real.backends.iter().zip(real.judge()) {
         let mut files = report["backends"]
             .as_array()
             .unwrap()
@@ -220,7 +221,7 @@ fn what_the_bash_patch_did_to_a_real_file_is_undone_to_the_hash_in_record() {
         return;
     };
     let before = real.bytes();
-    for path in &real.layers {
+    for path in &real.backends {
         let patched = fs::read_to_string(path).unwrap().replace(
             "prefill_step_size: int = 2048",
             "prefill_step_size: int = 4096",
@@ -237,7 +238,7 @@ fn what_the_bash_patch_did_to_a_real_file_is_undone_to_the_hash_in_record() {
     assert_ne!(real.bytes(), before);
     real.env.run(["--revert"]).exits(0);
     assert_eq!(real.bytes(), before);
-    for path in &real.layers {
+    for path in &real.backends {
         let site_packages = path.parent().unwrap().parent().unwrap();
         let mut info = fs::read_dir(site_packages)
             .unwrap()

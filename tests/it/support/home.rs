@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
-/// Where the packages are in a layer.
+/// Where the packages are in a backend.
 pub const SITE_PACKAGES: &str = "lib/python3.11/site-packages";
 
 /// An engine in the shape of September 2025 to March 2026, with this chunk.
@@ -51,13 +51,13 @@ pub fn stock_generate() -> String {
     generate("2048", "512", "2048")
 }
 
-/// One layer that is being built.
-pub struct Layer {
+/// One backend that is being built.
+pub struct BackendDir {
     pub root: PathBuf,
 }
 
-impl Layer {
-    /// A layer called `name` in the LM Studio home `lmstudio`.
+impl BackendDir {
+    /// A backend called `name` in the LM Studio home `lmstudio`.
     pub fn new(lmstudio: &Path, name: &str) -> Self {
         let root = super::amphibian(lmstudio).join(name);
         fs::create_dir_all(root.join(SITE_PACKAGES)).unwrap();
@@ -116,15 +116,15 @@ impl Layer {
             format!("{stem}_other.cpython-311.pyc"),
             "__init__.cpython-311.pyc".to_owned(),
         ];
-        names.iter().fold(self, |layer, name| {
-            layer.write(&format!("{package}/__pycache__/{name}"), "stale")
+        names.iter().fold(self, |backend, name| {
+            backend.write(&format!("{package}/__pycache__/{name}"), "stale")
         })
     }
 }
 
 /// A stock 2048 engine with a provable `generate.py`: the usual backend.
-pub fn usual_layer(lmstudio: &Path, name: &str) -> Layer {
-    Layer::new(lmstudio, name)
+pub fn usual_backend(lmstudio: &Path, name: &str) -> BackendDir {
+    BackendDir::new(lmstudio, name)
         .with_engine(engine_since_2026("2048"))
         .with_generate(stock_generate())
         .with_record(stock_generate())
@@ -139,12 +139,12 @@ pub fn record_row(path: &str, content: &[u8]) -> String {
     )
 }
 
-/// Writes the manifest of a runtime that is made of `layers`.
-pub fn runtime(lmstudio: &Path, version: &str, layers: &[&str]) {
+/// Writes the manifest of a runtime that is made of `backends`.
+pub fn runtime(lmstudio: &Path, version: &str, backends: &[&str]) {
     let directory = lmstudio.join(format!("extensions/backends/{RUNTIME}-{version}"));
-    let names: Vec<_> = layers
+    let names: Vec<_> = backends
         .iter()
-        .map(|layer| format!("_amphibian/{layer}"))
+        .map(|backend| format!("_amphibian/{backend}"))
         .collect();
     let manifest = serde_json::json!({
         "name": RUNTIME, "version": version, "engine": "mlx-llm", "vendor_lib_package_names": names,

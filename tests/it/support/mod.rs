@@ -54,7 +54,7 @@ impl Env {
         self.user().join(".lmstudio")
     }
 
-    /// The directory of layers in it.
+    /// The directory of backends in it.
     pub fn amphibian(&self) -> PathBuf {
         amphibian(&self.lmstudio())
     }
@@ -159,7 +159,7 @@ pub fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lmstudio")
 }
 
-/// The directory of layers in an LM Studio home.
+/// The directory of backends in an LM Studio home.
 pub fn amphibian(lmstudio: &Path) -> PathBuf {
     lmstudio.join("extensions/backends/vendor/_amphibian")
 }
