@@ -25,14 +25,20 @@ pub fn look(
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let state = |snapshot: &WorkerSnapshot, of: &Surveyed| {
+    let is_idle = snapshot.workers.is_empty();
+    let mut times = Vec::new();
+    for of in backends {
         // If nothing runs, it does not matter.
-        let asks = (!snapshot.workers.is_empty()).then_some(of);
-        snapshot.load_state(&of.backend, asks.and_then(written))
+        times.push(if is_idle { None } else { written(of) });
+    }
+    let states = |snapshot: &WorkerSnapshot| -> Vec<_> {
+        let pairs = backends.iter().zip(&times);
+        let state = |(of, time): (&&Surveyed, &_)| snapshot.load_state(&of.backend, *time);
+        pairs.map(state).collect()
     };
-    let needs_reload = |of: &&Surveyed| matches!(state(&snapshot, of), ReloadNeeded(_));
+    let mut found = states(&snapshot);
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
-    if backends.iter().any(needs_reload) {
+    if found.iter().any(|state| matches!(state, ReloadNeeded(_))) {
         let models = Lms::of(home).loaded().ok();
         let count = |mut models: Vec<LoadedModel>| {
             models.retain(LoadedModel::is_here);
@@ -40,9 +46,9 @@ pub fn look(
             (mlx, models.len() - mlx)
         };
         snapshot.loaded = models.map(count);
+        found = states(&snapshot);
     }
-    for (row, of) in report.backends.iter_mut().zip(backends) {
-        let state = state(&snapshot, of);
+    for (row, state) in report.backends.iter_mut().zip(found) {
         if let ReloadNeeded(pids) = &state {
             row.stale_workers.clone_from(pids);
         }

@@ -143,6 +143,12 @@ pub fn app_bundle(resolved: &Path) -> Option<&Path> {
     resolved.ancestors().filter(is_bundle).last()
 }
 
+/// Whether macOS keeps a directory, its links resolved, from programs without Full Disk Access.
+pub fn is_protected(directory: &Path, user: &Path) -> bool {
+    let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
+    directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
+}
+
 fn kind(file_type: fs::FileType) -> &'static str {
     match file_type {
         of if of.is_dir() => "a directory",
@@ -150,10 +156,4 @@ fn kind(file_type: fs::FileType) -> &'static str {
         of if of.is_socket() => "a socket",
         _ => "a device",
     }
-}
-
-/// Whether macOS keeps a directory, its links resolved, from programs without Full Disk Access.
-pub fn is_protected(directory: &Path, user: &Path) -> bool {
-    let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
-    directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
 }

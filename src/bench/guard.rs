@@ -3,14 +3,14 @@
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use glob::Pattern;
 
+use super::marker;
 use super::server::Server;
-use super::{locked, marker};
 use crate::command;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
@@ -273,4 +273,9 @@ fn set_best(lock: &Lock, backends: Vec<Surveyed>, size: u64, output: &Output) ->
         output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
     }
     is_right && !set.is_empty()
+}
+
+/// Locks a mutex even if a thread panicked while it held it.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

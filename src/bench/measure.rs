@@ -4,13 +4,11 @@ use std::iter;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::engine::{Engine, Prefill};
 use super::race::{Position, Race, Step, as_f64, as_u64};
 use super::results::Row;
 use super::{Bench, Plan, export};
-use crate::output::Output;
 
 /// The tokens of the first prefill of all, which shows that everything works, and about how fast.
 const PROBE_TOKENS: u64 = 1024;
@@ -114,15 +112,6 @@ fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<(
     }
     race.measured_run(size, run.tokens_per_second, course);
     Ok(())
-}
-
-/// A progress bar over prompt tokens; on a terminal only.
-pub fn bar(output: &Output) -> ProgressBar {
-    if !output.shows_progress() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
-    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
 }
 
 /// The chunk and the number of steps that the positions of a prefill show.

@@ -27,12 +27,12 @@ mod verdict;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use ureq::Agent;
@@ -44,7 +44,7 @@ use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
 use args::BenchArgs;
-use guard::Guard;
+use guard::{Guard, locked};
 use results::Results;
 
 /// What the main thread waits for.
@@ -135,11 +135,6 @@ fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> 
     Ok(is_written)
 }
 
-/// Locks a mutex even if a thread panicked while it held it.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Bench {
     fn new(args: BenchArgs, output: Output) -> Self {
         let results = Results {
@@ -152,7 +147,7 @@ impl Bench {
         Self {
             output,
             start: Instant::now(),
-            bar: measure::bar(&output),
+            bar: bar(&output),
             agent: server::agent(None, Some(Duration::from_secs(args.timeout))),
             results: Mutex::new(Some(results)),
             guard: OnceLock::new(),
@@ -267,6 +262,15 @@ fn prompt_tokens(args: &BenchArgs, sizes: &[u64]) -> Result<u64> {
          with --prompt-tokens, or smaller --sizes"
     );
     Ok(tokens)
+}
+
+/// A progress bar over prompt tokens; on a terminal only.
+fn bar(output: &Output) -> ProgressBar {
+    if !output.shows_progress() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
+    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
 }
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::race::{Cut, Standing, median, spread};
-use super::verdict::Verdict;
+use super::race::{Cut, median, spread};
 
 /// A whole benchmark, also one that is not finished.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -28,6 +27,13 @@ pub struct Results {
     pub notes: Vec<String>,
     /// Why it ended early.
     pub error: Option<String>,
+}
+
+/// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    pub keep: Option<u64>,
+    pub reason: String,
 }
 
 /// What was found about one size.
@@ -84,7 +90,7 @@ impl Row {
     }
 
     /// Computes everything that follows from its runs.
-    fn summarize(&mut self) {
+    pub fn summarize(&mut self) {
         let runs = || self.runs.iter().filter(|run| run.ignored.is_none());
         let speeds: Vec<f64> = runs().map(|run| run.tokens_per_second).collect();
         let seconds: Vec<f64> = runs().map(|run| run.prefill_seconds).collect();
@@ -130,20 +136,6 @@ impl Results {
         let runtime = self.runtime.as_deref().unwrap_or("unknown runtime");
         let on = format!("{}, {runtime}, lmpatch {lmpatch}", self.machine);
         format!("{tokens} prompt tokens, at most {runs} runs per size, {on}")
-    }
-
-    /// Brings everything that follows from the runs up to date; `asked` sizes were to be compared.
-    pub fn conclude(&mut self, standing: Option<Standing>, asked: usize) {
-        self.rows.sort_by_key(|row| row.size);
-        self.rows.iter_mut().for_each(Row::summarize);
-        let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
-        let stock = self.rows.iter().find(is_stock);
-        let stock = stock.and_then(|row| row.median_tokens_per_second);
-        for row in &mut self.rows {
-            let speed = row.median_tokens_per_second;
-            row.times_stock = speed.zip(stock).map(|(speed, stock)| speed / stock);
-        }
-        self.verdict = Verdict::of(self, standing, asked);
     }
 
     /// What is said below the rows.
