@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{
-    BackendDir, engine_since_2026, generate, runtime, stock_generate, usual_backend,
+    BackendDir, SITE_PACKAGES, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
 use crate::support::standins::{Launchd, StandIns};
 use crate::support::{Env, Ran, aloud, differences, snapshot, strace};
@@ -648,15 +648,22 @@ fn the_job_leaves_files_alone_while_they_change() {
     let _launchd = user.launchd();
     user.run(&["agent", "install"]).exits(0);
     let backend = usual_backend(&env.lmstudio(), NEW);
+    // Unpacking gives files the time of writing that they had elsewhere.
+    let unpack = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    };
+    for name in [OLD, NEW] {
+        let packages = env.amphibian().join(name).join(SITE_PACKAGES);
+        unpack(&packages.join("mlx_engine/cache_wrapper.py"));
+        unpack(&packages.join("mlx_lm/generate.py"));
+    }
     let flags = ["--settle-ms", "4000"];
     let job = user.job_command(&flags).spawn().unwrap();
     for number in 0..40 {
         let text = format!("{}# {number}\n", engine_since_2026("2048"));
         fs::write(backend.engine(), &text).unwrap();
-        // Unpacking gives a file the time of writing that it had elsewhere.
-        let engine = File::options().write(true).open(backend.engine()).unwrap();
-        engine.set_modified(std::time::UNIX_EPOCH).unwrap();
-        drop(engine);
+        unpack(&backend.engine());
         std::thread::sleep(Duration::from_millis(25));
         assert_eq!(fs::read_to_string(backend.engine()).unwrap(), text);
     }
