@@ -125,7 +125,10 @@ impl<'e> User<'e> {
 fn put_program(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     if fs::hard_link(crate::support::LMPATCH, path).is_err() {
-        fs::copy(crate::support::LMPATCH, path).unwrap();
+        // Copied by another process: a program that is open for writing anywhere here could not be started.
+        let mut copy = Command::new("cp");
+        let copied = copy.arg(crate::support::LMPATCH).arg(path).status();
+        assert!(copied.unwrap().success());
     }
 }
 

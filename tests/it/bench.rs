@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
 const NONE: Value = Value::Null;
-/// Microseconds a token: what comes later is twice as fast, so that a busy machine has nothing cut short.
-const FALLING: &[(u64, u64)] = &[(4096, 40), (2048, 20), (512, 10)];
+/// Microseconds a token: what comes later is far faster, so that a busy machine has nothing cut short.
+const FALLING: &[(u64, u64)] = &[(4096, 100), (2048, 40), (512, 10)];
 
 /// A home with one stock 2048 backend in use, and an LM Studio that runs it.
 struct Stage {
@@ -155,7 +155,7 @@ fn a_sweep_sets_loads_measures_and_puts_everything_back() {
     assert_eq!(stage.whole(), [4096, 2048, 512]);
     assert_eq!(results["verdict"]["keep"], 512, "{results}");
     // Counted tokens over time to first token.
-    for (row, pace) in rows(&results).iter().zip([10.0, 20.0, 40.0]) {
+    for (row, pace) in rows(&results).iter().zip([10.0, 40.0, 100.0]) {
         let speed = row["median_tokens_per_second"].as_f64().unwrap();
         assert!((speed * pace / 1e6 - 1.0).abs() < 1e-9, "{row}");
         let tokens = row["runs"][0]["prompt_tokens"].as_u64().unwrap();

@@ -6,13 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::support::interpreter;
 use lmpatch::patch::settings::{FormPlace, SETTINGS};
 use lmpatch::patch::sites::locate;
 use serde::Deserialize;
 
 /// Prints one JSON object per source: what it is of, where it is stored, and every binding of the settings' names.
 const JUDGE: &str = r#"
-import ast, io, json, os, random, sys, sysconfig, tokenize, zipfile
+import ast, functools, gc, json, os, random, re, sys, sysconfig, zipfile
 
 NAMES = ["PROMPT_PROCESSING_CHUNK_SIZE", "prefill_step_size", "chunk_size"]
 target, wheels, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -25,7 +26,7 @@ class Bindings(ast.NodeVisitor):
     """Kind, name, line and column of the value (or 0), value (or None), the classes and functions around."""
 
     def __init__(self):
-        self.scopes, self.found = [], []
+        self.scopes, self.found, self.is_lambda = [], [], False
 
     def add(self, kind, name, value=None):
         if isinstance(name, str):
@@ -91,25 +92,30 @@ class Bindings(ast.NodeVisitor):
         if not isinstance(node.ctx, ast.Load):
             self.add("other", node.id)
 
+    def visit_Constant(self, node): pass
+
     def generic_visit(self, node):
-        for field in ("asname", "rest", "name"):
-            self.add("other", getattr(node, field, None))
+        for field in naming(type(node)):
+            self.add("other", getattr(node, field))
         if isinstance(node, ast.alias) and not node.asname:
             self.add("other", node.name.split(".")[0])
         for name in node.names if isinstance(node, (ast.Global, ast.Nonlocal)) else []:
             self.add("other", name)
-        was, self.is_lambda = getattr(self, "is_lambda", False), isinstance(node, ast.Lambda)
+        was, self.is_lambda = self.is_lambda, isinstance(node, ast.Lambda)
         for child in ast.iter_child_nodes(node):
-            is_arguments = isinstance(child, ast.arguments)
-            if is_arguments and self.is_lambda:
+            if self.is_lambda and isinstance(child, ast.arguments):
                 super().generic_visit(child)
-            else:
+            elif child._fields:
                 self.visit(child)
         self.is_lambda = was
 
+@functools.cache
+def naming(kind):
+    """The fields of a node that are names and bind them."""
+    return [field for field in ("asname", "rest", "name") if field in kind._fields]
+
 def bindings(source):
     visitor = Bindings()
-    visitor.is_lambda = False
     visitor.visit(ast.parse(source))
     return visitor.found
 
@@ -123,14 +129,8 @@ def tell(kind, setting, source, found):
 tell.count = 0
 
 def renamed(source, old, new):
-    """The source with every NAME token `old` written as `new`."""
-    lines = source.splitlines(keepends=True)
-    for token in reversed(list(tokenize.generate_tokens(io.StringIO(source).readline))):
-        if token.type == tokenize.NAME and token.string == old:
-            row, column = token.start
-            line = lines[row - 1]
-            lines[row - 1] = line[:column] + new + line[column + len(old):]
-    return "".join(lines)
+    """The source with every word `old` written as `new`, in strings and comments too."""
+    return re.sub(rf"\b{old}\b", new, source)
 
 def sources():
     for name in sorted({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}):
@@ -158,6 +158,7 @@ def choices(found):
     for name, (setting, _) in random.sample(sorted(odd.items()), min(1, len(odd))):
         yield setting, name, NAMES[setting], None
 
+gc.disable()
 random.seed(10)
 if os.path.isdir(wheels):
     for wheel in sorted(name for name in os.listdir(wheels) if name.endswith(".whl")):
@@ -209,7 +210,7 @@ fn the_sites_are_those_that_cpython_sees() {
     let script = directory.path().join("judge.py");
     fs::write(&script, JUDGE).unwrap();
     let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/wheels");
-    let mut python = Command::new("python3");
+    let mut python = Command::new(interpreter());
     python.args(["-I", "-W", "ignore"]).arg(&script);
     python.args([directory.path(), &wheels]).arg("3158");
     let Ok(output) = python.output() else {

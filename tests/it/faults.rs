@@ -63,6 +63,9 @@ enum Fault {
 /// is a kill before the next change.
 const READING: [&str; 5] = ["read", "pread64", "getdents64", "readlink", "readlinkat"];
 
+/// The same of calls that only look; but what may not be looked at is told in its own words.
+const LOOKING: [&str; 5] = ["stat", "lstat", "fstat", "newfstatat", "statx"];
+
 impl Fault {
     /// In the words of `strace -e inject=`.
     fn tampering(self, occurrence: usize) -> String {
@@ -154,7 +157,7 @@ fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
 
 /// A home of two backends with everything that lmpatch reads. Where root runs this, an owner has to be kept too.
 fn home() -> Env {
-    let env = Env::new();
+    let env = Env::in_memory();
     let lmstudio = env.lmstudio();
     let backend = usual_backend(&lmstudio, BACKENDS[0]);
     let backend = backend
@@ -174,7 +177,7 @@ fn home() -> Env {
 
 /// A home that is this tree.
 fn home_of(tree: &Tree) -> Env {
-    let env = Env::new();
+    let env = Env::in_memory();
     fs::create_dir(env.lmstudio()).unwrap();
     // A directory comes before what is in it.
     for (path, entry) in tree {
@@ -209,6 +212,8 @@ fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
     rehearsal.calls.iter().flat_map(move |call| {
         let faults: &[Fault] = if READING.contains(&call.name.as_str()) {
             &[Once("EIO"), FromNowOn]
+        } else if LOOKING.contains(&call.name.as_str()) {
+            &[Once("EIO"), Once("EACCES"), FromNowOn]
         } else {
             &[Once("EIO"), Once("ENOSPC"), Once("EACCES"), FromNowOn, Kill]
         };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, record_row};
-use crate::support::{Env, aloud, differences, snapshot};
+use crate::support::{Env, aloud, differences, interpreter, snapshot};
 use serde::Deserialize;
 
 /// Every definition of `prefill_step_size` with an integer default, as `ast` sees it, as `[value, start, end]` in bytes.
@@ -59,7 +59,10 @@ fn real(test: &str) -> Option<Real> {
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .collect();
-    let has_python = Command::new("python3").arg("--version").output().is_ok();
+    let has_python = Command::new(interpreter())
+        .arg("--version")
+        .output()
+        .is_ok();
     if wheels.is_empty() || !has_python {
         aloud(&format!(
             "skipped: {test}: no wheels in {} or no python3; see .ci/run",
@@ -80,7 +83,7 @@ fn real(test: &str) -> Option<Real> {
 }
 
 fn python(env: &Env, script: &str, arguments: &[&Path]) -> Vec<u8> {
-    let mut command = Command::new("python3");
+    let mut command = Command::new(interpreter());
     let output = env
         .isolate(&mut command)
         .arg("-c")

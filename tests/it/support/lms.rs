@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::interpreter;
 use super::standins::executable_text;
 
 /// The `lms` of one home, with the workers of what it has loaded.
@@ -20,7 +21,9 @@ impl FakeLms {
             home: home.to_owned(),
         };
         node(home);
-        executable_text(&home.join("bin/lms"), include_str!("lms"));
+        let (_, script) = include_str!("lms").split_once('\n').unwrap();
+        let script = format!("#!{} -IS\n{script}", interpreter().display());
+        executable_text(&home.join("bin/lms"), &script);
         fake.write(
             "lms.json",
             &json!({

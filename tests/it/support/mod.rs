@@ -3,9 +3,11 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -31,7 +33,21 @@ pub struct Env {
 impl Env {
     /// An empty user home.
     pub fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// An empty user home in memory, where the system has a place for that: nothing waits for a disk.
+    pub fn in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() {
+            Self::below(memory)
+        } else {
+            Self::new()
+        }
+    }
+
+    fn below(directory: &Path) -> Self {
+        let root = tempfile::tempdir_in(directory).unwrap();
         fs::create_dir(root.path().join("user")).unwrap();
         fs::create_dir(root.path().join("tmp")).unwrap();
         Self { root }
@@ -145,6 +161,19 @@ impl Ran {
         );
         self
     }
+}
+
+/// The interpreter behind `python3`, which is a slow script where versions are managed; `python3` if there is none.
+pub fn interpreter() -> &'static Path {
+    static INTERPRETER: OnceLock<PathBuf> = OnceLock::new();
+    INTERPRETER.get_or_init(|| {
+        let mut python = Command::new("python3");
+        let output = python.args(["-c", "import sys; print(sys.executable, end='')"]);
+        match output.output() {
+            Ok(output) if output.status.success() => OsString::from_vec(output.stdout).into(),
+            _ => "python3".into(),
+        }
+    })
 }
 
 /// Says something that the test runner does not keep to itself: what was skipped, or how much was tested.
