@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -114,15 +114,16 @@ impl Cli {
     /// Only flags that the subcommand has too may come before it.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
-        let matches = command.try_get_matches_from_mut(arguments)?;
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        let matches = command.try_get_matches_from_mut(&arguments);
+        let matches = matches.map_err(|error| clearer(error, &arguments))?;
         let is_typed = |own: &&Arg| {
             let source = matches.value_source(own.get_id().as_str());
             !own.is_global_set() && source == Some(ValueSource::CommandLine)
         };
         let own = command.get_arguments().find(is_typed);
         if let (Some(subcommand), Some(own)) = (matches.subcommand_name(), own) {
-            let why =
-                format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
+            let why = format!("'{own}' cannot be used with the subcommand '{subcommand}'");
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)
@@ -131,6 +132,18 @@ impl Cli {
     /// Whether to print a report for people on stdout.
     pub fn shows_text(&self) -> bool {
         !self.json && !self.quiet
+    }
+}
+
+/// Blames the first word, if that is wrong by itself, and never advises to pass a flag as a size.
+fn clearer(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    match Cli::command().try_get_matches_from(&arguments[..2]) {
+        Err(first) if first.kind() == ErrorKind::ValueValidation => first,
+        _ => error,
     }
 }
 

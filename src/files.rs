@@ -34,13 +34,6 @@ pub enum NotRead {
     Io(io::Error),
 }
 
-impl NotRead {
-    /// Whether it is only a matter of permissions.
-    pub fn is_denied(&self) -> bool {
-        matches!(self, Self::Io(error) if error.kind() == ErrorKind::PermissionDenied)
-    }
-}
-
 impl From<io::Error> for NotRead {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -91,10 +84,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-    let chmod = format!(
-        "`chmod u+rwx '{}'`, if it is yours",
-        closed.unwrap_or(path).display()
-    );
+    let closed = closed.unwrap_or(path).display();
+    let chmod = format!("`chmod u+rwx '{closed}'`, if it is yours");
     let fix = fix(&error, &chmod);
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }

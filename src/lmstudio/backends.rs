@@ -97,12 +97,18 @@ fn why_absent(home: &Path, directory: &Path) -> String {
             return format!("{path} is a link to {target}, which is not there; {IS_IT_CONNECTED}");
         }
     }
+    let shown = home.display();
     if home.exists() {
         let directory = directory.display();
         return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
-    let (home, next) = (home.display(), "Else install LM Studio, or give --home DIR");
-    format!("LM Studio's home {home} is not there; {IS_IT_CONNECTED} {next}")
+    if home.starts_with("~") {
+        return format!(
+            "the shell left the ~ of {shown} as it is; write `--home {shown}`, unquoted"
+        );
+    }
+    let next = "Else install LM Studio, or give --home DIR";
+    format!("LM Studio's home {shown} is not there; {IS_IT_CONNECTED} {next}")
 }
 
 /// What `home` holds. If `wanted` is not empty, only backends whose names match one of its patterns.
@@ -115,7 +121,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let mut names = names.map_err(|error| cannot("list", &directory, error))?;
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
-    let (mut backends, mut left_out) = (Vec::new(), Vec::new());
+    let (mut backends, mut missing, mut left_out) = (vec![], vec![], vec![]);
     let real = resolved(&directory);
     let found = names.iter().map(|name| backend(&directory, &real, name));
     for mut backend in found.flatten() {
@@ -128,7 +134,6 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
             left_out.push(backend.name);
         }
     }
-    let mut missing = Vec::new();
     for runtime in &runtimes {
         for name in runtime.packages.iter().filter(|name| is_wanted(name)) {
             let found = fs::symlink_metadata(directory.join(name));

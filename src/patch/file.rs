@@ -68,11 +68,10 @@ pub struct Blocked {
 
 impl Blocked {
     pub fn new(state: State, why: String) -> Self {
-        let is_original = false;
         Self {
             state,
             why,
-            is_original,
+            is_original: false,
         }
     }
 }

@@ -13,10 +13,8 @@ pub const DEFAULT_SIZE: u64 = 4096;
 
 /// A chunk size in tokens: plain decimal digits, or with a `k` for 1024.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
-        Some(digits) => (digits, 1024),
-        None => (text, 1),
-    };
+    let digits = text.strip_suffix(['k', 'K']).unwrap_or(text);
+    let unit = if digits == text { 1 } else { 1024 };
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("give plain digits such as 4096, or 4k".to_owned());
     }

@@ -1,6 +1,7 @@
 //! Reads backends from disk: their vendor files, and what proves the originals. Writes nothing.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,7 +59,8 @@ pub fn receipt_path(file: &Path) -> PathBuf {
 
 /// Permissions can be fixed in place; anything else only by reinstalling.
 fn unreadable(path: &Path, why: &NotRead) -> String {
-    let next = if why.is_denied() { "" } else { REINSTALL };
+    let is_denied = matches!(why, NotRead::Io(e) if e.kind() == ErrorKind::PermissionDenied);
+    let next = if is_denied { "" } else { REINSTALL };
     format!("{} {why}{next}", path.display())
 }
 

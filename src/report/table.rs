@@ -107,14 +107,11 @@ impl Report {
 /// How many of the backends have the size that was asked about, and what sets it in the others.
 pub fn verdict(size: u64, all: &[Surveyed], command: &str) -> String {
     let lacking = all.iter().filter(|backend| !backend.has(size));
-    let can_be_set = |backend: &Surveyed| backend.blocked().is_none();
-    let is_needed = lacking.clone().any(can_be_set);
+    let is_needed = lacking.clone().any(|one| one.blocked().is_none());
     let having = all.len() - lacking.count();
-    let mut text = format!("{size} in {having} of {}", count(all.len()));
-    if is_needed {
-        text += &format!("; `{command}` sets it");
-    }
-    text
+    let next = is_needed.then(|| format!("; `{command}` sets it"));
+    let (all, next) = (count(all.len()), next.unwrap_or_default());
+    format!("{size} in {having} of {all}{next}")
 }
 
 fn count(backends: usize) -> String {

@@ -9,7 +9,7 @@ use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual
 use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
 use crate::support::standins::{StandIns, executable, until};
-use crate::support::{Entry, Env, Ran, differences, snapshot};
+use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
 use lmpatch::bench::guard::{Guard, Reload};
 use lmpatch::bench::marker::interrupted;
 use lmpatch::output::Output;
@@ -867,6 +867,76 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     .exits(0)
     .says("512 is set in");
     env.run(["--check", "512"]).exits(0);
+}
+
+/// An mlx-lm that says which process it is in, and then never comes to a token.
+const ENDLESS_MLX_LM: [(&str, &str); 3] = [
+    (
+        "mlx/core.py",
+        "array = list\ndef eval(_): pass\ndef synchronize(): pass\n",
+    ),
+    (
+        "mlx_lm/__init__.py",
+        "class Tokenizer:\n    def encode(self, text): return [1]\ndef load(model): return None, Tokenizer()\n",
+    ),
+    (
+        "mlx_lm/generate.py",
+        "import os, time\ndef generate_step(tokens, model, max_tokens, prefill_step_size):\n    \
+         with open('process.new', 'w') as file: file.write(str(os.getpid()))\n    \
+         os.rename('process.new', 'process')\n    time.sleep(600)\n    yield 0, 0\n",
+    ),
+];
+
+#[test]
+fn a_direct_process_ends_when_lmpatch_is_killed() {
+    let env = Env::new();
+    let packages = env.user().join("packages");
+    for (path, text) in ENDLESS_MLX_LM {
+        let path = packages.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let python = interpreter().to_str().unwrap();
+    let arguments = ["bench", "--direct", "--model", ".", "--sizes", "512"];
+    let mut command = env.command(arguments.iter().chain(&["--python", python]));
+    let mut child = command.env("PYTHONPATH", &packages).spawn().unwrap();
+    let process = env.user().join("process");
+    until("a prefill has begun", || process.exists());
+    let process = fs::read_to_string(process).unwrap();
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    until("Python has ended", || {
+        let mut kill = Command::new("kill");
+        let asked = kill.args(["-0", &process]).stderr(Stdio::null()).status();
+        !asked.unwrap().success()
+    });
+}
+
+#[test]
+fn an_early_failure_leaves_no_export() {
+    let env = Env::with_fixture();
+    let nobody = ["bench", "--url", "http://127.0.0.1:1"];
+    env.run(nobody.iter().chain(&["--output", "x.json"]))
+        .exits(1)
+        .says("no server answers at http://127.0.0.1:1");
+    assert!(!env.user().join("x.json").exists());
+}
+
+#[test]
+fn the_table_fits_into_80_columns() {
+    let stage = stage().pace(&[(4096, 5), (512, 40)]);
+    let command = stage.command(&["--sizes", "512,4096", "--runs", "1"]);
+    let lines = lines_on_terminal(&stage.env, &command);
+    let table: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("4096  "))
+        .collect();
+    let wide = lines.iter().filter(|line| line.chars().count() > 80);
+    assert_eq!(wide.collect::<Vec<_>>(), Vec::<&String>::new());
+    assert!(
+        lines.is_empty() || table.iter().any(|row| row.contains('█')),
+        "{lines:#?}"
+    );
 }
 
 #[test]

@@ -60,6 +60,14 @@ fn a_word_that_is_no_command_is_called_so() {
         .exits(2)
         .says("neither a size such as 4096 or 4k, nor a command");
     env.run(["check"]).exits(2).says("did you mean --check?");
+    env.run(["set", "4096"])
+        .exits(2)
+        .says("invalid value 'set'")
+        .says_nothing_of("'4096'");
+    env.run(["--foo", "4096"])
+        .exits(2)
+        .says("unexpected argument '--foo' found")
+        .says_nothing_of("tip:");
     let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
     env.run(elsewhere)
         .exits(2)

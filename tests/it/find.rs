@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::support::home::{
     BackendDir, SITE_PACKAGES, runtime, select, stock_generate, usual_backend,
 };
-use crate::support::{Env, amphibian, differences, snapshot};
+use crate::support::{Env, amphibian, differences, lines_on_terminal, snapshot};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
@@ -195,6 +195,9 @@ fn nothing_to_patch_is_no_success() {
             .unwrap()
             .contains("no MLX backend found")
     );
+    env.run(["--home=~/x", "--check"])
+        .exits(1)
+        .says("write `--home ~/x`");
 }
 
 #[test]
@@ -395,6 +398,15 @@ fn a_backend_that_a_manifest_names_and_that_is_not_there_is_said() {
     assert_eq!(
         env.json(["--check"])["missing_backends"][0]["name"],
         "app-mlx-generate-mac14-arm64@36"
+    );
+    // A command that is broken over two lines could not be copied.
+    let lines = lines_on_terminal(&env, &env.command(["--check"]));
+    let whole = "`lms runtime remove mlx-llm-mac-arm64-apple-metal-advsimd@1.12.0`";
+    let has = |line: &String| line.contains(whole);
+    assert!(lines.is_empty() || lines.iter().any(has), "{lines:#?}");
+    assert!(
+        lines.iter().all(|line| line.chars().count() <= 80),
+        "{lines:#?}"
     );
 }
 

@@ -107,6 +107,34 @@ impl Env {
     }
 }
 
+/// Runs its arguments on a terminal of 80 columns and copies what comes.
+const ON_TERMINAL: &str = r#"
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    while data := os.read(terminal, 4096):
+        sys.stdout.buffer.write(data)
+except OSError:
+    pass
+"#;
+
+/// The lines that a command prints on a terminal of 80 columns, without colours; none where there is no Python.
+pub fn lines_on_terminal(env: &Env, command: &Command) -> Vec<String> {
+    let mut python = Command::new(interpreter());
+    env.isolate(&mut python).args(["-c", ON_TERMINAL]);
+    python.arg(command.get_program()).args(command.get_args());
+    let Ok(output) = python.env("NO_COLOR", "1").output() else {
+        aloud("skipped: python3 does not start");
+        return Vec::new();
+    };
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// What a run printed, and its exit code.
 #[derive(Debug)]
 pub struct Ran {
