@@ -25,6 +25,7 @@ mod server;
 mod verdict;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
@@ -34,9 +35,9 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use sysinfo::{CpuRefreshKind, MemoryRefreshKind, System};
 use ureq::Agent;
 
+use crate::command;
 use crate::lmstudio::home;
 use crate::output::{Exit, Output};
 use crate::patch;
@@ -274,11 +275,17 @@ fn bar(output: &Output) -> ProgressBar {
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
 fn machine() -> String {
-    let mut system = System::new();
-    system.refresh_cpu_specifics(CpuRefreshKind::nothing());
-    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-    let cpu = system.cpus().first().map(|cpu| cpu.brand().trim());
-    let version = System::long_os_version().unwrap_or_default();
-    let gigabytes = system.total_memory() >> 30;
-    format!("{}, {gigabytes} GB, {version}", cpu.unwrap_or_default())
+    let ask = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        let said = command::output(command.args(arguments), Duration::from_secs(2));
+        said.ok().map(|said| said.trim().to_owned())
+    };
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let Some(cpu) = ask("sysctl", &["-n", "machdep.cpu.brand_string"]) else {
+        return format!("{os} {arch}");
+    };
+    let memory = ask("sysctl", &["-n", "hw.memsize"]).and_then(|bytes| bytes.parse().ok());
+    let gigabytes = memory.unwrap_or(0_u64) >> 30;
+    let version = ask("sw_vers", &["-productVersion"]).unwrap_or_default();
+    format!("{cpu}, {gigabytes} GB, macOS {version}")
 }

@@ -606,6 +606,30 @@ fn a_second_signal_ends_it_after_the_files() {
 }
 
 #[test]
+fn signals_also_end_the_last_load() {
+    let stage = stage();
+    let mut child = stage.start(&["--sizes", "512,4096", "--runs", "1"]);
+    until("the second size is loaded", || {
+        let state = stage.fake.state();
+        state.prefills.iter().any(|prefill| prefill.chunk == 512)
+    });
+    stage.fake.state().odd.load_hangs = true;
+    until("the last load hangs", || {
+        let state = stage.fake.state();
+        state.lms.iter().filter(|call| call[0] == "load").count() == 3
+    });
+    assert_eq!(stage.chunk(), Some(2048), "the files are back");
+    // Two that come together count as one.
+    until("signals end it", || {
+        signal(&child, "-INT");
+        child.try_wait().unwrap().is_some()
+    });
+    Ran::of(&child.wait_with_output().unwrap())
+        .exits(1)
+        .says("was not loaded again: stopped; load it in LM Studio");
+}
+
+#[test]
 fn after_a_kill_the_way_back_is_known() {
     let stage = stage().odd(|odd| odd.silent_from = Some(512));
     let before = snapshot(&stage.env.lmstudio());
