@@ -610,13 +610,13 @@ fn signals_also_end_the_last_load() {
     let stage = stage();
     let mut child = stage.start(&["--sizes", "512,4096", "--runs", "1"]);
     until("the second size is loaded", || {
-        let state = stage.fake.state();
-        state.prefills.iter().any(|prefill| prefill.chunk == 512)
+        let fake = stage.fake.state();
+        fake.prefills.iter().any(|prefill| prefill.chunk == 512)
     });
     stage.fake.state().odd.load_hangs = true;
     until("the last load hangs", || {
-        let state = stage.fake.state();
-        state.lms.iter().filter(|call| call[0] == "load").count() == 3
+        let fake = stage.fake.state();
+        fake.lms.iter().filter(|call| call[0] == "load").count() == 3
     });
     assert_eq!(stage.chunk(), Some(2048), "the files are back");
     // Two that come together count as one.
