@@ -123,7 +123,8 @@ impl Cli {
         };
         let own = command.get_arguments().find(is_typed);
         if let (Some(subcommand), Some(own)) = (matches.subcommand_name(), own) {
-            let why = format!("'{own}' cannot be used with the subcommand '{subcommand}'");
+            let why =
+                format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use anstream::AutoStream;
+use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -46,6 +46,10 @@ impl Output {
     /// How many columns a table on stdout may have; `None` if stdout is not a terminal.
     pub fn width(&self) -> Option<u16> {
         io::stdout().is_terminal().then(terminal_width)
+    }
+
+    pub fn has_colour(&self) -> bool {
+        AutoStream::choice(&io::stdout()) != ColorChoice::Never
     }
 
     /// Writes text to stdout, without its colours if they are not wanted. A reader that has gone away is no

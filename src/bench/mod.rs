@@ -89,7 +89,8 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
     let to = sender.clone();
     thread::spawn(move || signals.forever().try_for_each(|_| to.send(Event::Signal)));
-    let bench = Arc::new(Bench::new(args.clone(), *output));
+    let bench = Arc::new(Bench::new(args, *output));
+    let args = &bench.args;
     let (working, home, to) = (Arc::clone(&bench), home.map(Path::to_owned), sender.clone());
     let measure = move || working.measure(home.as_deref());
     // A panic, which would be a defect, also ends the waiting.
@@ -115,7 +116,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let keep = results.verdict.keep.filter(|_| args.apply_best);
     let keep = keep.filter(|_| results.error.is_none());
     let is_right = bench.put_back(keep, is_stopped, sender, &events);
-    let is_told = tell(&results, is_json, &args, output)?;
+    let is_told = tell(&results, is_json, args, output)?;
     let is_good = is_right && is_told && !results.has_failures(args.sizes.len());
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }

@@ -103,9 +103,7 @@ fn why_absent(home: &Path, directory: &Path) -> String {
         return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
     if home.starts_with("~") {
-        return format!(
-            "the shell left the ~ of {shown} as it is; write `--home {shown}`, unquoted"
-        );
+        return format!("the shell left the ~ in {shown} alone; write `--home {shown}`, unquoted");
     }
     let next = "Else install LM Studio, or give --home DIR";
     format!("LM Studio's home {shown} is not there; {IS_IT_CONNECTED} {next}")

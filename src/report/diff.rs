@@ -1,9 +1,7 @@
 //! The unified diff of a dry run.
 
-use std::io;
 use std::path::Path;
 
-use anstream::{AutoStream, ColorChoice};
 use anyhow::Result;
 use similar::TextDiff;
 
@@ -30,7 +28,7 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
 
 /// On a terminal coloured and safe to show; otherwise byte for byte, so that `patch` can apply it.
 pub fn print(output: &Output, diff: &[u8]) -> Result<()> {
-    if AutoStream::choice(&io::stdout()) == ColorChoice::Never && output.width().is_none() {
+    if !output.has_colour() && output.width().is_none() {
         return output.print_raw(diff);
     }
     let mut painted = String::new();

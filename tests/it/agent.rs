@@ -9,7 +9,7 @@ use crate::support::home::{
     BackendDir, SITE_PACKAGES, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
 use crate::support::standins::{Launchd, StandIns};
-use crate::support::{Env, Ran, aloud, differences, snapshot, strace};
+use crate::support::{Env, Ran, aloud, copy_binary, differences, snapshot, strace};
 use plist::Value;
 
 const OLD: &str = "app-mlx-generate-mac14-arm64@34";
@@ -125,10 +125,7 @@ impl<'e> User<'e> {
 fn put_program(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     if fs::hard_link(crate::support::LMPATCH, path).is_err() {
-        // Copied by another process: a program that is open for writing anywhere here could not be started.
-        let mut copy = Command::new("cp");
-        let copied = copy.arg(crate::support::LMPATCH).arg(path).status();
-        assert!(copied.unwrap().success());
+        copy_binary(path);
     }
 }
 

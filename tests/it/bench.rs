@@ -950,17 +950,16 @@ fn an_early_failure_leaves_no_export() {
 fn the_table_fits_into_80_columns() {
     let stage = stage().pace(&[(4096, 5), (512, 40)]);
     let command = stage.command(&["--sizes", "512,4096", "--runs", "1"]);
-    let lines = lines_on_terminal(&stage.env, &command);
+    let Some(lines) = lines_on_terminal(&stage.env, &command) else {
+        return;
+    };
     let table: Vec<_> = lines
         .iter()
         .filter(|line| line.contains("4096  "))
         .collect();
     let wide = lines.iter().filter(|line| line.chars().count() > 80);
     assert_eq!(wide.collect::<Vec<_>>(), Vec::<&String>::new());
-    assert!(
-        lines.is_empty() || table.iter().any(|row| row.contains('█')),
-        "{lines:#?}"
-    );
+    assert!(table.iter().any(|row| row.contains('█')), "{lines:#?}");
 }
 
 #[test]

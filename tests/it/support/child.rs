@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Env, LMPATCH, Ran};
+use super::{Env, Ran, copy_binary};
 
 /// Far more than any run needs on a slow machine; whoever is past it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -101,14 +101,7 @@ impl Env {
         let copy = self.root.path().join("lmpatch");
         if !copy.exists() {
             fs::set_permissions(self.root.path(), Permissions::from_mode(0o755)).unwrap();
-            // By another process: a copy that this one has open for writing, while another test forks, is "busy".
-            assert!(
-                Command::new("cp")
-                    .args([Path::new(LMPATCH), &copy])
-                    .status()
-                    .unwrap()
-                    .success()
-            );
+            copy_binary(&copy);
             fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         }
         copy

@@ -25,6 +25,13 @@ pub mod strace;
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
 
+/// Copies the binary under test. By another process: a copy that this one has open for writing, while another test forks,
+/// is "busy".
+pub fn copy_binary(to: &Path) {
+    let mut copy = Command::new("cp");
+    assert!(copy.arg(LMPATCH).arg(to).status().unwrap().success());
+}
+
 /// A user's home directory of its own, gone when it is dropped.
 pub struct Env {
     root: TempDir,
@@ -121,18 +128,18 @@ except OSError:
     pass
 "#;
 
-/// The lines that a command prints on a terminal of 80 columns, without colours; none where there is no Python.
-pub fn lines_on_terminal(env: &Env, command: &Command) -> Vec<String> {
+/// The lines that a command prints on a terminal of 80 columns, without colours; `None` where there is no Python.
+pub fn lines_on_terminal(env: &Env, command: &Command) -> Option<Vec<String>> {
     let mut python = Command::new(interpreter());
     env.isolate(&mut python).args(["-c", ON_TERMINAL]);
     python.arg(command.get_program()).args(command.get_args());
     let Ok(output) = python.env("NO_COLOR", "1").output() else {
         aloud("skipped: python3 does not start");
-        return Vec::new();
+        return None;
     };
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(str::to_owned).collect()
+    Some(text.lines().map(str::to_owned).collect())
 }
 
 /// What a run printed, and its exit code.
