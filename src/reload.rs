@@ -106,7 +106,7 @@ impl Reloader<'_> {
     }
 
     /// What is loaded once the model is idle. Fails if anything needed to load it again is unknown.
-    fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
+    pub fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
         let left = "it was left as it is";
         if wanted.path.is_none() || wanted.context_length.is_none() {
             bail!("`lms ps` does not tell its path and context; {left}");

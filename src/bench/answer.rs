@@ -4,8 +4,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::engine::Prefill;
-use super::race::{Position, as_f64};
+use super::results::{Position, Run};
 
 /// One event of LM Studio's own stream.
 #[derive(Deserialize)]
@@ -32,7 +31,7 @@ pub struct Answer<'a> {
     pub is_v1: bool,
     /// About how many tokens the prompt has.
     pub tokens: u64,
-    pub prefill: Prefill,
+    pub run: Run,
 }
 
 impl Answer<'_> {
@@ -40,7 +39,7 @@ impl Answer<'_> {
     pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>> {
         let mut tokens = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
-            self.prefill.bare_steps += u64::from(comment == "prompt-progress");
+            self.run.bare_steps += u64::from(comment == "prompt-progress");
             let last = comment.rsplit(' ').next().unwrap_or_default();
             tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
@@ -56,23 +55,23 @@ impl Answer<'_> {
             }
         }
         let position = tokens.map(|tokens| Position { tokens, seconds });
-        self.prefill.course.extend(position);
+        self.run.course.extend(position);
         Ok(position)
     }
 
     fn event(&mut self, seconds: f64, data: Value) -> Result<Option<f64>> {
-        let run = &mut self.prefill.run;
+        let run = &mut self.run;
         match serde_json::from_value(data).unwrap_or(Event::Other) {
             Event::Start { model_instance_id } => self.check_model(&model_instance_id)?,
             Event::Load => run.ignored = Some("LM Studio loaded the model for it".to_owned()),
-            Event::Progress { progress } => return Ok(Some(progress * as_f64(self.tokens))),
+            Event::Progress { progress } => return Ok(Some(progress * self.tokens as f64)),
             Event::Token => self.token(seconds),
             Event::End { result } => {
                 let stats = &result["stats"];
                 run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
                 let seconds = stats["time_to_first_token_seconds"].as_f64();
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
-                    (run.prefill_seconds, run.source) = (seconds, "server");
+                    (run.prefill_seconds, run.source) = (seconds, "server".to_owned());
                 }
             }
             Event::Other => {}
@@ -90,7 +89,7 @@ impl Answer<'_> {
             self.token(seconds);
         }
         let usage = &data["usage"];
-        let run = &mut self.prefill.run;
+        let run = &mut self.run;
         run.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
         run.prompt_tokens = usage["prompt_tokens"].as_u64().unwrap_or(run.prompt_tokens);
         Ok(())
@@ -107,34 +106,33 @@ impl Answer<'_> {
 
     /// The first token ends the prefill, unless the server says when that was.
     fn token(&mut self, seconds: f64) {
-        let run = &mut self.prefill.run;
+        let run = &mut self.run;
         if run.source.is_empty() {
-            (run.prefill_seconds, run.source) = (seconds, "client");
+            (run.prefill_seconds, run.source) = (seconds, "client".to_owned());
         }
     }
 
-    pub fn end(mut self) -> Result<Prefill> {
-        let run = &mut self.prefill.run;
+    pub fn end(mut self) -> Result<Run> {
+        let run = &mut self.run;
         let broken = "the server broke off before the first token; did the model or the app end?";
         ensure!(!run.source.is_empty(), broken);
         let prompt_tokens = run.prompt_tokens;
         let unknown = "the answer has no usage: not how many tokens the prompt had";
         ensure!(prompt_tokens > 0, unknown);
-        run.tokens_per_second = as_f64(prompt_tokens) / run.prefill_seconds;
+        run.tokens_per_second = prompt_tokens as f64 / run.prefill_seconds;
         // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
         let cached = run.cached_tokens.unwrap_or_default();
         if cached * 100 > prompt_tokens {
             run.ignored = Some("a part of it came out of the prompt cache".to_owned());
         }
-        if self.is_v1 {
-            let counted = as_f64(prompt_tokens) / as_f64(self.tokens);
-            for position in &mut self.prefill.course {
-                position.tokens *= counted;
-            }
-        }
         // The first comment comes before the first step.
-        self.prefill.bare_steps = self.prefill.bare_steps.saturating_sub(1);
-        Ok(self.prefill)
+        run.bare_steps = run.bare_steps.saturating_sub(1);
+        if self.is_v1 {
+            let counted = prompt_tokens as f64 / self.tokens as f64;
+            let course = run.course.iter_mut();
+            course.for_each(|position| position.tokens *= counted);
+        }
+        Ok(self.run)
     }
 }
 

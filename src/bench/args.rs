@@ -7,8 +7,6 @@ use clap::{Args, value_parser};
 use glob::Pattern;
 
 use super::export;
-use super::guard::Reload;
-use super::server::parse_url;
 use crate::patch::settings::parse_size;
 
 /// What `lmpatch bench --help` ends with.
@@ -72,9 +70,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
     pub url: Option<String>,
 
-    /// How a size takes effect: load the model again, restart the app, or a command of your own
-    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
-    pub reload: Reload,
+    /// What makes a size take effect [default: the model is loaded again through LM Studio's `lms`]
+    #[arg(long, value_name = "CMD", requires = "sizes")]
+    pub reload: Option<String>,
 
     /// How long the engine may say nothing, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
@@ -87,6 +85,18 @@ pub struct BenchArgs {
     /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
+}
+
+/// A URL as it was typed, if it can be a server's: plain HTTP, no path.
+fn parse_url(text: &str) -> Result<String, String> {
+    let text = text.trim_end_matches('/');
+    let rest = text.strip_prefix("http://").unwrap_or_default();
+    let uri = text.parse::<ureq::http::Uri>().ok();
+    let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
+    if host.is_empty() || rest.is_empty() || rest.contains(['/', '?', '#', '@']) {
+        return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_minutes(text: &str) -> Result<Duration, String> {

@@ -38,6 +38,7 @@ import mlx.core as mx
 import mlx_lm
 from mlx_lm.generate import generate_step
 
+version = getattr(mlx_lm, "__version__", "of unknown version")
 known = inspect.signature(generate_step).parameters
 model, tokenizer = mlx_lm.load(job["model"])
 words = tokenizer.encode(job["text"])
@@ -77,15 +78,12 @@ def prefill(size, count, turn):
         break
     seconds = time.perf_counter() - start
     mx.synchronize()
-    tell(kind="done", tokens=count, seconds=seconds, peak=memory("get_peak_memory")())
+    tell(kind="done", tokens=count, seconds=seconds, peak=memory("get_peak_memory")(), mlx_lm=version)
 
 
-tell(kind="ready", mlx_lm=getattr(mlx_lm, "__version__", None))
 for turn in itertools.count():
     request = requests.get()
     try:
         prefill(request["size"], request["tokens"], turn)
-    except Cut:
-        tell(kind="cut")
     except Exception as error:
         tell(kind="failed", why=f"{type(error).__name__}: {error}")

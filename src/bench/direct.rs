@@ -9,170 +9,80 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::engine::{Engine, OnProgress, Prefill, silent};
-use super::guard::Guard;
+use super::args::BenchArgs;
+use super::measure::{Engine, OnProgress, silent};
 use super::prompt::Prompts;
-use super::race::{Position, as_u64};
-use super::{Bench, Plan};
+use super::results::{Position, Results, Run};
 use crate::files;
 use crate::lmstudio::backends::{Backend, amphibian};
 
 const SCRIPT: &str = include_str!("direct.py");
 
-impl Bench {
-    pub fn direct(&self, plan: &Plan) -> Result<()> {
-        let args = &self.args;
-        let named = PathBuf::from(args.model.clone().unwrap_or_default());
-        let home = plan.home.clone().unwrap_or_default();
-        let mut places = [named.clone(), home.join("models").join(&named)].into_iter();
-        let model = places.find(|path| path.is_dir());
-        let shown = named.display();
-        let model = model.with_context(|| format!("{shown} is no directory of an MLX model"))?;
-        let (python, packages) = match (&args.python, &plan.in_use) {
-            (Some(python), _) => (python.clone(), None),
-            (None, Some(backend)) => python_of(&home, &backend.backend)?,
-            _ => {
-                bail!("there is no MLX backend whose Python could be used; name one with --python")
-            }
-        };
-        self.update(|results| {
-            results.api = "direct";
-            results.model = shown.to_string();
-        })?;
-        if args.apply_best {
-            let how = args.reload.clone();
-            self.put_under(Guard::new(&home, &args.backend, how, &self.output)?)?;
-        }
-        let prompts = Prompts::new(args.prompt_file.as_deref())?;
-        let mut engine = Direct {
-            python,
-            packages,
-            job: json!({ "model": model, "text": prompts.next(8192) }),
-            silence: Duration::from_secs(args.timeout),
-            size: plan.sizes[0],
-            version: None,
-            process: None,
-        };
-        let raced = self.race(plan, &mut engine);
-        if let Some(version) = &engine.version {
-            self.update(|results| {
-                let runtime = results.runtime.take().map(|runtime| runtime + ", ");
-                results.runtime = Some(runtime.unwrap_or_default() + "mlx-lm " + version);
-            })?;
-        }
-        raced
-    }
-}
-
-/// The Python of a backend, its own or that of the directory that its runtime names, and the backend's packages.
-fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>)> {
-    let shown = backend.path.display();
-    let mut packages = backend.site_packages.iter().flatten();
-    let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
-    let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
-    let names = backend.runtimes.iter().flat_map(|one| &one.packages);
-    let mut places = vec![backend.path.clone()];
-    places.extend(names.map(|name| amphibian(home).join(name)));
-    let python = places.iter().find_map(|place| interpreter(place));
-    let missing = || format!("{shown} has no Python; name one with --python");
-    let python = python.with_context(missing)?;
-    Ok((python, Some(packages.clone())))
-}
-
-fn interpreter(place: &Path) -> Option<PathBuf> {
-    let bin = place.join("bin");
-    let mut names = files::names(&bin).ok()?;
-    names.retain(|name| {
-        let name = name.to_string_lossy();
-        let version = name.strip_prefix("python").unwrap_or("none");
-        version.chars().all(|c| c.is_ascii_digit() || c == '.')
-    });
-    names.into_iter().min().map(|name| bin.join(name))
-}
-
-/// A line of the script's output; each kind has its own fields.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Line {
-    kind: String,
-    mlx_lm: Option<String>,
-    tokens: f64,
-    seconds: f64,
-    peak: Option<u64>,
-    why: String,
-}
-
 /// One process after another: if one crashes, its size has failed, and the next process goes on.
-struct Direct {
+pub struct Direct {
     python: PathBuf,
     /// The `site-packages` of the backend; `None` if the user chose the Python.
     packages: Option<PathBuf>,
     /// The model, and what prompts are made of.
-    job: serde_json::Value,
+    job: Value,
     /// How long a process may say nothing.
     silence: Duration,
     size: u64,
-    /// Of mlx-lm, once it is known.
-    version: Option<String>,
     process: Option<Process>,
 }
 
-impl Engine for Direct {
-    fn prepare(&mut self, size: u64) -> Result<()> {
-        self.size = size;
-        Ok(())
-    }
-
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill> {
-        let mut process = match self.process.take() {
-            Some(process) => process,
-            None => self.start()?,
-        };
-        process.say(&json!({ "size": self.size, "tokens": tokens }));
-        let mut prefill = Prefill::default();
-        // Returning early drops the process, which ends it.
-        loop {
-            let line = match process.lines.recv_timeout(self.silence) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
-                Err(_) => bail!("{} {}", self.python.display(), process.ending()),
-            };
-            // Anything else that is printed is not an answer.
-            let line: Line = serde_json::from_str(&line).unwrap_or_default();
-            let (tokens, seconds) = (line.tokens, line.seconds);
-            match line.kind.as_str() {
-                "progress" => {
-                    let position = Position { tokens, seconds };
-                    prefill.course.push(position);
-                    let goes_on = on_progress(position);
-                    process.say(&json!(if goes_on { "go" } else { "stop" }));
-                    continue;
-                }
-                "done" => {}
-                "failed" | "cut" => {
-                    self.process = Some(process);
-                    bail!(line.why);
-                }
-                _ => {
-                    self.version = line.mlx_lm.or(self.version.take());
-                    continue;
-                }
-            }
-            let run = &mut prefill.run;
-            (run.prompt_tokens, run.prefill_seconds) = (as_u64(tokens), seconds);
-            (run.tokens_per_second, run.source) = (tokens / seconds, "server");
-            run.peak_memory_bytes = line.peak;
-            self.process = Some(process);
-            return Ok(prefill);
-        }
-    }
+/// A line of the script's output.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Line {
+    Progress(Position),
+    Done {
+        tokens: u64,
+        seconds: f64,
+        peak: Option<u64>,
+        mlx_lm: String,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 impl Direct {
+    /// An engine for the model that `args` name, which runs in the Python that they name or in that of `backend`.
+    pub fn new(
+        args: &BenchArgs,
+        home: Option<&Path>,
+        backend: Option<&Backend>,
+        results: &mut Results,
+    ) -> Result<Self> {
+        let named = args.model.as_deref().unwrap_or_default();
+        let home = home.unwrap_or(Path::new(""));
+        let mut places = [PathBuf::from(named), home.join("models").join(named)].into_iter();
+        let model = places.find(|path| path.is_dir());
+        let model = model.with_context(|| format!("{named} is no directory of an MLX model"))?;
+        let (python, packages) = match (&args.python, backend) {
+            (Some(python), _) => (python.clone(), None),
+            (None, Some(backend)) => python_of(home, backend)?,
+            _ => {
+                bail!("there is no MLX backend whose Python could be used; name one with --python")
+            }
+        };
+        (results.api, results.model) = ("direct", named.to_owned());
+        let text = Prompts::new(args.prompt_file.as_deref())?.next(8192);
+        Ok(Self {
+            python,
+            packages,
+            job: json!({ "model": model, "text": text }),
+            silence: Duration::from_secs(args.timeout),
+            size: args.sizes[0],
+            process: None,
+        })
+    }
+
     fn start(&self) -> Result<Process> {
         let mut command = Command::new(&self.python);
         let errors = tempfile::tempfile()?;
@@ -205,6 +115,78 @@ impl Direct {
     }
 }
 
+impl Engine for Direct {
+    fn prepare(&mut self, size: u64) -> Result<()> {
+        self.size = size;
+        Ok(())
+    }
+
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
+        let mut process = match self.process.take() {
+            Some(process) => process,
+            None => self.start()?,
+        };
+        process.say(&json!({ "size": self.size, "tokens": tokens }));
+        let mut run = Run::default();
+        // Returning early drops the process, which ends it.
+        let end = loop {
+            let line = match process.lines.recv_timeout(self.silence) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
+                Err(_) => bail!("{} {}", self.python.display(), process.ending()),
+            };
+            match serde_json::from_str(&line) {
+                Ok(Line::Progress(position)) => {
+                    run.course.push(position);
+                    let answer = if on_progress(position) { "go" } else { "stop" };
+                    process.say(&json!(answer));
+                }
+                Ok(Line::Failed { why }) => break Err(anyhow!(why)),
+                Ok(Line::Done {
+                    tokens,
+                    seconds,
+                    peak,
+                    mlx_lm,
+                }) => {
+                    (run.prompt_tokens, run.prefill_seconds) = (tokens, seconds);
+                    run.tokens_per_second = tokens as f64 / seconds;
+                    (run.peak_memory_bytes, run.source) = (peak, format!("mlx-lm {mlx_lm}"));
+                    break Ok(run);
+                }
+                // Anything else that is printed is not an answer.
+                Err(_) => {}
+            }
+        };
+        self.process = Some(process);
+        end
+    }
+}
+
+/// The Python of a backend, its own or that of the directory that its runtime names, and the backend's packages.
+fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>)> {
+    let shown = backend.path.display();
+    let mut packages = backend.site_packages.iter().flatten();
+    let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
+    let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
+    let names = backend.runtimes.iter().flat_map(|one| &one.packages);
+    let mut places = vec![backend.path.clone()];
+    places.extend(names.map(|name| amphibian(home).join(name)));
+    let python = places.iter().find_map(|place| interpreter(place));
+    let missing = || format!("{shown} has no Python; name one with --python");
+    Ok((python.with_context(missing)?, Some(packages.clone())))
+}
+
+fn interpreter(place: &Path) -> Option<PathBuf> {
+    let bin = place.join("bin");
+    let mut names = files::names(&bin).ok()?;
+    names.retain(|name| {
+        let name = name.to_string_lossy();
+        let version = name.strip_prefix("python").unwrap_or("none");
+        version.chars().all(|c| c.is_ascii_digit() || c == '.')
+    });
+    names.into_iter().min().map(|name| bin.join(name))
+}
+
 /// A Python that runs the script.
 struct Process {
     child: Child,
@@ -214,7 +196,7 @@ struct Process {
 }
 
 impl Process {
-    fn say(&mut self, what: &serde_json::Value) {
+    fn say(&mut self, what: &Value) {
         // If it has ended, the end of its output says so.
         let _ = writeln!(self.stdin, "{what}");
     }

@@ -59,13 +59,20 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
     let cells = [
         Some(row.name() + stock),
         row.median_prefill_seconds.map(|s| format!("{s:.2}")),
-        row.shown_speed(),
+        shown_speed(row),
         row.times_stock.map(|times| format!("{times:.2}")),
         row.spread.map(|part| format!("±{:.1} %", part * 100.0)),
         row.peak_memory_bytes.map(gigabytes),
         row.observed_chunk.map(|c| c.to_string()).or(unseen),
     ];
     cells.map(|cell| cell.unwrap_or("–".to_owned())).into()
+}
+
+fn shown_speed(row: &Row) -> Option<String> {
+    let (speed, is_cut) = (row.speed(), row.cut.is_some());
+    let digits = usize::from(speed < 100.0);
+    let cut = if is_cut { " (cut)" } else { "" };
+    (speed > 0.0).then(|| format!("{speed:.digits$}{cut}"))
 }
 
 /// The table for a terminal of this width, with a bar in each row.
@@ -99,9 +106,10 @@ fn csv(results: &Results) -> Result<String> {
     writer.write_record(header.split(','))?;
     for row in &results.rows {
         let cut = row.cut.map(|cut| cut.tokens);
+        let speed = Some(row.speed()).filter(|speed| *speed > 0.0);
         let (seconds, runs) = (row.median_prefill_seconds, row.runs.len());
         writer.serialize((
-            (row.size, row.speed(), seconds, row.spread, runs),
+            (row.size, speed, seconds, row.spread, runs),
             (row.observed_chunk, row.observed_steps),
             (row.peak_memory_bytes, cut, &row.failed),
             (&results.model, &results.runtime, &results.machine),
@@ -148,7 +156,7 @@ fn svg(results: &Results) -> String {
         let is_kept = row.size.is_some() && row.size == results.verdict.keep;
         let class = if is_kept { "keep" } else { "" };
         let (name, length, below) = (row.name(), 380.0 * results.part(row), y + 16);
-        let speed = row.shown_speed().unwrap_or("failed".to_owned());
+        let speed = shown_speed(row).unwrap_or("failed".to_owned());
         let after = length + 98.0;
         body += &format!(
             "<text x=\"16\" y=\"{below}\">{name}</text>\n\

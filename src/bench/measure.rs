@@ -1,138 +1,167 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
 use std::iter;
-use std::time::Duration;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use indicatif::ProgressBar;
 
-use super::engine::{Engine, Prefill};
-use super::race::{Position, Race, Step, as_f64, as_u64};
-use super::results::Row;
-use super::{Bench, Plan, export};
+use super::race::{Race, Step};
+use super::results::{Position, Results, Row, Run};
+use crate::output::Output;
 
 /// The tokens of the first prefill of all, which shows that everything works, and about how fast.
 const PROBE_TOKENS: u64 = 1024;
 /// After so many runs that do not count, a size is given up.
 const MAX_IGNORED: usize = 3;
 
-impl Bench {
-    /// Probes, says how long it takes at most, and races until the answer is settled.
-    pub fn race(&self, plan: &Plan, engine: &mut dyn Engine) -> Result<()> {
-        let (args, count) = (&self.args, plan.sizes.len());
-        let mut race = Race::new(&plan.sizes, plan.tokens, args.runs, !args.direct);
-        let model = self.update(|results| {
-            results.prompt_tokens = plan.tokens;
-            results.model.clone()
-        })?;
-        let probe = engine.prefill(PROBE_TOKENS.min(plan.tokens), &mut |_| true)?;
-        let at_most = as_f64(race.tokens_at_most()) / probe.run.tokens_per_second;
-        let budget = args.budget.map_or(f64::INFINITY, |b| b.as_secs_f64());
-        let (minutes, tokens) = ((at_most.min(budget) / 60.0).ceil(), plan.tokens);
-        self.output.say(&format!(
+/// Is given every position; returns whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
+
+/// A server or a Python process.
+pub trait Engine: Send {
+    /// Makes the engine use chunks of `size` tokens.
+    fn prepare(&mut self, size: u64) -> Result<()>;
+    /// Generates one token after a new prompt of about `tokens` tokens. Also fails if `on_progress` ends it.
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
+}
+
+pub fn silent(limit: Duration) -> Error {
+    anyhow!("the engine said nothing for {} seconds", limit.as_secs())
+}
+
+/// A benchmark that is under way.
+pub struct Benchmark {
+    pub engine: Box<dyn Engine>,
+    pub race: Race,
+    pub results: Results,
+    pub bar: ProgressBar,
+}
+
+impl Benchmark {
+    /// Probes, says how long it takes at most, and races until the answer is settled. Sends what is known after each
+    /// step, and fails once nobody receives it.
+    pub fn run(mut self, budget: Duration, output: Output, known: &Sender<Results>) -> Result<()> {
+        let (start, tokens) = (Instant::now(), self.results.prompt_tokens);
+        let at_most = self.race.tokens_at_most();
+        let probe = self
+            .engine
+            .prefill(PROBE_TOKENS.min(tokens), &mut |_| true)?;
+        let seconds = at_most as f64 / probe.tokens_per_second;
+        let minutes = (seconds.min(budget.as_secs_f64()) / 60.0).ceil();
+        let (model, count) = (&self.results.model, self.race.rows.len());
+        output.say(&format!(
             "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill"
         ));
-        self.bar.set_length(race.tokens_at_most());
+        self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.
         self.bar.enable_steady_tick(Duration::from_millis(250));
-        let is_size_known = !args.sizes.is_empty() || plan.in_use.is_some();
-        while let Some(step) = race.next() {
-            let row = is_size_known.then_some(step.size);
-            let done = self.step(engine, &mut race, step, row);
-            self.update(|results| {
-                if let Err(why) = done {
-                    results.row(row).failed = Some(format!("{why:#}"));
-                    race.drop_out(step.size);
-                }
-                results.seconds = self.start.elapsed().as_secs_f64();
-                results.conclude(race.standing(), count);
-                export::write(&args.output, results, &self.output);
-            })?;
+        while let Some(step) = self.race.next() {
+            if let Err(why) = self.step(step) {
+                self.race.row(step.size).failed = Some(format!("{why:#}"));
+            }
+            self.results.seconds = start.elapsed().as_secs_f64();
+            self.conclude();
+            known.send(self.results.clone()).context("stopped")?;
         }
         Ok(())
     }
 
-    fn step(
-        &self,
-        engine: &mut dyn Engine,
-        race: &mut Race,
-        step: Step,
-        row: Option<u64>,
-    ) -> Result<()> {
+    fn step(&mut self, step: Step) -> Result<()> {
+        let Self {
+            engine, race, bar, ..
+        } = self;
         let size = step.size;
-        if race.current() != Some(size) {
-            self.bar.set_message(format!("{size}, loading"));
-            engine.prepare(size)?;
+        let chunk = race.row(size).chunk();
+        if !race.row(size).is_loaded {
+            bar.set_message(format!("{chunk}, loading"));
+            engine.prepare(chunk)?;
             race.prepared(size);
         }
-        self.bar.set_message(size.to_string());
+        bar.set_message(chunk.to_string());
         let (mut cut, mut last) = (None, 0.0);
-        let prefill = engine.prefill(step.tokens, &mut |position| {
-            self.bar.inc(as_u64(position.tokens - last));
+        let run = engine.prefill(step.tokens, &mut |position| {
+            bar.inc((position.tokens - last) as u64);
             last = position.tokens;
             cut = race.cut(size, position).filter(|_| step.is_measured);
             cut.is_none()
         });
-        if cut.is_some() {
-            race.drop_out(size);
-            return self.update(|results| results.row(row).cut = cut);
+        let row = race.row(size);
+        row.cut = cut;
+        if cut.is_none() {
+            let run = run?;
+            row.is_warm = true;
+            if step.is_measured {
+                return take(row, run);
+            }
         }
-        let prefill = prefill?;
-        if step.is_measured {
-            return self.update(|results| take(results.row(row), race, size, prefill))?;
-        }
-        race.warmed_up(size);
         Ok(())
+    }
+
+    /// Brings the results up to date with the race.
+    fn conclude(&mut self) {
+        let (race, results) = (&self.race, &mut self.results);
+        let rows = race.rows.iter();
+        let rows = rows.filter(|row| row.is_out() || !row.runs.is_empty());
+        results.rows = rows.cloned().collect();
+        results.rows.sort_by_key(|row| row.size);
+        let is_stock = |row: &&Row| row.size.is_some() && row.size == results.stock;
+        let stock = results.rows.iter().find(is_stock);
+        let stock = stock.and_then(|row| row.median_tokens_per_second);
+        for row in &mut results.rows {
+            let speed = row.median_tokens_per_second;
+            row.times_stock = speed.zip(stock).map(|(speed, stock)| speed / stock);
+        }
+        let is_seen = results.rows.iter().any(|row| row.observed_chunk.is_some());
+        // The size of a direct run is an argument: it needs no proof of effect.
+        results.verdict = race.verdict(results.stock, is_seen || results.api == "direct");
     }
 }
 
-/// Adds a whole prefill to the row and, if it counts, to the race.
-fn take(row: &mut Row, race: &mut Race, size: u64, prefill: Prefill) -> Result<()> {
-    let (mut run, course) = (prefill.run, prefill.course);
-    if run.ignored.is_none() && starts_in_cache(&course) {
+/// Adds a whole prefill to its row. Fails if the size is to be given up.
+fn take(row: &mut Row, mut run: Run) -> Result<()> {
+    if run.ignored.is_none() && starts_in_cache(&run.course) {
         run.ignored = Some("its beginning came out of the prompt cache".to_owned());
     }
-    let observed = match prefill.bare_steps {
-        0 => observed(&course),
-        steps => counted(run.prompt_tokens, steps, size).map(|chunk| (chunk, steps)),
-    };
-    row.runs.push(run.clone());
-    if let Some(why) = run.ignored {
-        let count = row.runs.iter().filter(|run| run.ignored.is_some()).count();
+    let (observed, ignored) = (observed(&run, row.chunk()), run.ignored.clone());
+    row.add(run);
+    if let Some(why) = ignored {
+        let count = row.runs.len() - row.valid().count();
         ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
-        return Ok(());
-    }
-    if let Some((chunk, steps)) = observed {
+    } else if let Some((chunk, steps)) = observed {
         (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
         // Some engines report progress as a rounded fraction.
         ensure!(
-            row.size.is_none() || chunk.abs_diff(size) * 100 <= size,
+            row.size
+                .is_none_or(|size| chunk.abs_diff(size) * 100 <= size),
             "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
              that --home is the home of the app that answers"
         );
     }
-    race.measured_run(size, run.tokens_per_second, course);
     Ok(())
 }
 
-/// The chunk and the number of steps that the positions of a prefill show.
+/// The chunk and the number of steps that a prefill shows, of which `set` is the likely one.
 ///
 /// An engine that reports every chunk makes equal steps, the last ones possibly smaller. If a server leaves some out,
-/// steps grow again after a smaller one, or there are none: then nothing is claimed.
-fn observed(course: &[Position]) -> Option<(u64, u64)> {
-    let steps = steps(course);
+/// steps grow again after a smaller one, or there are none: then nothing is claimed. If steps were only counted, the
+/// chunk is the one that was set, or else the power of two that makes so many.
+fn observed(run: &Run, set: u64) -> Option<(u64, u64)> {
+    let (tokens, count) = (run.prompt_tokens, run.bare_steps);
+    if count > 0 {
+        let power = tokens.div_ceil(count).next_power_of_two();
+        let fits = |chunk: &u64| chunk * (count - 1) < tokens && tokens <= chunk * count + 1;
+        let chunk = [set, power].into_iter().find(fits)?;
+        return Some((chunk, count));
+    }
+    let steps = steps(&run.course);
     let chunk = *steps.first()?;
     let is_same = |one: f64, other: f64| (one - other).abs() <= f64::max(2.0, 0.01 * one);
     let shrinks = |pair: &[f64]| pair[1] <= pair[0] || is_same(pair[0], pair[1]);
     let full = steps.iter().filter(|step| is_same(chunk, **step)).count();
     let is_seen = full > 1 && steps.windows(2).all(shrinks);
-    is_seen.then_some((as_u64(chunk), steps.len() as u64))
-}
-
-/// The chunk that makes `steps` steps of `tokens` tokens: the one that was set, or else the power of two that does.
-fn counted(tokens: u64, steps: u64, set: u64) -> Option<u64> {
-    let fits = |chunk: &u64| chunk * (steps - 1) < tokens && tokens <= chunk * steps + 1;
-    let power = tokens.div_ceil(steps).next_power_of_two();
-    [set, power].into_iter().find(fits)
+    is_seen.then_some((chunk.round() as u64, steps.len() as u64))
 }
 
 /// Whether the first step was far larger than the others and took almost no time.

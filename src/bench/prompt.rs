@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::race::{as_f64, as_u64};
 use crate::files;
 
 /// Words of ordinary prose, so that tokenizers split it as they split ordinary prose.
@@ -42,8 +41,8 @@ impl Prompts {
     pub fn next(&self, tokens: u64) -> String {
         // The standard library's hasher takes its keys from the system's randomness.
         let mut prompt = format!("{:016x} ", RandomState::new().build_hasher().finish());
-        let characters = as_u64(as_f64(tokens) * self.characters_per_token);
-        let rest = (characters as usize).saturating_sub(prompt.len());
+        let characters = (tokens as f64 * self.characters_per_token) as usize;
+        let rest = characters.saturating_sub(prompt.len());
         prompt.extend(self.text.chars().cycle().take(rest));
         prompt
     }
@@ -54,7 +53,7 @@ impl Prompts {
             return;
         }
         self.counted = counted;
-        self.characters_per_token = as_f64(prompt.chars().count() as u64) / as_f64(counted.max(1));
+        self.characters_per_token = prompt.chars().count() as f64 / counted.max(1) as f64;
     }
 }
 

@@ -1,6 +1,7 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
-use serde::Serialize;
+use super::results::{Cut, Position, Row, Run, Verdict};
+use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds closer than this part are never told apart.
 const LEAST_NOISE: f64 = 0.02;
@@ -11,126 +12,74 @@ const CUT_MARGIN: f64 = 0.05;
 const CUT_FROM: f64 = 0.25;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
-/// The size that most machines like best.
-const FAVOURITE: u64 = 4096;
-
-/// How far a prefill is: prompt tokens done, and seconds since the request was sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Position {
-    pub tokens: f64,
-    pub seconds: f64,
-}
 
 /// The prefill that is to come next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    pub size: u64,
+    pub size: Option<u64>,
     pub tokens: u64,
     /// Whether it counts; else it is a warm-up.
     pub is_measured: bool,
 }
 
-/// Where a prefill was cut short, and both speeds there.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Cut {
-    pub tokens: f64,
-    pub tokens_per_second: f64,
-    pub best_tokens_per_second: f64,
-}
-
-/// Which size to keep, the fastest, and the noise between the two as a part.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Standing {
-    pub keep: u64,
-    pub best: u64,
-    pub noise: f64,
-}
-
-/// What is known about a size.
-#[derive(Debug, Default)]
-struct Lane {
-    size: u64,
-    is_warm: bool,
-    /// Tokens per second of every whole prefill, and the positions of the last.
-    speeds: Vec<f64>,
-    course: Vec<Position>,
-}
-
-impl Lane {
-    fn speed(&self) -> f64 {
-        median(&self.speeds).unwrap_or_default()
-    }
-}
-
 /// A race between sizes.
 #[derive(Debug)]
 pub struct Race {
-    /// Sizes that neither failed nor were cut short, in the order of their first runs.
-    lanes: Vec<Lane>,
-    /// One size is not compared: it is measured as often as may be.
-    is_alone: bool,
+    /// In the order of their first runs.
+    pub rows: Vec<Row>,
     prompt_tokens: u64,
     max_runs: usize,
     /// Whether a change of the size loads the model again, which makes it cold.
     reloads: bool,
-    current: Option<u64>,
 }
 
 impl Race {
     /// A race between `sizes` over prompts of `prompt_tokens`, each size measured `max_runs` times at most.
-    pub fn new(sizes: &[u64], prompt_tokens: u64, max_runs: u32, reloads: bool) -> Self {
-        let mut sizes = sizes.to_vec();
-        // 4096 first, then its half and its double, and so on.
-        sizes.sort_unstable_by_key(|size| {
-            let ratio = 1000 * size.max(&FAVOURITE) / size.min(&FAVOURITE);
-            (ratio, *size)
-        });
-        sizes.dedup();
-        let lane = |&size| Lane {
+    pub fn new(sizes: &[Option<u64>], prompt_tokens: u64, max_runs: u32, reloads: bool) -> Self {
+        let row = |&size| Row {
             size,
-            ..Lane::default()
+            ..Row::default()
         };
+        let mut rows: Vec<_> = sizes.iter().map(row).collect();
+        // The size that most machines like best first, then its half and its double, and so on.
+        rows.sort_by_key(|row| {
+            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
+            (1000 * large / small, row.size)
+        });
         Self {
-            lanes: sizes.iter().map(lane).collect(),
-            is_alone: sizes.len() == 1,
+            rows,
             prompt_tokens,
             max_runs: max_runs as usize,
             reloads,
-            current: None,
         }
     }
 
     /// The next step; `None` once the answer is settled.
     pub fn next(&self) -> Option<Step> {
-        let lane = self.next_lane()?;
-        let (size, is_measured) = (lane.size, lane.is_warm);
-        let tokens = if is_measured { u64::MAX } else { size }.min(self.prompt_tokens);
+        let mut open = self.undecided();
+        open.extend(self.rows.iter().filter(|row| row.speeds().is_empty()));
+        open.retain(|row| !row.is_out() && row.speeds().len() < self.max_runs);
+        // What is loaded needs neither another load nor another warm-up.
+        let turn = |row: &&Row| (row.speeds().len(), !row.is_loaded);
+        let row = open.into_iter().min_by_key(turn)?;
+        let tokens = if row.is_warm { u64::MAX } else { row.chunk() };
         Some(Step {
-            size,
-            tokens,
-            is_measured,
+            size: row.size,
+            tokens: tokens.min(self.prompt_tokens),
+            is_measured: row.is_warm,
         })
     }
 
-    fn next_lane(&self) -> Option<&Lane> {
-        let mut open = self.undecided();
-        open.retain(|lane| lane.speeds.len() < self.max_runs);
-        open.extend(self.lanes.iter().filter(|lane| lane.speeds.is_empty()));
-        // What is loaded needs neither another load nor another warm-up.
-        let turn = |lane: &&Lane| (lane.speeds.len(), self.current != Some(lane.size));
-        open.into_iter().min_by_key(turn)
-    }
-
-    /// The sizes for which another run could change the verdict.
-    fn undecided(&self) -> Vec<&Lane> {
-        let (Some(keep), Some(best)) = (self.keep(), self.best()) else {
+    /// The rows for which another run could change the verdict.
+    fn undecided(&self) -> Vec<&Row> {
+        let Some((keep, best)) = self.standing() else {
             return Vec::new();
         };
         let mut open = Vec::new();
-        for lane in self.measured() {
-            let below = lane.size < keep.size;
-            let pair = if below { [lane, best] } else { [keep, lane] };
-            if self.is_alone || lane.size != keep.size && is_close(pair) {
+        for row in self.measured() {
+            let is_below = row.size < keep.size;
+            let pair = if is_below { [row, best] } else { [keep, row] };
+            if self.rows.len() == 1 || row.size != keep.size && is_close(pair) {
                 open.extend(pair);
             }
         }
@@ -138,101 +87,146 @@ impl Race {
     }
 
     /// How a prefill of `size` that has come to `position` is cut short, if it is.
-    pub fn cut(&self, size: u64, position: Position) -> Option<Cut> {
-        let best = self.best().filter(|best| best.size != size)?;
+    pub fn cut(&self, size: Option<u64>, position: Position) -> Option<Cut> {
+        let (_, best) = self.standing()?;
         let Position { tokens, seconds } = position;
-        let lane = self.lanes.iter().find(|lane| lane.size == size)?;
-        if !lane.speeds.is_empty() || tokens < CUT_FROM * as_f64(self.prompt_tokens) {
+        let is_first = !self.measured().any(|row| row.size == size);
+        if !is_first || tokens < CUT_FROM * self.prompt_tokens as f64 {
             return None;
         }
+        let course = &best.valid().last()?.course;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
-            best_tokens_per_second: tokens / seconds_at(&best.course, tokens)?,
+            best_tokens_per_second: tokens / seconds_at(course, tokens)?,
         };
         let limit = cut.best_tokens_per_second * (1.0 - CUT_MARGIN);
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
-    /// The size that is set and loaded.
-    pub fn current(&self) -> Option<u64> {
-        self.current
-    }
-
     /// `size` is set and loaded.
-    pub fn prepared(&mut self, size: u64) {
-        if self.reloads && self.current != Some(size) {
-            self.lanes.iter_mut().for_each(|lane| lane.is_warm = false);
+    pub fn prepared(&mut self, size: Option<u64>) {
+        let is_cold = self.reloads && !self.row(size).is_loaded;
+        for row in &mut self.rows {
+            row.is_warm &= !is_cold;
+            row.is_loaded = row.size == size;
         }
-        self.current = Some(size);
     }
 
-    /// The warm-up of `size` is done.
-    pub fn warmed_up(&mut self, size: u64) {
-        self.lane(size).is_warm = true;
+    /// The row of a size of the race.
+    pub fn row(&mut self, size: Option<u64>) -> &mut Row {
+        let row = self.rows.iter_mut().find(|row| row.size == size);
+        row.expect("only sizes of the race are asked for")
     }
 
-    /// A whole prefill of `size`, at `speed` tokens per second.
-    pub fn measured_run(&mut self, size: u64, speed: f64, course: Vec<Position>) {
-        let lane = self.lane(size);
-        lane.speeds.push(speed);
-        lane.course = course;
+    fn measured(&self) -> impl Iterator<Item = &Row> {
+        let rows = self.rows.iter().filter(|row| !row.is_out());
+        rows.filter(|row| row.median_tokens_per_second.is_some())
     }
 
-    /// `size` failed or was cut short, and is not measured any more.
-    pub fn drop_out(&mut self, size: u64) {
-        self.lanes.retain(|lane| lane.size != size);
-    }
-
-    fn lane(&mut self, size: u64) -> &mut Lane {
-        let lane = self.lanes.iter_mut().find(|lane| lane.size == size);
-        lane.expect("only sizes of the race are told about")
-    }
-
-    fn measured(&self) -> impl Iterator<Item = &Lane> {
-        self.lanes.iter().filter(|lane| !lane.speeds.is_empty())
-    }
-
-    fn best(&self) -> Option<&Lane> {
-        let by_speed = |one: &&Lane, other: &&Lane| one.speed().total_cmp(&other.speed());
-        self.measured().max_by(by_speed)
-    }
-
-    /// The smallest size within the noise of the best.
-    fn keep(&self) -> Option<&Lane> {
-        let best = self.best()?;
-        let limit = |lane: &Lane| best.speed() * (1.0 - noise(&lane.speeds, &best.speeds));
-        let near = self.measured().filter(|lane| lane.speed() >= limit(lane));
-        near.min_by_key(|lane| lane.size)
-    }
-
-    /// How the sizes stand; `None` if nothing was measured.
-    pub fn standing(&self) -> Option<Standing> {
-        let (keep, best) = (self.keep()?, self.best()?);
-        Some(Standing {
-            keep: keep.size,
-            best: best.size,
-            noise: noise(&keep.speeds, &best.speeds),
-        })
+    /// The smallest size within the noise of the fastest, and the fastest; `None` if nothing was measured.
+    pub fn standing(&self) -> Option<(&Row, &Row)> {
+        let by_speed = |one: &&Row, other: &&Row| one.speed().total_cmp(&other.speed());
+        let best = self.measured().max_by(by_speed)?;
+        let limit = |row: &Row| best.speed() * (1.0 - noise(&row.speeds(), &best.speeds()));
+        let near = self.measured().filter(|row| row.speed() >= limit(row));
+        Some((near.min_by_key(|row| row.size)?, best))
     }
 
     /// The tokens that are computed at most from here on.
     pub fn tokens_at_most(&self) -> u64 {
-        let of_lane = |lane: &Lane| {
-            let runs = self.max_runs.saturating_sub(lane.speeds.len()) as u64;
-            let is_cold = self.reloads && !self.is_alone;
-            let warm_ups = if is_cold { runs } else { runs.min(1) };
-            runs * self.prompt_tokens + warm_ups * lane.size.min(self.prompt_tokens)
+        let of_row = |row: &Row| {
+            let is_cold = self.reloads && self.rows.len() > 1;
+            let warm_ups = if is_cold { self.max_runs } else { 1 } as u64;
+            let runs = self.max_runs as u64 * self.prompt_tokens;
+            runs + warm_ups * row.chunk().min(self.prompt_tokens)
         };
-        self.lanes.iter().map(of_lane).sum()
+        self.rows.iter().map(of_row).sum()
+    }
+
+    /// Which size to keep, and why. `is_proven`: whether it is certain that sizes took effect.
+    pub fn verdict(&self, stock: Option<u64>, is_proven: bool) -> Verdict {
+        let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
+        let compared = self.rows.iter().filter(is_compared).count();
+        let nothing = match self.standing() {
+            None => "no size could be measured",
+            Some(_) if self.rows.len() == 1 => {
+                "one size was measured; give several with --sizes to compare"
+            }
+            Some(_) if compared < 2 => {
+                "only one size could be measured, so there is nothing to compare it with"
+            }
+            Some(_) if !is_proven => {
+                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect"
+            }
+            Some((keep, best)) => {
+                let is_partial = compared < self.rows.len();
+                return Verdict {
+                    keep: keep.size,
+                    reason: reason(keep, best, stock, is_partial),
+                };
+            }
+        };
+        Verdict {
+            keep: None,
+            reason: nothing.to_owned(),
+        }
+    }
+}
+
+fn reason(keep: &Row, best: &Row, stock: Option<u64>, is_partial: bool) -> String {
+    let is_stock = stock == keep.size;
+    let stock = if is_stock { "keep stock: " } else { "" };
+    let partial = "of the sizes that could be measured, ";
+    let partial = if is_partial { partial } else { "" };
+    let noise = noise(&keep.speeds(), &best.speeds()) * 100.0;
+    let noise = format!("within the noise ({noise:.1} %) of");
+    let mut why = format!("the fastest, and no smaller size comes {noise} it");
+    if keep.size != best.size {
+        let (best, cost) = (best.name(), "a larger chunk costs memory and context");
+        why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+    }
+    format!("{stock}{partial}{} is {why}", keep.name())
+}
+
+impl Row {
+    /// The chunk that prompts and warm-ups are measured by, in tokens.
+    pub fn chunk(&self) -> u64 {
+        self.size.unwrap_or(DEFAULT_SIZE)
+    }
+
+    /// Adds a run and computes everything that follows from the runs.
+    pub fn add(&mut self, run: Run) {
+        self.runs.push(run);
+        let seconds: Vec<_> = self.valid().map(|run| run.prefill_seconds).collect();
+        let speeds = self.speeds();
+        self.peak_memory_bytes = self.valid().filter_map(|run| run.peak_memory_bytes).max();
+        self.median_tokens_per_second = median(&speeds);
+        self.median_prefill_seconds = median(&seconds);
+        self.spread = spread(&speeds);
+    }
+
+    /// The speeds of the runs that count, in tokens per second.
+    pub fn speeds(&self) -> Vec<f64> {
+        self.valid().map(|run| run.tokens_per_second).collect()
+    }
+
+    /// The runs that count.
+    pub fn valid(&self) -> impl DoubleEndedIterator<Item = &Run> {
+        self.runs.iter().filter(|run| run.ignored.is_none())
+    }
+
+    /// Whether it is measured no more.
+    pub fn is_out(&self) -> bool {
+        self.cut.is_some() || self.failed.is_some()
     }
 }
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
-fn is_close([small, large]: [&Lane; 2]) -> bool {
-    let noise = noise(&small.speeds, &large.speeds);
+fn is_close([small, large]: [&Row; 2]) -> bool {
+    let noise = noise(&small.speeds(), &large.speeds());
     let behind = 1.0 - small.speed() / large.speed();
-    let part = |lane: &Lane| 1.0 / as_f64(lane.speeds.len() as u64);
+    let part = |row: &Row| 1.0 / row.speeds().len() as f64;
     let error = noise / 2.0 * (part(small) + part(large)).sqrt();
     (behind - noise).abs() < CERTAIN * error
 }
@@ -270,13 +264,4 @@ pub fn spread(values: &[f64]) -> Option<f64> {
     let middle = median(values).filter(|middle| *middle > 0.0 && values.len() > 1)?;
     let distances: Vec<f64> = values.iter().map(|value| (value - middle).abs()).collect();
     median(&distances).map(|deviation| 1.4826 * deviation / middle)
-}
-
-/// Of token counts, far below 2^53.
-pub fn as_f64(tokens: u64) -> f64 {
-    tokens as f64
-}
-
-pub fn as_u64(tokens: f64) -> u64 {
-    tokens.round().max(0.0) as u64
 }

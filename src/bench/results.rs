@@ -1,13 +1,13 @@
 //! What a benchmark found: one type, from which every export is made. What is unknown is `None`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::race::{Cut, median, spread};
+/// It grows when a field changes its meaning or goes away.
+pub const SCHEMA: u32 = 3;
 
 /// A whole benchmark, also one that is not finished.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Results {
-    /// It grows when a field changes its meaning or goes away.
     pub schema: u32,
     pub lmpatch: &'static str,
     pub machine: String,
@@ -30,7 +30,7 @@ pub struct Results {
 }
 
 /// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Verdict {
     pub keep: Option<u64>,
     pub reason: String,
@@ -54,21 +54,48 @@ pub struct Row {
     pub cut: Option<Cut>,
     pub failed: Option<String>,
     pub runs: Vec<Run>,
+    /// Whether the engine has prefilled at this size since it was loaded.
+    #[serde(skip)]
+    pub is_warm: bool,
+    /// Whether this size is set and loaded.
+    #[serde(skip)]
+    pub is_loaded: bool,
+}
+
+/// How far a prefill is: prompt tokens done, and seconds since the request was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+pub struct Position {
+    pub tokens: f64,
+    pub seconds: f64,
+}
+
+/// Where a prefill was cut short, and both speeds there.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cut {
+    pub tokens: f64,
+    pub tokens_per_second: f64,
+    pub best_tokens_per_second: f64,
 }
 
 /// One whole prefill.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Run {
     /// As the engine counted them.
     pub prompt_tokens: u64,
     pub prefill_seconds: f64,
     pub tokens_per_second: f64,
-    /// Whose clock measured it: `server` or `client`.
-    pub source: &'static str,
+    /// Whose clock measured it: `server`, `client`, or the version of mlx-lm.
+    pub source: String,
     pub cached_tokens: Option<u64>,
     pub peak_memory_bytes: Option<u64>,
     /// Why it does not count.
     pub ignored: Option<String>,
+    /// The positions that the engine reported.
+    #[serde(skip)]
+    pub course: Vec<Position>,
+    /// The number of steps, if the engine told them without their positions.
+    #[serde(skip)]
+    pub bare_steps: u64,
 }
 
 impl Row {
@@ -76,28 +103,10 @@ impl Row {
         self.size.map_or("as it is".to_owned(), |n| n.to_string())
     }
 
-    /// The speed to show: of whole prefills, or up to where it was cut short.
-    pub fn speed(&self) -> Option<f64> {
+    /// In tokens per second: of whole prefills, or up to where it was cut short; 0 if it is unknown.
+    pub fn speed(&self) -> f64 {
         let cut = self.cut.map(|cut| cut.tokens_per_second);
-        self.median_tokens_per_second.or(cut)
-    }
-
-    pub fn shown_speed(&self) -> Option<String> {
-        let speed = self.speed()?;
-        let digits = usize::from(speed < 100.0);
-        let cut = if self.cut.is_some() { " (cut)" } else { "" };
-        Some(format!("{speed:.digits$}{cut}"))
-    }
-
-    /// Computes everything that follows from its runs.
-    pub fn summarize(&mut self) {
-        let runs = || self.runs.iter().filter(|run| run.ignored.is_none());
-        let speeds: Vec<f64> = runs().map(|run| run.tokens_per_second).collect();
-        let seconds: Vec<f64> = runs().map(|run| run.prefill_seconds).collect();
-        self.peak_memory_bytes = runs().filter_map(|run| run.peak_memory_bytes).max();
-        self.median_tokens_per_second = median(&speeds);
-        self.median_prefill_seconds = median(&seconds);
-        self.spread = spread(&speeds);
+        self.median_tokens_per_second.or(cut).unwrap_or_default()
     }
 
     fn remark(&self) -> Option<String> {
@@ -114,20 +123,10 @@ impl Row {
 }
 
 impl Results {
-    /// The row of `size`, added if there is none.
-    pub fn row(&mut self, size: Option<u64>) -> &mut Row {
-        if !self.rows.iter().any(|row| row.size == size) {
-            let row = Row::default();
-            self.rows.push(Row { size, ..row });
-        }
-        let mut rows = self.rows.iter_mut();
-        rows.find(|row| row.size == size).expect("it was made")
-    }
-
     /// The speed of a row as a fraction of the fastest.
     pub fn part(&self, row: &Row) -> f64 {
-        let speeds = self.rows.iter().filter_map(Row::speed);
-        row.speed().unwrap_or_default() / speeds.fold(f64::MIN_POSITIVE, f64::max)
+        let speeds = self.rows.iter().map(Row::speed);
+        row.speed() / speeds.fold(f64::MIN_POSITIVE, f64::max)
     }
 
     /// What was measured, and on which machine.
@@ -144,14 +143,7 @@ impl Results {
         let runs = self.rows.iter().flat_map(|row| &row.runs);
         let ignored = runs.filter_map(|run| run.ignored.as_ref());
         remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
-        let verdict = || format!("Verdict: {}.", self.verdict.reason);
-        remarks.extend((!self.rows.is_empty()).then(verdict));
+        remarks.push(format!("Verdict: {}.", self.verdict.reason));
         remarks
-    }
-
-    /// Whether anything was not measured as requested.
-    pub fn has_failures(&self, asked: usize) -> bool {
-        let has_failed = self.rows.iter().any(|row| row.failed.is_some());
-        self.error.is_some() || has_failed || asked > 1 && self.verdict.keep.is_none()
     }
 }

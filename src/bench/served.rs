@@ -1,78 +1,20 @@
 //! Measures through a server, and changes the size between prefills through the guard.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use serde_json::Value;
 
-use super::engine::{Engine, OnProgress, Prefill};
+use super::args::BenchArgs;
 use super::guard::Guard;
+use super::measure::{Engine, OnProgress};
 use super::prompt::{Prompts, context_for};
-use super::server::{Instance, Model, Server, base_url};
-use super::{Bench, Plan};
-
-impl Bench {
-    pub fn served(&self, mut plan: Plan) -> Result<()> {
-        let args = &self.args;
-        let silence = Duration::from_secs(args.timeout);
-        let usual = || base_url(plan.home.as_deref());
-        let server = Server::new(
-            args.url.clone().unwrap_or_else(usual),
-            silence,
-            self.agent.clone(),
-        );
-        let models = server.models()?;
-        let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
-        let context = target.config["context_length"].as_u64();
-        let is_sweep = !args.sizes.is_empty();
-        let needed = context_for(plan.tokens);
-        let most = most.unwrap_or(u64::MAX);
-        let why = format!("prompts take a context of {needed}, and the model has at most {most}");
-        ensure!(!is_sweep || needed <= most, why);
-        if let Some(has) = context.filter(|has| !is_sweep && *has < needed) {
-            self.fit(&mut plan, &target.id, has)?;
-        }
-        self.update(|results| {
-            results.api = if models.is_some() { "v1" } else { "openai" };
-            results.model.clone_from(&target.id);
-            results.context_length = context;
-        })?;
-        if let (Some(home), true) = (&plan.home, is_sweep) {
-            let how = args.reload.clone();
-            let mut guard = Guard::new(home, &args.backend, how, &self.output)?;
-            guard.hold_models(&target.id, needed, &self.output)?;
-            guard.server = Some(server.clone());
-            self.put_under(guard)?;
-        }
-        let mut engine = Served {
-            server,
-            is_v1: models.is_some(),
-            model: target.id,
-            prompts: Prompts::new(args.prompt_file.as_deref())?,
-            prompt_tokens: plan.tokens,
-            guard: self.guard.get().cloned().flatten(),
-        };
-        self.race(&plan, &mut engine)
-    }
-
-    /// Makes prompts fit into the context that there is.
-    fn fit(&self, plan: &mut Plan, name: &str, has: u64) -> Result<()> {
-        let (needed, size) = (context_for(plan.tokens), plan.sizes[0]);
-        let tokens = has.saturating_sub(needed - plan.tokens);
-        ensure!(
-            tokens >= 2 * size,
-            "the model has a context of {has}, too little for two chunks of {size}; load it with more: \
-             `lms load '{name}' --context-length {needed}`"
-        );
-        plan.tokens = tokens;
-        let so = format!("so prompts have {tokens} tokens");
-        self.note(format!("the model has a context of {has}, {so}"))
-    }
-}
+use super::results::{Results, Run};
+use super::server::{Instance, Model, Server};
+use crate::output::Output;
 
 /// A model behind a server.
-struct Served {
+pub struct Served {
     server: Server,
     is_v1: bool,
     /// What it is asked by.
@@ -80,7 +22,47 @@ struct Served {
     prompts: Prompts,
     prompt_tokens: u64,
     /// Where sizes are changed.
-    guard: Option<Arc<Guard>>,
+    pub guard: Option<Arc<Guard>>,
+}
+
+impl Served {
+    /// The loaded model that `args` name, whose sizes are changed through `guard`. Fails if prompts would not fit.
+    pub fn new(
+        args: &BenchArgs,
+        server: Server,
+        mut guard: Option<Guard>,
+        results: &mut Results,
+        output: &Output,
+    ) -> Result<Self> {
+        let models = server.models()?;
+        let is_v1 = models.is_some();
+        let (target, most) = resolve(args.model.as_deref(), models.as_deref())?;
+        let (model, tokens) = (target.id, results.prompt_tokens);
+        let needed = context_for(tokens);
+        results.context_length = target.config["context_length"].as_u64();
+        let mut limit = (most, "take smaller sizes".to_owned());
+        if args.sizes.is_empty() {
+            let load = format!("`lms load '{model}' --context-length {needed}` gives it more");
+            limit = (results.context_length, load);
+        }
+        let (has, advice) = (limit.0.unwrap_or(u64::MAX), limit.1);
+        let text = format!("prompts take a context of {needed}, and the model has at most {has}");
+        ensure!(needed <= has, "{text}; {advice}");
+        if let Some(guard) = &mut guard {
+            guard.hold_model(&model, needed, output)?;
+            guard.server = Some(server.clone());
+        }
+        results.api = if is_v1 { "v1" } else { "openai" };
+        results.model.clone_from(&model);
+        Ok(Self {
+            server,
+            is_v1,
+            model,
+            prompts: Prompts::new(args.prompt_file.as_deref())?,
+            prompt_tokens: tokens,
+            guard: guard.map(Arc::new),
+        })
+    }
 }
 
 impl Engine for Served {
@@ -97,15 +79,15 @@ impl Engine for Served {
         Ok(())
     }
 
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Prefill> {
+    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
         let prompt = self.prompts.next(tokens);
         let asked = (self.model.as_str(), self.is_v1);
-        let mut prefill = self.server.prefill(asked, (&prompt, tokens), on_progress)?;
-        self.prompts.correct(&prompt, prefill.run.prompt_tokens);
+        let mut run = self.server.prefill(asked, (&prompt, tokens), on_progress)?;
+        self.prompts.correct(&prompt, run.prompt_tokens);
         if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.look()) {
-            prefill.run.ignored = Some(format!("{why:#}"));
+            run.ignored = Some(format!("{why:#}"));
         }
-        Ok(prefill)
+        Ok(run)
     }
 }
 

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Error, Result, anyhow, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use ureq::{Agent, RequestBuilder, Timeout};
+use ureq::http::Response;
+use ureq::{Agent, Body, RequestBuilder, Timeout};
 
 use super::answer::{Answer, reason};
-use super::engine::{OnProgress, Prefill, silent};
+use super::args::BenchArgs;
+use super::measure::{OnProgress, silent};
+use super::results::Run;
 use crate::{command, files};
 
 /// For a list of models.
@@ -59,38 +62,21 @@ pub struct Server {
     agent: Agent,
 }
 
-/// Where the server of an LM Studio home listens: this machine, at the port that its settings name.
-pub fn base_url(home: Option<&Path>) -> String {
-    let settings = home.map(|home| home.join(".internal/http-server-config.json"));
-    let bytes = settings.and_then(|path| files::read(&path).ok());
-    let settings: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
-    let is_port = |port: &u64| (1..65_536).contains(port);
-    let port = settings["port"].as_u64().filter(is_port);
-    format!("http://127.0.0.1:{}", port.unwrap_or(1234))
-}
-
-/// A URL as it was typed, if it can be a server's: plain HTTP, no path.
-pub fn parse_url(text: &str) -> Result<String, String> {
-    let text = text.trim_end_matches('/');
-    let rest = text.strip_prefix("http://").unwrap_or_default();
-    let uri = text.parse::<ureq::http::Uri>().ok();
-    let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
-    if host.is_empty() || rest.is_empty() || rest.contains(['/', '?', '#', '@']) {
-        return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
 impl Server {
-    /// The server at `base`; nothing is sent yet.
-    pub fn new(base: String, silence: Duration, agent: Agent) -> Self {
+    /// The server that `args` name, or that of an LM Studio home: this machine, at the port in its settings.
+    pub fn new(args: &BenchArgs, home: Option<&Path>, agent: &Agent) -> Self {
+        let settings = home.map(|home| home.join(".internal/http-server-config.json"));
+        let bytes = settings.and_then(|path| files::read(&path).ok());
+        let settings: Value =
+            serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
+        let port = settings["port"].as_u64().unwrap_or(1234);
+        let usual = || format!("http://127.0.0.1:{port}");
         let token = std::env::var("LM_API_TOKEN").ok();
-        let authorization = token.map(|token| format!("Bearer {token}"));
         Self {
-            base,
-            authorization,
-            silence,
-            agent,
+            base: args.url.clone().unwrap_or_else(usual),
+            authorization: token.map(|token| format!("Bearer {token}")),
+            silence: Duration::from_secs(args.timeout),
+            agent: agent.clone(),
         }
     }
 
@@ -98,14 +84,17 @@ impl Server {
     pub fn models(&self) -> Result<Option<Vec<Model>>> {
         let request = agent(Some(TIMEOUT), None).get(format!("{}/api/v1/models", self.base));
         let response = self.authorized(request).call();
-        let mut response = response.map_err(|error| self.failed(error, false))?;
-        let status = response.status().as_u16();
-        let body = response.body_mut().read_to_vec();
-        let body = body.map_err(|error| self.failed(error, false))?;
+        let (status, body) = self.whole(response.map_err(|error| self.failed(error, false))?)?;
         ensure!(!matches!(status, 401 | 403), refusal(status, &body));
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").map(Vec::deserialize);
         Ok(models.and_then(Result::ok))
+    }
+
+    fn whole(&self, mut response: Response<Body>) -> Result<(u16, Vec<u8>)> {
+        let body = response.body_mut().read_to_vec();
+        let body = body.map_err(|error| self.failed(error, true))?;
+        Ok((response.status().as_u16(), body))
     }
 
     fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
@@ -139,7 +128,7 @@ impl Server {
         (model, is_v1): (&str, bool),
         (prompt, tokens): (&str, u64),
         on_progress: OnProgress<'_>,
-    ) -> Result<Prefill> {
+    ) -> Result<Run> {
         let start = Instant::now();
         let (path, request) = request(model, is_v1, prompt);
         let mut answer = Answer {
@@ -162,17 +151,13 @@ impl Server {
         let post = self.authorized(post.content_type("application/json"));
         let response = post.send(request.to_string());
         let response = response.map_err(|error| self.failed(error, false))?;
-        let status = response.status().as_u16();
         let kind = response.headers().get("content-type").cloned();
         let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let mut body = BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH);
-        if status != 200 || !is_stream {
-            let mut whole = Vec::new();
-            body.read_to_end(&mut whole)
-                .map_err(|error| self.failed(error, true))?;
-            return Err(refusal(status, &whole));
+        if response.status() != 200 || !is_stream {
+            let (status, body) = self.whole(response)?;
+            return Err(refusal(status, &body));
         }
-        Ok(body)
+        Ok(BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH))
     }
 }
 

@@ -6,14 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
-use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
-use crate::support::standins::{StandIns, executable, until};
+use crate::support::standins::{executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
-use lmpatch::bench::guard::{Guard, Reload};
+use lmpatch::bench::guard::Guard;
 use lmpatch::bench::marker::interrupted;
 use lmpatch::output::Output;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
@@ -212,7 +211,7 @@ fn a_size_that_is_behind_is_cut_short_and_the_connection_closed() {
 #[test]
 fn equal_speeds_are_measured_again_in_turns_and_the_smallest_is_kept() {
     let stage = stage()
-        .pace(&[(4096, 10), (2048, 10)])
+        .pace(&[(4096, 100), (2048, 101)])
         .odd(|odd| odd.has_no_progress = false);
     let results = stage.json(&["--sizes", "2048,4096", "--runs", "2"], 0);
     let counts: Vec<_> = rows(&results)
@@ -470,13 +469,8 @@ fn a_context_that_is_too_small_is_made_larger_for_the_sweep() {
     stage
         .run(&["--runs", "1"])
         .exits(1)
-        .says("too little for two chunks of 2048")
-        .says("lms load");
-    stage.fake.state().models[0].loaded[0].context = 6000;
-    stage
-        .run(&["--runs", "1"])
-        .exits(0)
-        .says("so prompts have 5232 tokens");
+        .says("prompts take a context of 8960, and the model has at most 4096")
+        .says("`lms load 'qwen/tiny' --context-length 8960` gives it more");
     stage
         .run(&["--sizes", "131072"])
         .exits(1)
@@ -549,7 +543,7 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
         stage.fake.state().chats.len() > 2
     });
     let other = stage.env.run(["512"]).exits(1);
-    other.says("a benchmark is running (process ");
+    other.says("a benchmark is running; wait for it");
     stage
         .env
         .run(["--check"])
@@ -663,8 +657,8 @@ fn a_panic_puts_everything_back() {
         is_verbose: false,
     };
     let home = stage.env.lmstudio();
-    let mut guard = Guard::new(&home, &[], Reload::Model, &output).unwrap();
-    guard.hold_models(MODEL, 8192, &output).unwrap();
+    let mut guard = Guard::new(&home, &[], None, &output).unwrap();
+    guard.hold_model(MODEL, 8192, &output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
             guard.prepare(4096).unwrap();
@@ -775,48 +769,10 @@ fn a_command_reloads_where_it_is_asked_for() {
     assert_eq!(stage.chunk(), Some(2048));
 }
 
-#[test]
-fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() {
-    let env = Env::new();
-    let home = env.lmstudio();
-    let backend = usual_backend(&home, NAME);
-    runtime(&home, "1.12.0", &[NAME]);
-    select(&home, "1.12.0");
-    // One stands in for the server of the app, the other for its workers and its `lms`.
-    let elsewhere = env.user().join("elsewhere");
-    let server = FakeLmStudio::start(&elsewhere, &backend.engine());
-    server.load(MODEL, "mlx", 65_536);
-    // Neither size is behind the one before it on a busy machine, and cut short.
-    server.state().pace.extend(FALLING.iter().copied());
-    let lms = FakeLms::start(&home, &backend.engine());
-    lms.set("app", json!("/Applications/LM Studio.app/Contents"));
-    lms.add(json!({ "path": MODEL, "contextLength": 4096, "parallel": 3 }));
-    lms.add(json!({ "path": "llama/tiny", "format": "gguf", "contextLength": 6000 }));
-    let before = (snapshot(&backend.root), lms.summary());
-    let standins = StandIns::new(&env);
-    let [own, others] = [&home, &elsewhere].map(|home| home.join("bin/lms").display().to_string());
-    standins.script("osascript", &format!("'{own}' test-quit"));
-    let load = format!("load dir/{MODEL} --identifier {MODEL} --context-length 65536");
-    let open = format!("'{own}' test-open; '{others}' unload {MODEL}; '{others}' {load}");
-    standins.script("open", &open);
-    let url = server.url();
-    let sizes = ["bench", "--url", &url, "--sizes", "512,4096", "--runs", "1"];
-    let results = standins.json(sizes.iter().chain(&["--reload", "app"]));
-    assert_eq!(column(&results, "observed_chunk"), [512, 4096]);
-    assert_eq!(column(&results, "failed"), [NONE, NONE]);
-    assert_eq!(
-        standins.calls_of("open").len(),
-        3,
-        "two sizes, and as it was"
-    );
-    let left = differences(&before.0, &snapshot(&backend.root));
-    assert_eq!((left, lms.summary()), (Vec::new(), before.1));
-}
-
 /// A Python that is none: it says what the real script says, and dies at 4096.
 const MADE_UP_PYTHON: &str = r#"read -r job
 say() { printf '%s\n' "$1"; }
-say '{"kind":"ready","mlx_lm":"0.0"}'
+say 'Fetching'
 while read -r request; do
   size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
   tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
@@ -828,8 +784,8 @@ while read -r request; do
     read -r goes; [ "$goes" = '"stop"' ] && break
     done=$((done + size))
   done
-  if [ "$goes" = '"stop"' ]; then say '{"kind":"cut"}'; continue; fi
-  say '{"kind":"done","tokens":'$tokens',"seconds":'$((tokens * size))',"peak":'${size}000'}'
+  if [ "$goes" = '"stop"' ]; then say '{"kind":"failed","why":"Cut: "}'; continue; fi
+  say '{"kind":"done","tokens":'$tokens',"seconds":'$((tokens * size))',"peak":'${size}000',"mlx_lm":"0.0"}'
 done
 "#;
 
@@ -944,6 +900,10 @@ fn an_early_failure_leaves_no_export() {
         .exits(1)
         .says("no server answers at http://127.0.0.1:1");
     assert!(!env.user().join("x.json").exists());
+    let ran = env.run(nobody.iter().chain(&["--json"])).exits(1);
+    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let error = results["error"].as_str().unwrap();
+    assert!(error.starts_with("no server answers"), "{results}");
 }
 
 #[test]

@@ -7,7 +7,8 @@
 
 use std::io::Write as _;
 
-use lmpatch::bench::race::{Cut, Position, Race, Step, median, noise, spread};
+use lmpatch::bench::race::{Race, Step, median, noise, spread};
+use lmpatch::bench::results::{Cut, Position, Run};
 
 const SIZES: [u64; 5] = [512, 1024, 2048, 4096, 8192];
 const PROMPT: u64 = 16_384;
@@ -23,6 +24,23 @@ struct Simulated {
     /// Whole prefills of each size.
     runs: [usize; 5],
     fails: Option<u64>,
+}
+
+fn race(sizes: &[u64], max_runs: u32) -> Race {
+    let sizes: Vec<_> = sizes.iter().copied().map(Some).collect();
+    Race::new(&sizes, PROMPT, max_runs, true)
+}
+
+fn run(tokens_per_second: f64, course: Vec<Position>) -> Run {
+    Run {
+        tokens_per_second,
+        course,
+        ..Run::default()
+    }
+}
+
+fn drop_out(race: &mut Race, size: u64) {
+    race.row(Some(size)).failed = Some("no memory".to_owned());
 }
 
 fn lane(size: u64) -> usize {
@@ -47,14 +65,15 @@ impl Simulated {
 
     fn run(&mut self, race: &mut Race) {
         while let Some(step) = race.next() {
-            if step.is_measured && self.fails == Some(step.size) {
-                race.drop_out(step.size);
+            let size = step.size.unwrap();
+            if step.is_measured && self.fails == step.size {
+                drop_out(race, size);
             } else if step.is_measured {
-                self.measure(race, step.size);
+                self.measure(race, size);
             } else {
                 race.prepared(step.size);
-                self.spent += step.tokens as f64 / self.speed(step.size);
-                race.warmed_up(step.size);
+                self.spent += step.tokens as f64 / self.speed(size);
+                race.row(step.size).is_warm = true;
             }
         }
     }
@@ -68,15 +87,16 @@ impl Simulated {
                 seconds: tokens / speed,
             };
             course.push(position);
-            if race.cut(size, position).is_some() {
+            let cut = race.cut(Some(size), position);
+            if cut.is_some() {
                 self.spent += position.seconds;
-                race.drop_out(size);
+                race.row(Some(size)).cut = cut;
                 return;
             }
         }
         self.spent += PROMPT as f64 / speed;
         self.runs[lane(size)] += 1;
-        race.measured_run(size, speed, course);
+        race.row(Some(size)).add(run(speed, course));
     }
 }
 
@@ -111,10 +131,10 @@ fn thousand(speeds: [f64; 5], fails: Option<u64>, is_right: impl Fn(u64) -> bool
             fails,
             ..Simulated::new(speeds, seed)
         };
-        let mut race = Race::new(&SIZES, PROMPT, 3, true);
+        let mut race = race(&SIZES, 3);
         engine.run(&mut race);
-        let standing = race.standing().unwrap();
-        counts.right += usize::from(is_right(standing.keep));
+        let keep = race.verdict(None, true).keep.unwrap();
+        counts.right += usize::from(is_right(keep));
         counts.seconds.push(engine.spent);
         counts.most_runs = counts.most_runs.max(engine.runs.into_iter().max().unwrap());
     }
@@ -185,15 +205,20 @@ fn a_size_that_fails_leaves_the_rest_unharmed() {
     }
     let counts = thousand(TABLE, Some(4096), |keep| keep == 8192);
     assert!(counts.right >= 990, "{}", counts.right);
-    let mut race = Race::new(&[512, 4096], PROMPT, 3, true);
-    race.drop_out(4096);
-    race.drop_out(512);
-    assert_eq!((race.next(), race.standing()), (None, None));
+    let mut race = race(&[512, 4096], 3);
+    drop_out(&mut race, 4096);
+    drop_out(&mut race, 512);
+    assert!(race.next().is_none() && race.standing().is_none());
+    let verdict = race.verdict(None, true);
+    assert_eq!(
+        (verdict.keep, &*verdict.reason),
+        (None, "no size could be measured")
+    );
 }
 
 fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
     Step {
-        size,
+        size: Some(size),
         tokens,
         is_measured,
     }
@@ -201,61 +226,61 @@ fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
 
 #[test]
 fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
-    let mut race = Race::new(&[512, 8192, 2048, 4096, 1024, 2048], PROMPT, 3, true);
+    let mut race = race(&[512, 8192, 2048, 4096, 1024], 3);
     assert_eq!(race.next(), Some(step(4096, 4096, false)));
-    race.prepared(4096);
-    race.warmed_up(4096);
+    race.prepared(Some(4096));
+    race.row(Some(4096)).is_warm = true;
     assert_eq!(race.next(), Some(step(4096, PROMPT, true)));
-    race.prepared(2048);
-    race.prepared(4096);
+    race.prepared(Some(2048));
+    race.prepared(Some(4096));
     assert_eq!(race.next(), Some(step(4096, 4096, false)));
     for expected in [4096, 2048, 8192, 1024, 512] {
         assert_eq!(race.next(), Some(step(expected, expected, false)));
-        race.drop_out(expected);
+        drop_out(&mut race, expected);
     }
 }
 
 #[test]
 fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
-    let mut race = Race::new(&[2048], PROMPT, 2, true);
+    let mut race = race(&[2048], 2);
     assert_eq!(race.tokens_at_most(), 2 * PROMPT + 2048);
-    race.prepared(2048);
-    race.warmed_up(2048);
+    race.prepared(Some(2048));
+    race.row(Some(2048)).is_warm = true;
     for _ in 0..2 {
-        race.prepared(2048);
+        race.prepared(Some(2048));
         assert_eq!(race.next(), Some(step(2048, PROMPT, true)));
-        race.measured_run(2048, 100.0, Vec::new());
+        race.row(Some(2048)).add(run(100.0, Vec::new()));
     }
     assert_eq!(race.next(), None);
 }
 
 #[test]
 fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
-    let mut race = Race::new(&SIZES, PROMPT, 3, true);
+    let mut race = race(&SIZES, 3);
     let at = |tokens, seconds| Position { tokens, seconds };
     assert_eq!(
-        race.cut(512, at(8192.0, 900.0)),
+        race.cut(Some(512), at(8192.0, 900.0)),
         None,
         "there is no best yet"
     );
     // Slower and slower, as attention makes it.
     let course = vec![at(4096.0, 10.0), at(8192.0, 30.0), at(16_384.0, 90.0)];
-    race.measured_run(4096, 182.0, course);
+    race.row(Some(4096)).add(run(182.0, course));
     assert_eq!(
-        race.cut(512, at(3584.0, 900.0)),
+        race.cut(Some(512), at(3584.0, 900.0)),
         None,
         "a quarter is given to every size"
     );
-    assert_eq!(race.cut(512, at(6144.0, 21.0)), None, "5 % behind");
+    assert_eq!(race.cut(Some(512), at(6144.0, 21.0)), None, "5 % behind");
     let cut = Cut {
         tokens: 6144.0,
         tokens_per_second: 256.0,
         best_tokens_per_second: 307.2,
     };
-    assert_eq!(race.cut(512, at(6144.0, 24.0)), Some(cut));
-    race.measured_run(512, 180.0, Vec::new());
+    assert_eq!(race.cut(Some(512), at(6144.0, 24.0)), Some(cut));
+    race.row(Some(512)).add(run(180.0, Vec::new()));
     assert_eq!(
-        race.cut(512, at(6144.0, 24.0)),
+        race.cut(Some(512), at(6144.0, 24.0)),
         None,
         "only a first run is cut"
     );

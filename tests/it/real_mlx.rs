@@ -195,10 +195,9 @@ fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
     let before = snapshot(&real.backend.root);
     for results in real_steps(&real, &["--direct"]) {
         let run = &results["results"][0]["runs"][0];
-        assert_eq!(
-            (&run["prompt_tokens"], &run["source"]),
-            (&10_000.into(), &"server".into())
-        );
+        assert_eq!(run["prompt_tokens"], 10_000);
+        let source = run["source"].as_str().unwrap();
+        assert!(source.starts_with("mlx-lm 0."), "{run}");
         assert!(
             run["peak_memory_bytes"].as_u64().unwrap() > 100_000,
             "{run}"

@@ -1,0 +1,131 @@
+//! Finds out what to measure and with what, and what that takes; changes nothing.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use ureq::Agent;
+
+use super::args::BenchArgs;
+use super::direct::Direct;
+use super::export;
+use super::guard::Guard;
+use super::measure::{Benchmark, Engine};
+use super::race::Race;
+use super::results::{Results, SCHEMA};
+use super::served::Served;
+use super::server::Server;
+use crate::command;
+use crate::lmstudio::home;
+use crate::output::Output;
+use crate::patch;
+use crate::patch::backend::Surveyed;
+use crate::patch::settings::DEFAULT_SIZE;
+
+/// The benchmark that `args` ask for, and what restores everything after it. Fails if it could not work.
+pub fn prepare(
+    home: Option<&Path>,
+    args: &BenchArgs,
+    output: &Output,
+    agent: &Agent,
+) -> Result<(Benchmark, Option<Arc<Guard>>)> {
+    export::check(&args.output)?;
+    let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
+    let found = match home::find(home) {
+        Err(error) if home.is_some() || sets => return Err(error),
+        found => found.ok(),
+    };
+    let home = found.as_deref();
+    let survey = home.map(|home| patch::survey(home, &args.backend));
+    let backends = survey.transpose()?.map_or(vec![], |survey| survey.backends);
+    let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
+    let in_use = in_use.as_ref();
+    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+    let mut sizes: Vec<_> = args.sizes.iter().copied().map(Some).collect();
+    if sizes.is_empty() {
+        sizes.push(chunk);
+    }
+    sizes.sort_unstable();
+    sizes.dedup();
+    let largest = sizes[sizes.len() - 1].unwrap_or(DEFAULT_SIZE);
+    let tokens = prompt_tokens(args, largest)?;
+    let runtimes = in_use.iter().flat_map(|one| &one.backend.runtimes);
+    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
+    let mut results = Results {
+        schema: SCHEMA,
+        lmpatch: env!("CARGO_PKG_VERSION"),
+        machine: machine(),
+        runtime: runtime.map(|runtime| runtime.label.clone()),
+        prompt_tokens: tokens,
+        runs_per_size: args.runs,
+        stock,
+        ..Results::default()
+    };
+    let guard = home.filter(|_| sets);
+    let guard = guard.map(|home| Guard::new(home, &args.backend, args.reload.clone(), output));
+    let guard = guard.transpose()?;
+    let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
+        let backend = in_use.map(|one| &one.backend);
+        let engine = Direct::new(args, home, backend, &mut results)?;
+        (Box::new(engine), guard.map(Arc::new))
+    } else {
+        let server = Server::new(args, home, agent);
+        let engine = Served::new(args, server, guard, &mut results, output)?;
+        let guard = engine.guard.clone();
+        (Box::new(engine), guard)
+    };
+    Ok((
+        Benchmark {
+            engine,
+            race: Race::new(&sizes, tokens, args.runs, !args.direct),
+            results,
+            bar: bar(output),
+        },
+        guard,
+    ))
+}
+
+/// The length of every prompt in tokens. Fails if that says nothing about the largest size.
+fn prompt_tokens(args: &BenchArgs, largest: u64) -> Result<u64> {
+    // Two chunks of the largest of several sizes, or four of the one that is set.
+    let chunks = if args.sizes.is_empty() { 4 } else { 2 };
+    let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
+    let least = 2 * largest;
+    ensure!(
+        tokens >= least,
+        "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give more \
+         with --prompt-tokens, or smaller --sizes"
+    );
+    Ok(tokens)
+}
+
+/// A progress bar over prompt tokens; the library shows it on a terminal only.
+fn bar(output: &Output) -> ProgressBar {
+    if output.is_quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
+    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
+}
+
+/// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
+fn machine() -> String {
+    let names = [
+        "-n",
+        "machdep.cpu.brand_string",
+        "hw.memsize",
+        "kern.osproductversion",
+    ];
+    let said = command::output(Command::new("sysctl").args(names), Duration::from_secs(2));
+    let said = said.unwrap_or_default();
+    match said.lines().collect::<Vec<_>>()[..] {
+        [cpu, memory, version] => {
+            let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
+            format!("{cpu}, {gigabytes} GB, macOS {version}")
+        }
+        _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+    }
+}
