@@ -25,7 +25,7 @@ mod server;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,10 +36,17 @@ use signal_hook::iterator::Signals;
 use crate::output::{Exit, Output};
 use args::BenchArgs;
 use guard::Guard;
-use results::{Results, SCHEMA};
+use results::Results;
 
 /// How often the main thread looks for signals.
 const TICK: Duration = Duration::from_millis(50);
+
+/// What ended the measuring.
+enum End {
+    Measured,
+    Signal,
+    Budget,
+}
 
 /// Runs a benchmark and reports on it. Fails if it could not begin.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
@@ -47,12 +54,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let agent = server::agent(None, Some(Duration::from_secs(args.timeout)));
     let prepared = prepare::prepare(home, args, output, &agent);
     if let (Err(why), true) = (&prepared, is_json) {
-        let error = Some(format!("{why:#}"));
-        output.print_json(&Results {
-            schema: SCHEMA,
-            error,
-            ..Results::default()
-        })?;
+        output.print_json(&Results::failed(why))?;
     }
     let (benchmark, guard) = prepared?;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
@@ -61,32 +63,26 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let (sender, known) = mpsc::channel();
     let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
     let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
-    let mut is_stopped = false;
-    let end = loop {
-        match known.recv_timeout(TICK) {
-            Ok(now) => {
-                export::write(&args.output, &now, output);
-                results = now;
-            }
-            Err(RecvTimeoutError::Disconnected) => break joined(measuring),
-            Err(_) if signals.pending().next().is_some() => {
-                is_stopped = true;
-                break Err(anyhow!("stopped; what was measured until then is kept"));
-            }
-            Err(_) if start.elapsed() > budget => {
-                let note = "the budget was over before the answer was settled";
-                output.note(note);
-                results.notes.push(note.to_owned());
-                break Ok(());
-            }
-            Err(_) => {}
-        }
-    };
+    let end = wait(&known, start, budget, &mut signals, |now| {
+        export::write(&args.output, &now, output);
+        results = now;
+    });
     // The next size fails, and a model that is still at work on a prompt could not be loaded again.
     drop(known);
     agent.shutdown();
     bar.finish_and_clear();
-    results.error = end.err().map(|error| format!("{error:#}"));
+    let is_stopped = matches!(end, End::Signal);
+    let failure = match end {
+        End::Measured => joined(measuring).err(),
+        End::Signal => Some(anyhow!("stopped; what was measured until then is kept")),
+        End::Budget => {
+            let note = "the budget was over before the answer was settled";
+            output.note(note);
+            results.notes.push(note.to_owned());
+            None
+        }
+    };
+    results.error = failure.map(|error| format!("{error:#}"));
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
     let is_restored = guard.is_none_or(|guard| {
@@ -98,6 +94,25 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let is_whole = results.error.is_none() && results.rows.iter().all(|row| row.failed.is_none());
     let is_good = is_restored && is_told && is_compared && is_whole;
     Ok(if is_good { Exit::Done } else { Exit::Failed })
+}
+
+/// Hands on what is known until measuring ends, by itself or by what comes first.
+fn wait(
+    known: &Receiver<Results>,
+    start: Instant,
+    budget: Duration,
+    signals: &mut Signals,
+    mut on_results: impl FnMut(Results),
+) -> End {
+    loop {
+        match known.recv_timeout(TICK) {
+            Ok(now) => on_results(now),
+            Err(RecvTimeoutError::Disconnected) => return End::Measured,
+            Err(_) if signals.pending().next().is_some() => return End::Signal,
+            Err(_) if start.elapsed() > budget => return End::Budget,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Loads the models as they were. Returns whether that worked.

@@ -1,5 +1,6 @@
 //! Finds out what to measure and with what, and what that takes; changes nothing.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -44,29 +45,18 @@ pub fn prepare(
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
     let in_use = in_use.as_ref();
     let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
-    let mut sizes: Vec<_> = args.sizes.iter().copied().map(Some).collect();
-    if sizes.is_empty() {
-        sizes.push(chunk);
-    }
-    sizes.sort_unstable();
-    sizes.dedup();
-    let largest = sizes[sizes.len() - 1].unwrap_or(DEFAULT_SIZE);
-    let tokens = prompt_tokens(args, largest)?;
-    let runtimes = in_use.iter().flat_map(|one| &one.backend.runtimes);
-    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
-    let mut results = Results {
-        schema: SCHEMA,
-        lmpatch: env!("CARGO_PKG_VERSION"),
-        machine: machine(),
-        runtime: runtime.map(|runtime| runtime.label.clone()),
-        prompt_tokens: tokens,
-        runs_per_size: args.runs,
-        stock,
-        ..Results::default()
+    let sizes: BTreeSet<_> = match &args.sizes[..] {
+        [] => [chunk].into(),
+        sizes => sizes.iter().copied().map(Some).collect(),
     };
-    let guard = home.filter(|_| sets);
-    let guard = guard.map(|home| Guard::new(home, &args.backend, args.reload.clone(), output));
-    let guard = guard.transpose()?;
+    let tokens = prompt_tokens(args, &sizes)?;
+    let mut results = Results {
+        prompt_tokens: tokens,
+        stock,
+        ..subject(args, in_use)
+    };
+    let new = |home| Guard::new(home, &args.backend, args.reload.clone(), output);
+    let guard = home.filter(|_| sets).map(new).transpose()?;
     let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let engine = Direct::new(args, home, backend, &mut results)?;
@@ -80,7 +70,7 @@ pub fn prepare(
     Ok((
         Benchmark {
             engine,
-            race: Race::new(&sizes, tokens, args.runs, !args.direct),
+            race: Race::new(sizes, tokens, args.runs, !args.direct),
             results,
             bar: bar(output),
         },
@@ -88,8 +78,23 @@ pub fn prepare(
     ))
 }
 
+/// What is known of the machine and of the backend in use.
+fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
+    let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
+    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
+    Results {
+        schema: SCHEMA,
+        lmpatch: env!("CARGO_PKG_VERSION"),
+        machine: machine(),
+        runtime: runtime.map(|runtime| runtime.label.clone()),
+        runs_per_size: args.runs,
+        ..Results::default()
+    }
+}
+
 /// The length of every prompt in tokens. Fails if that says nothing about the largest size.
-fn prompt_tokens(args: &BenchArgs, largest: u64) -> Result<u64> {
+fn prompt_tokens(args: &BenchArgs, sizes: &BTreeSet<Option<u64>>) -> Result<u64> {
+    let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
     // Two chunks of the largest of several sizes, or four of the one that is set.
     let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));

@@ -35,12 +35,17 @@ pub struct Race {
 
 impl Race {
     /// A race between `sizes` over prompts of `prompt_tokens`, each size measured `max_runs` times at most.
-    pub fn new(sizes: &[Option<u64>], prompt_tokens: u64, max_runs: u32, reloads: bool) -> Self {
-        let row = |&size| Row {
+    pub fn new(
+        sizes: impl IntoIterator<Item = Option<u64>>,
+        prompt_tokens: u64,
+        max_runs: u32,
+        reloads: bool,
+    ) -> Self {
+        let row = |size| Row {
             size,
             ..Row::default()
         };
-        let mut rows: Vec<_> = sizes.iter().map(row).collect();
+        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
         // The size that most machines like best first, then its half and its double, and so on.
         rows.sort_by_key(|row| {
             let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));

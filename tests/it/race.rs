@@ -27,8 +27,8 @@ struct Simulated {
 }
 
 fn race(sizes: &[u64], max_runs: u32) -> Race {
-    let sizes: Vec<_> = sizes.iter().copied().map(Some).collect();
-    Race::new(&sizes, PROMPT, max_runs, true)
+    let sizes = sizes.iter().copied().map(Some);
+    Race::new(sizes, PROMPT, max_runs, true)
 }
 
 fn run(tokens_per_second: f64, course: Vec<Position>) -> Run {
