@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::files::cannot;
-use crate::lmstudio::backends;
+use crate::lmstudio::backends::amphibian;
 
 /// How long to wait for another lmpatch. A run on ten backends takes well under a second.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ impl Lock {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        let (directory, seconds) = (backends::amphibian(home), LOCK_TIMEOUT.as_secs());
+        let (directory, seconds) = (amphibian(home), LOCK_TIMEOUT.as_secs());
         bail!(
             "another process has locked {} for {seconds} seconds; wait for that lmpatch or end it, then run this again \
              (lsof shows who holds it)",
@@ -40,7 +40,7 @@ impl Lock {
 
     /// Takes the lock on `home`, if nobody has it.
     pub fn try_take(home: &Path) -> Result<Option<Self>> {
-        let directory = backends::open(home)?;
+        let directory = amphibian(home);
         let failed = |error| cannot("lock", &directory, error);
         let handle = File::open(&directory).map_err(failed)?;
         match handle.try_lock() {

@@ -71,7 +71,7 @@ impl Answer<'_> {
                 run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
                 let seconds = stats["time_to_first_token_seconds"].as_f64();
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
-                    (run.prefill_seconds, run.source) = (seconds, "server".to_owned());
+                    (run.prefill_seconds, run.source) = (seconds, "server");
                 }
             }
             Event::Other => {}
@@ -108,7 +108,7 @@ impl Answer<'_> {
     fn token(&mut self, seconds: f64) {
         let run = &mut self.run;
         if run.source.is_empty() {
-            (run.prefill_seconds, run.source) = (seconds, "client".to_owned());
+            (run.prefill_seconds, run.source) = (seconds, "client");
         }
     }
 

@@ -71,7 +71,7 @@ pub struct BenchArgs {
     pub url: Option<String>,
 
     /// What makes a size take effect [default: the model is loaded again through LM Studio's `lms`]
-    #[arg(long, value_name = "CMD", requires = "sizes")]
+    #[arg(long, value_name = "CMD", value_parser = parse_command, requires = "sizes")]
     pub reload: Option<String>,
 
     /// How long the engine may say nothing, in seconds
@@ -95,6 +95,14 @@ fn parse_url(text: &str) -> Result<String, String> {
     let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
     if host.is_empty() || rest.is_empty() || rest.contains(['/', '?', '#', '@']) {
         return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// What `lmpatch N --reload` takes is no command.
+fn parse_command(text: &str) -> Result<String, String> {
+    if ["app", "model", "models"].contains(&text) {
+        return Err("give a command; without --reload the model is loaded again".to_owned());
     }
     Ok(text.to_owned())
 }

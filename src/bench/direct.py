@@ -81,6 +81,8 @@ def prefill(size, count, turn):
     tell(kind="done", tokens=count, seconds=seconds, peak=memory("get_peak_memory")(), mlx_lm=version)
 
 
+# Loading may take as long as a prefill may: each has a time of its own.
+tell(kind="ready")
 for turn in itertools.count():
     request = requests.get()
     try:

@@ -72,6 +72,7 @@ impl Direct {
             }
         };
         (results.api, results.model) = ("direct", named.to_owned());
+        results.runtime = results.runtime.take().filter(|_| packages.is_some());
         let text = Prompts::new(args.prompt_file.as_deref())?.next(8192);
         Ok(Self {
             python,
@@ -150,7 +151,8 @@ impl Engine for Direct {
                 }) => {
                     (run.prompt_tokens, run.prefill_seconds) = (tokens, seconds);
                     run.tokens_per_second = tokens as f64 / seconds;
-                    (run.peak_memory_bytes, run.source) = (peak, format!("mlx-lm {mlx_lm}"));
+                    (run.peak_memory_bytes, run.source) = (peak, "server");
+                    run.engine = Some(format!("mlx-lm {mlx_lm}"));
                     break Ok(run);
                 }
                 // Anything else that is printed is not an answer.

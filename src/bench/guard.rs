@@ -5,17 +5,18 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use glob::Pattern;
 
 use super::marker;
 use super::server::Server;
 use crate::command;
+use crate::lmstudio::backends::Backend;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Applied, Outcome};
+use crate::patch::{self, Outcome};
 use crate::reload::Reloader;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -38,8 +39,8 @@ pub struct Guard {
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
     files: Mutex<Files>,
-    /// Held while a model is loaded.
-    reloading: Mutex<()>,
+    /// Whether a model was loaded; held while one is.
+    is_reloaded: Mutex<bool>,
     /// Waited for after a reload.
     pub server: Option<Server>,
 }
@@ -52,6 +53,9 @@ impl Guard {
         command: Option<String>,
         output: &Output,
     ) -> Result<Self> {
+        if let Some(command) = marker::interrupted(home) {
+            bail!("a benchmark was cut off; first give the sizes back with `{command}`");
+        }
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
         for backend in patch::survey(home, wanted)?.backends {
@@ -73,7 +77,7 @@ impl Guard {
             loaded: Vec::new(),
             wanted: None,
             files: Mutex::default(),
-            reloading: Mutex::default(),
+            is_reloaded: Mutex::default(),
             server: None,
         })
     }
@@ -92,7 +96,10 @@ impl Guard {
         let wanted = find(&loaded, identifier).filter(|model| model.is_mlx());
         let missing = || format!("`lms ps` lists no MLX model {identifier} on this Mac");
         let mut wanted = wanted.with_context(missing)?.clone();
-        reloader.until_idle(&wanted)?;
+        let advice = "try again when it is idle";
+        ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
+        let known = reloader.until_idle(&wanted);
+        known.with_context(|| identifier.to_owned())?;
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
             output.note(&format!(
@@ -106,8 +113,9 @@ impl Guard {
 
     /// Sets every backend to `size` and makes it take effect.
     pub fn prepare(&self, size: u64) -> Result<()> {
-        let _loading = locked(&self.reloading);
+        let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
+        *is_reloaded = true;
         self.reload(self.wanted.as_ref())?;
         self.wait_for_server()
     }
@@ -119,22 +127,27 @@ impl Guard {
             marker::write(&self.home, &self.before).context("cannot write beside the backends")?;
             files.are_changed = true;
         }
-        let applied = self.apply(Goal::Size(size))?;
-        let in_use = applied.iter().filter(|one| one.before.backend.selected);
-        let failed: Vec<_> = in_use.filter_map(failure).collect();
-        ensure!(failed.is_empty(), failed.join("; "));
-        Ok(())
+        let mut done = self.apply(Goal::Size(size))?;
+        done.retain(|(backend, _)| backend.selected);
+        check(&done)
     }
 
-    fn apply(&self, goal: Goal<'_>) -> Result<Vec<Applied>> {
+    /// Brings the backends of the sweep to the goal. Returns why each is not there, if it is not.
+    fn apply(&self, goal: Goal<'_>) -> Result<Vec<(&Backend, Option<String>)>> {
+        let paths: Vec<_> = self.before.iter().map(|one| &one.backend.path).collect();
         let mut now = patch::survey(&self.home, &[])?.backends;
-        let is_ours = |now: &Surveyed| {
-            self.before
-                .iter()
-                .any(|one| one.backend.path == now.backend.path)
+        now.retain(|now| paths.contains(&&now.backend.path));
+        let applied = patch::apply(&self.lock, now, goal);
+        let why = |path: &Path| {
+            let mut applied = applied.iter();
+            let Some(one) = applied.find(|one| one.before.backend.path == path) else {
+                return Some("it is gone".to_owned());
+            };
+            let is_right = matches!(one.outcome, Outcome::Changed | Outcome::Unchanged);
+            (!is_right).then(|| one.why.clone().unwrap_or_default())
         };
-        now.retain(is_ours);
-        Ok(patch::apply(&self.lock, now, goal))
+        let backends = self.before.iter().map(|one| &one.backend);
+        Ok(backends.map(|one| (one, why(&one.path))).collect())
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
@@ -155,57 +168,51 @@ impl Guard {
         Ok(measured.context_length)
     }
 
-    /// Restores the files, or sets `keep`; no size is set afterwards. Returns whether that worked.
-    pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> bool {
+    /// Restores the files, then sets `keep`; no size is set afterwards.
+    pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> Result<()> {
         let mut files = locked(&self.files);
         files.is_over = true;
-        let goal = match keep {
-            Some(size) => Goal::Size(size),
-            None if files.are_changed => Goal::Earlier(&self.before),
-            None => return true,
-        };
-        let (mut right, mut failed) = (Vec::new(), Vec::new());
-        match self.apply(goal) {
-            Ok(applied) => {
-                for one in applied {
-                    match failure(&one) {
-                        Some(why) => failed.push(why),
-                        None => right.push(one.after.backend.name),
-                    }
-                }
-            }
-            Err(why) => failed.push(format!("{why:#}")),
-        }
-        match keep {
-            Some(size) if !right.is_empty() => {
-                let effect = "it takes effect when a model is next loaded";
-                output.say(&format!("{size} is set in {}; {effect}.", right.join(", ")));
-            }
-            None if failed.is_empty() => output.say("Every backend is as it was."),
-            _ => {}
-        }
-        if failed.is_empty() {
+        if files.are_changed {
+            let restored = self.apply(Goal::Earlier(&self.before));
+            restored.and_then(|done| check(&done)).map_err(|why| {
+                let command = marker::way_back(&self.before);
+                anyhow!("not as it was: {why:#}; `{command}` gives the sizes back")
+            })?;
             marker::forget(&self.home);
-            return true;
+            if keep.is_none() {
+                output.say("Every backend is as it was.");
+            }
         }
-        let what = keep.map_or("as it was".to_owned(), |size| format!("set to {size}"));
-        let (why, command) = (failed.join("; "), marker::way_back(&self.before));
-        output.error(&format!(
-            "not {what}: {why}; `{command}` gives the sizes back"
-        ));
-        false
+        let Some(size) = keep else { return Ok(()) };
+        let done = self.apply(Goal::Size(size))?;
+        let set = done.iter().filter(|(_, why)| why.is_none());
+        let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
+        if !set.is_empty() {
+            let effect = "it takes effect when a model is next loaded";
+            output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
+        }
+        let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
+        match check(&done).with_context(|| format!("not set to {size}")) {
+            Err(why) if is_wrong || set.is_empty() => Err(why),
+            Err(why) => Ok(output.note(&format!("{why:#}"))),
+            Ok(()) => Ok(()),
+        }
     }
 
-    /// Loads the model as it was, if sizes were changed; first waits for a load that is under way.
+    /// Loads the model as it was, if it was reloaded; first waits for a load that is under way.
     pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
-        let _loading = locked(&self.reloading);
-        if !locked(&self.files).are_changed {
+        if !*locked(&self.is_reloaded) {
             return Ok(());
         }
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
         let failed = || format!("{} was not loaded again", id.map_or("the model", |id| id));
-        self.reload(was).with_context(failed)?;
+        if let Some(note) = self.reload(was).with_context(failed)? {
+            bail!(
+                "{} is not as it was: {note}",
+                id.map_or("the model", |id| id)
+            );
+        }
         // Leave the server as it was: answering.
         if is_stopped {
             Ok(())
@@ -214,14 +221,17 @@ impl Guard {
         }
     }
 
-    fn reload(&self, model: Option<&LoadedModel>) -> Result<()> {
+    /// Returns how the model is otherwise than it should be, if it is.
+    fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
         if let Some(text) = &self.command {
             let mut shell = Command::new("sh");
             let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
-            return ran.map(drop).with_context(|| format!("--reload '{text}'"));
+            let ran = ran.with_context(|| format!("--reload '{text}'"));
+            return ran.map(|_| None);
         }
-        let failed = model.and_then(|model| self.reloader().reload(model).failed);
-        failed.map_or(Ok(()), |why| Err(anyhow!(why)))
+        let reloaded = model.map(|model| self.reloader().reload(model));
+        let (failed, note) = reloaded.map_or((None, None), |now| (now.failed, now.note));
+        failed.map_or(Ok(note), |why| bail!(why))
     }
 
     fn reloader(&self) -> Reloader<'_> {
@@ -238,11 +248,15 @@ impl Guard {
     }
 }
 
-/// Why a backend is not as planned, if it is not.
-fn failure(one: &Applied) -> Option<String> {
-    let is_right = matches!(one.outcome, Outcome::Changed | Outcome::Unchanged);
-    let why = one.why.as_deref().unwrap_or("unknown");
-    (!is_right).then(|| format!("{}: {why}", one.before.backend.name))
+/// Fails if a backend is not where it should be.
+fn check(done: &[(&Backend, Option<String>)]) -> Result<()> {
+    let failed = done.iter().filter_map(|(backend, why)| {
+        let why = why.as_ref()?;
+        Some(format!("{}: {why}", backend.name))
+    });
+    let failed: Vec<_> = failed.collect();
+    ensure!(failed.is_empty(), failed.join("; "));
+    Ok(())
 }
 
 /// Locks a mutex even if a thread panicked while it held it.

@@ -1,10 +1,11 @@
 //! The file that says that a benchmark is running, or was cut off: it has the command that gives the sizes back.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use tempfile::NamedTempFile;
 
 use crate::files;
 use crate::lock::Lock;
@@ -25,9 +26,12 @@ pub fn lock(home: &Path) -> Result<Lock> {
 
 /// Writes the marker, before the first change.
 pub fn write(home: &Path, before: &[Surveyed]) -> Result<()> {
-    let mut file = File::create(marker(home))?;
+    let path = marker(home);
+    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
     file.write_all(way_back(before).as_bytes())?;
-    Ok(file.sync_all()?)
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Removes the marker of a benchmark that was cut off: it is useless once sizes have been set.

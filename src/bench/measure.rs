@@ -1,12 +1,14 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
 use std::iter;
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 
+use super::export;
 use super::race::{Race, Step};
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
@@ -36,6 +38,8 @@ pub struct Benchmark {
     pub engine: Box<dyn Engine>,
     pub race: Race,
     pub results: Results,
+    /// Written after every step.
+    pub exports: Vec<PathBuf>,
     pub bar: ProgressBar,
 }
 
@@ -48,6 +52,9 @@ impl Benchmark {
         let probe = self
             .engine
             .prefill(PROBE_TOKENS.min(tokens), &mut |_| true)?;
+        let runtime = self.results.runtime.iter().chain(&probe.engine);
+        let runtime: Vec<_> = runtime.map(String::as_str).collect();
+        self.results.runtime = (!runtime.is_empty()).then(|| runtime.join(", "));
         let seconds = at_most as f64 / probe.tokens_per_second;
         let minutes = (seconds.min(budget.as_secs_f64()) / 60.0).ceil();
         let (model, count) = (&self.results.model, self.race.rows.len());
@@ -63,6 +70,9 @@ impl Benchmark {
             }
             self.results.seconds = start.elapsed().as_secs_f64();
             self.conclude();
+            if !self.results.rows.is_empty() {
+                export::write(&self.exports, &self.results, &output);
+            }
             known.send(self.results.clone()).context("stopped")?;
         }
         Ok(())
@@ -76,6 +86,8 @@ impl Benchmark {
         let chunk = race.row(size).chunk();
         if !race.row(size).is_loaded {
             bar.set_message(format!("{chunk}, loading"));
+            // If this fails, what is loaded is unknown.
+            race.unloaded();
             engine.prepare(chunk)?;
             race.prepared(size);
         }

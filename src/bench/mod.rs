@@ -29,7 +29,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -63,10 +63,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let (sender, known) = mpsc::channel();
     let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
     let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
-    let end = wait(&known, start, budget, &mut signals, |now| {
-        export::write(&args.output, &now, output);
-        results = now;
-    });
+    let end = wait(&known, start, budget, &mut signals, &mut results);
     // The next size fails, and a model that is still at work on a prompt could not be loaded again.
     drop(known);
     agent.shutdown();
@@ -85,10 +82,8 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     results.error = failure.map(|error| format!("{error:#}"));
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
-    let is_restored = guard.is_none_or(|guard| {
-        let are_files_right = guard.finish_files(keep, output);
-        are_files_right & restore_models(guard, is_stopped, &mut signals, output)
-    });
+    let is_restored =
+        guard.is_none_or(|guard| restore(guard, keep, is_stopped, &mut signals, output));
     let is_told = tell(&results, is_json, args, output)?;
     let is_compared = count < 2 || results.verdict.keep.is_some();
     let is_whole = results.error.is_none() && results.rows.iter().all(|row| row.failed.is_none());
@@ -96,32 +91,39 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 
-/// Hands on what is known until measuring ends, by itself or by what comes first.
+/// Keeps up with what is known until measuring ends, by itself or by what comes first.
 fn wait(
     known: &Receiver<Results>,
     start: Instant,
     budget: Duration,
     signals: &mut Signals,
-    mut on_results: impl FnMut(Results),
+    results: &mut Results,
 ) -> End {
     loop {
         match known.recv_timeout(TICK) {
-            Ok(now) => on_results(now),
+            Ok(now) => *results = now,
             Err(RecvTimeoutError::Disconnected) => return End::Measured,
-            Err(_) if signals.pending().next().is_some() => return End::Signal,
-            Err(_) if start.elapsed() > budget => return End::Budget,
-            Err(_) => {}
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if signals.pending().next().is_some() {
+            return End::Signal;
+        }
+        if start.elapsed() > budget {
+            return End::Budget;
         }
     }
 }
 
-/// Loads the models as they were. Returns whether that worked.
-fn restore_models(
+/// Restores the files, or sets `keep`; then loads the models as they were. Returns whether all of it worked.
+fn restore(
     guard: Arc<Guard>,
+    keep: Option<u64>,
     is_stopped: bool,
     signals: &mut Signals,
     output: &Output,
 ) -> bool {
+    let files = guard.finish_files(keep, output);
+    let files = files.inspect_err(|why| output.error(&format!("{why:#}")));
     let loading = thread::spawn(move || guard.finish_models(is_stopped));
     // The first signal restored the files; a second one ends the waiting for the model.
     let mut count = usize::from(is_stopped);
@@ -135,10 +137,8 @@ fn restore_models(
     } else {
         Err(stopped())
     };
-    if let Err(why) = &result {
-        output.error(&format!("{why:#}; load it in LM Studio"));
-    }
-    result.is_ok()
+    let say = |why: &Error| output.error(&format!("{why:#}; load it in LM Studio"));
+    result.inspect_err(say).is_ok() && files.is_ok()
 }
 
 /// What the thread returned; an error also if it panicked, which would be a defect.
@@ -156,11 +156,9 @@ fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> 
     } else if has_rows && !output.is_quiet {
         output.print(&export::table(results, output.width()))?;
     }
-    let remarks = results.remarks();
-    remarks
-        .iter()
-        .filter(|_| has_rows)
-        .for_each(|remark| output.say(remark));
+    for remark in results.remarks() {
+        output.say(&remark);
+    }
     results.error.iter().for_each(|error| output.error(error));
     Ok(is_written)
 }

@@ -44,17 +44,13 @@ pub fn prepare(
     let backends = survey.transpose()?.map_or(vec![], |survey| survey.backends);
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
     let in_use = in_use.as_ref();
-    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+    let (chunk, _) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
     let sizes: BTreeSet<_> = match &args.sizes[..] {
         [] => [chunk].into(),
         sizes => sizes.iter().copied().map(Some).collect(),
     };
     let tokens = prompt_tokens(args, &sizes)?;
-    let mut results = Results {
-        prompt_tokens: tokens,
-        stock,
-        ..subject(args, in_use)
-    };
+    let mut results = subject(args, in_use, tokens);
     let new = |home| Guard::new(home, &args.backend, args.reload.clone(), output);
     let guard = home.filter(|_| sets).map(new).transpose()?;
     let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
@@ -72,6 +68,7 @@ pub fn prepare(
             engine,
             race: Race::new(sizes, tokens, args.runs, !args.direct),
             results,
+            exports: args.output.clone(),
             bar: bar(output),
         },
         guard,
@@ -79,7 +76,8 @@ pub fn prepare(
 }
 
 /// What is known of the machine and of the backend in use.
-fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
+fn subject(args: &BenchArgs, in_use: Option<&Surveyed>, prompt_tokens: u64) -> Results {
+    let (_, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Results {
@@ -87,7 +85,9 @@ fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
         lmpatch: env!("CARGO_PKG_VERSION"),
         machine: machine(),
         runtime: runtime.map(|runtime| runtime.label.clone()),
+        prompt_tokens,
         runs_per_size: args.runs,
+        stock,
         ..Results::default()
     }
 }

@@ -109,6 +109,11 @@ impl Race {
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
+    /// No size is known to be set and loaded.
+    pub fn unloaded(&mut self) {
+        self.rows.iter_mut().for_each(|row| row.is_loaded = false);
+    }
+
     /// `size` is set and loaded.
     pub fn prepared(&mut self, size: Option<u64>) {
         let is_cold = self.reloads && !self.row(size).is_loaded;

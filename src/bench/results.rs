@@ -85,12 +85,15 @@ pub struct Run {
     pub prompt_tokens: u64,
     pub prefill_seconds: f64,
     pub tokens_per_second: f64,
-    /// Whose clock measured it: `server`, `client`, or the version of mlx-lm.
-    pub source: String,
+    /// Whose clock measured it: `server` or `client`.
+    pub source: &'static str,
     pub cached_tokens: Option<u64>,
     pub peak_memory_bytes: Option<u64>,
     /// Why it does not count.
     pub ignored: Option<String>,
+    /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
+    #[serde(skip)]
+    pub engine: Option<String>,
     /// The positions that the engine reported.
     #[serde(skip)]
     pub course: Vec<Position>,
@@ -128,6 +131,7 @@ impl Results {
     pub fn failed(why: &Error) -> Self {
         Self {
             schema: SCHEMA,
+            lmpatch: env!("CARGO_PKG_VERSION"),
             error: Some(format!("{why:#}")),
             ..Self::default()
         }
@@ -153,7 +157,8 @@ impl Results {
         let runs = self.rows.iter().flat_map(|row| &row.runs);
         let ignored = runs.filter_map(|run| run.ignored.as_ref());
         remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
-        remarks.push(format!("Verdict: {}.", self.verdict.reason));
+        let verdict = || format!("Verdict: {}.", self.verdict.reason);
+        remarks.extend((!self.rows.is_empty()).then(verdict));
         remarks
     }
 }

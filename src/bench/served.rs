@@ -40,14 +40,18 @@ impl Served {
         let (model, tokens) = (target.id, results.prompt_tokens);
         let needed = context_for(tokens);
         results.context_length = target.config["context_length"].as_u64();
-        let mut limit = (most, "take smaller sizes".to_owned());
+        let most = most.unwrap_or(u64::MAX);
+        let (mut has, mut advice) = (most, " or smaller --sizes".to_owned());
         if args.sizes.is_empty() {
-            let load = format!("`lms load '{model}' --context-length {needed}` gives it more");
-            limit = (results.context_length, load);
+            has = results.context_length.unwrap_or(u64::MAX);
+            let load =
+                format!(", or load it with more: `lms load '{model}' --context-length {needed}`");
+            advice = if needed <= most { load } else { String::new() };
         }
-        let (has, advice) = (limit.0.unwrap_or(u64::MAX), limit.1);
-        let text = format!("prompts take a context of {needed}, and the model has at most {has}");
-        ensure!(needed <= has, "{text}; {advice}");
+        ensure!(
+            needed <= has,
+            "prompts take a context of {needed}, and the model has {has}; give less with --prompt-tokens{advice}"
+        );
         if let Some(guard) = &mut guard {
             guard.hold_model(&model, needed, output)?;
             guard.server = Some(server.clone());

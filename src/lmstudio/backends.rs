@@ -1,6 +1,6 @@
 //! The MLX backends of a home, joined with the runtimes that use them.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -76,16 +76,18 @@ pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")
 }
 
-/// The directory of all backends. Fails if it is missing, cannot be listed, or lies in an app bundle.
-pub fn open(home: &Path) -> Result<PathBuf> {
+/// What is in the directory of all backends, and its path with all links resolved. Fails if it is missing, cannot be
+/// listed, or lies in an app bundle.
+pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
     let directory = amphibian(home);
-    match fs::read_dir(&directory) {
+    let names = match files::names(&directory) {
         Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        Err(error) => Err(cannot("list", &directory, error)),
-        Ok(_) => match leads_into_app(&directory, &resolved(&directory)) {
-            Some(why) => bail!(why),
-            None => Ok(directory),
-        },
+        names => names.map_err(|error| cannot("list", &directory, error))?,
+    };
+    let real = resolved(&directory);
+    match leads_into_app(&directory, &real) {
+        Some(why) => bail!(why),
+        None => Ok((names, real)),
     }
 }
 
@@ -113,14 +115,12 @@ fn why_absent(home: &Path, directory: &Path) -> String {
 ///
 /// Fails if the directory of backends cannot be listed.
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
-    let directory = open(home)?;
+    let (mut names, real) = open(home)?;
+    let directory = amphibian(home);
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
-    let names = files::names(&directory);
-    let mut names = names.map_err(|error| cannot("list", &directory, error))?;
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut missing, mut left_out) = (vec![], vec![], vec![]);
-    let real = resolved(&directory);
     let found = names.iter().map(|name| backend(&directory, &real, name));
     for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);

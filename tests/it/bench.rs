@@ -2,6 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -368,6 +369,79 @@ fn a_size_that_fails_is_a_row_and_the_rest_unharmed() {
 }
 
 #[test]
+fn after_a_load_that_failed_no_other_size_is_measured_in_its_place() {
+    // The first two are too close to call, so one of them runs again after the third has failed.
+    let stage = stage().pace(&[(4096, 100), (2048, 101)]);
+    stage.fake.state().odd.fits.extend([(1024, 6144)]);
+    let results = stage.json(&["--sizes", "1024,2048,4096", "--runs", "2"], 1);
+    failed(&results, 0, "a context of 6144 at this size");
+    assert_eq!(
+        column(&results, "observed_chunk"),
+        [NONE, 2048.into(), 4096.into()]
+    );
+    for (row, pace) in rows(&results)[1..].iter().zip([101.0, 100.0]) {
+        for run in row["runs"].as_array().unwrap() {
+            let speed = run["tokens_per_second"].as_f64().unwrap();
+            assert!((speed * pace / 1e6 - 1.0).abs() < 1e-9, "{row:#}");
+        }
+    }
+    assert_eq!(results["verdict"]["keep"], 2048, "{results:#}");
+}
+
+#[test]
+fn a_model_that_comes_back_otherwise_is_told() {
+    let stage = stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
+    let ran = stage.run(&["--sizes", "512,4096", "--runs", "1"]).exits(1);
+    ran.says("qwen/tiny is not as it was: context length 9000 instead of 65536");
+}
+
+#[test]
+fn where_no_size_could_be_set_no_model_is_loaded_again() {
+    let stage = stage();
+    let engine = stage.backend.engine();
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o444)).unwrap();
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 1);
+    failed(&results, 0, "is read-only; allow writing");
+    let calls = stage.fake.state().lms.clone();
+    assert!(calls.iter().all(|call| call[0] == "ps"), "{calls:?}");
+}
+
+#[test]
+fn a_backend_that_is_gone_is_told() {
+    let stage = stage();
+    let output = Output {
+        is_quiet: true,
+        is_verbose: false,
+    };
+    let guard = Guard::new(&stage.env.lmstudio(), &[], Some("true".to_owned()), &output);
+    let guard = guard.unwrap();
+    guard.prepare(4096).unwrap();
+    fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
+    for keep in [None, Some(512)] {
+        let why = guard.finish_files(keep, &output).unwrap_err().to_string();
+        assert!(why.contains("it is gone"), "{why}");
+        assert!(
+            why.ends_with("`lmpatch --revert` gives the sizes back"),
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn the_budget_also_ends_runs_that_take_no_time() {
+    let stage = stage().pace(&[(2048, 1)]);
+    let ran = stage.run(&[
+        "--runs",
+        "1000",
+        "--prompt-tokens",
+        "4096",
+        "--budget",
+        "0.02",
+    ]);
+    ran.exits(0).says("the budget was over");
+}
+
+#[test]
 fn errors_are_told_as_what_they_are() {
     let error = stage().odd(|odd| odd.error = Some("Model unloaded."));
     error.run(&[]).exits(1).says("Model unloaded.");
@@ -469,12 +543,12 @@ fn a_context_that_is_too_small_is_made_larger_for_the_sweep() {
     stage
         .run(&["--runs", "1"])
         .exits(1)
-        .says("prompts take a context of 8960, and the model has at most 4096")
-        .says("`lms load 'qwen/tiny' --context-length 8960` gives it more");
+        .says("prompts take a context of 8960, and the model has 4096")
+        .says("or load it with more: `lms load 'qwen/tiny' --context-length 8960`");
     stage
         .run(&["--sizes", "131072"])
         .exits(1)
-        .says("at most 262144");
+        .says("the model has 262144; give less with --prompt-tokens or smaller --sizes");
     stage
         .run(&["--sizes", "8192", "--prompt-tokens", "10000"])
         .exits(1)
@@ -521,11 +595,19 @@ fn the_best_is_set_and_what_was_really_set_is_said() {
     let stage = stage();
     let older = "app-mlx-generate-mac14-arm64@33";
     usual_backend(&stage.env.lmstudio(), older).with_engine(engine_since_2026("2 * 1024"));
+    let read_only = usual_backend(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@32");
+    fs::set_permissions(read_only.engine(), fs::Permissions::from_mode(0o444)).unwrap();
     let ran = stage
         .run(&["--sizes", "512,2048", "--runs", "1", "--apply-best"])
         .exits(0);
     ran.says("@33 is not part of the sweep")
-        .says(&format!("512 is set in {NAME};"));
+        .says(&format!("512 is set in {NAME};"))
+        .says("note: not set to 512: app-mlx-generate-mac14-arm64@32: ");
+    stage
+        .env
+        .run(["--check"])
+        .exits(1)
+        .says_nothing_of("cut off");
     assert_eq!(
         (stage.chunk(), stage.fake.loaded()[0].chunk),
         (Some(512), 512)
@@ -639,6 +721,8 @@ fn after_a_kill_the_way_back_is_known() {
         interrupted(&stage.env.lmstudio()).as_deref(),
         Some("lmpatch --revert")
     );
+    let again = stage.run(&["--sizes", "512,1024"]).exits(1);
+    again.says("a benchmark was cut off; first give the sizes back with `lmpatch --revert`");
     let ran = stage.env.run(["--check"]).exits(0);
     ran.says("a benchmark was cut off")
         .says("`lmpatch --revert` gives the sizes back");
@@ -670,7 +754,7 @@ fn a_panic_puts_everything_back() {
         });
         assert!(measuring.join().is_err());
     });
-    assert!(guard.finish_files(None, &output));
+    guard.finish_files(None, &output).unwrap();
     guard.finish_models(false).unwrap();
     stage.is_as(&before);
     assert!(guard.prepare(4096).is_err(), "nothing is set any more");
@@ -819,6 +903,7 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     failed(&results, 1, "ValueError: no");
     assert_eq!(rows(&results)[0]["observed_chunk"], 512);
     assert_eq!(rows(&results)[0]["peak_memory_bytes"], 512_000);
+    assert_eq!(results["runtime"], "mlx-lm 0.0");
     assert_eq!(
         (&results["api"], &results["verdict"]["keep"]),
         (&"direct".into(), &512.into())
@@ -904,6 +989,7 @@ fn an_early_failure_leaves_no_export() {
     let results: Value = serde_json::from_str(&ran.stdout).unwrap();
     let error = results["error"].as_str().unwrap();
     assert!(error.starts_with("no server answers"), "{results}");
+    assert_eq!(results["lmpatch"], env!("CARGO_PKG_VERSION"));
 }
 
 #[test]
@@ -933,6 +1019,7 @@ fn the_command_line_is_refused_where_it_makes_no_sense() {
         &["bench", "--runs", "0"],
         &["bench", "--budget", "0"],
         &["bench", "--url", "https://x"],
+        &["bench", "--sizes", "512", "--reload", "app"],
         &["4096", "bench"],
     ] {
         env.run(arguments).exits(2);
