@@ -192,11 +192,12 @@ impl Guard {
             output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
         }
         let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
-        match check(&done).with_context(|| format!("not set to {size}")) {
-            Err(why) if is_wrong || set.is_empty() => Err(why),
-            Err(why) => Ok(output.note(&format!("{why:#}"))),
-            Ok(()) => Ok(()),
+        let checked = check(&done).with_context(|| format!("not set to {size}"));
+        if let (Err(why), false) = (&checked, is_wrong || set.is_empty()) {
+            output.note(&format!("{why:#}"));
+            return Ok(());
         }
+        checked
     }
 
     /// Loads the model as it was, if it was reloaded; first waits for a load that is under way.
