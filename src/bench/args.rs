@@ -7,6 +7,7 @@ use clap::{Args, value_parser};
 use glob::Pattern;
 
 use super::export;
+use super::guard::Reload;
 use crate::patch::settings::parse_size;
 
 /// What `lmpatch bench --help` ends with.
@@ -70,9 +71,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
     pub url: Option<String>,
 
-    /// What makes a size take effect [default: the model is loaded again through LM Studio's `lms`]
-    #[arg(long, value_name = "CMD", value_parser = parse_command, requires = "sizes")]
-    pub reload: Option<String>,
+    /// How a size takes effect: load the model again, restart the app, or a command of your own
+    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
+    pub reload: Reload,
 
     /// How long the engine may say nothing, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
@@ -95,14 +96,6 @@ fn parse_url(text: &str) -> Result<String, String> {
     let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
     if host.is_empty() || rest.is_empty() || rest.contains(['/', '?', '#', '@']) {
         return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-/// What `lmpatch N --reload` takes is no command.
-fn parse_command(text: &str) -> Result<String, String> {
-    if ["app", "model", "models"].contains(&text) {
-        return Err("give a command; without --reload the model is loaded again".to_owned());
     }
     Ok(text.to_owned())
 }

@@ -17,9 +17,27 @@ use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Outcome};
-use crate::reload::Reloader;
+use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// How a size takes effect: through `lms`, by a restart of the app, or by a command for the shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    Model,
+    App,
+    Command(String),
+}
+
+impl From<&str> for Reload {
+    fn from(text: &str) -> Self {
+        match text {
+            "model" | "models" => Self::Model,
+            "app" => Self::App,
+            command => Self::Command(command.to_owned()),
+        }
+    }
+}
 
 /// Whether the files have the sizes that the benchmark sets, and whether it is over, so that no more are set.
 #[derive(Debug, Default)]
@@ -32,8 +50,7 @@ struct Files {
 pub struct Guard {
     home: PathBuf,
     lock: Lock,
-    /// Reloads instead of `lms`.
-    command: Option<String>,
+    how: Reload,
     before: Vec<Surveyed>,
     /// If `lms` reloads: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
@@ -47,12 +64,7 @@ pub struct Guard {
 
 impl Guard {
     /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
-    pub fn new(
-        home: &Path,
-        wanted: &[Pattern],
-        command: Option<String>,
-        output: &Output,
-    ) -> Result<Self> {
+    pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
         if let Some(command) = marker::interrupted(home) {
             bail!("a benchmark was cut off; first give the sizes back with `{command}`");
         }
@@ -72,7 +84,7 @@ impl Guard {
         Ok(Self {
             home: home.to_owned(),
             lock,
-            command,
+            how,
             before,
             loaded: Vec::new(),
             wanted: None,
@@ -84,7 +96,7 @@ impl Guard {
 
     /// Finds the measured model, which needs a context of `context` tokens. Fails if it could not be loaded again.
     pub fn hold_model(&mut self, identifier: &str, context: u64, output: &Output) -> Result<()> {
-        if self.command.is_some() {
+        if matches!(self.how, Reload::Command(_)) {
             return Ok(());
         }
         let reloader = self.reloader();
@@ -224,15 +236,26 @@ impl Guard {
 
     /// Returns how the model is otherwise than it should be, if it is.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
-        if let Some(text) = &self.command {
+        if let Reload::Command(text) = &self.how {
             let mut shell = Command::new("sh");
             let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
             let ran = ran.with_context(|| format!("--reload '{text}'"));
             return ran.map(|_| None);
         }
-        let reloaded = model.map(|model| self.reloader().reload(model));
-        let (failed, note) = reloaded.map_or((None, None), |now| (now.failed, now.note));
-        failed.map_or(Ok(note), |why| bail!(why))
+        let Some(model) = model else { return Ok(None) };
+        let reloader = self.reloader();
+        if self.how == Reload::App {
+            let models = reloader.run(How::App)?;
+            let failed = models.into_iter().find_map(|model| model.failed);
+            failed.map_or(Ok(()), |why| bail!(why))?;
+            let now = reloader.lms.loaded()?;
+            let now = find(&now, &model.identifier);
+            if now.is_some_and(|now| now.context_length == model.context_length) {
+                return Ok(None);
+            }
+        }
+        let now = reloader.reload(model);
+        now.failed.map_or(Ok(now.note), |why| bail!(why))
     }
 
     fn reloader(&self) -> Reloader<'_> {

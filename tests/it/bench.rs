@@ -7,13 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
+use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
-use crate::support::standins::{executable, until};
+use crate::support::standins::{StandIns, executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
-use lmpatch::bench::guard::Guard;
+use lmpatch::bench::guard::{Guard, Reload};
 use lmpatch::bench::marker::interrupted;
 use lmpatch::output::Output;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
@@ -413,7 +414,7 @@ fn a_backend_that_is_gone_is_told() {
         is_quiet: true,
         is_verbose: false,
     };
-    let guard = Guard::new(&stage.env.lmstudio(), &[], Some("true".to_owned()), &output);
+    let guard = Guard::new(&stage.env.lmstudio(), &[], Reload::from("true"), &output);
     let guard = guard.unwrap();
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
@@ -741,7 +742,7 @@ fn a_panic_puts_everything_back() {
         is_verbose: false,
     };
     let home = stage.env.lmstudio();
-    let mut guard = Guard::new(&home, &[], None, &output).unwrap();
+    let mut guard = Guard::new(&home, &[], Reload::Model, &output).unwrap();
     guard.hold_model(MODEL, 8192, &output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
@@ -851,6 +852,44 @@ fn a_command_reloads_where_it_is_asked_for() {
     failed(&results, 0, "no luck");
     failed(&results, 1, "no luck");
     assert_eq!(stage.chunk(), Some(2048));
+}
+
+#[test]
+fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() {
+    let env = Env::new();
+    let home = env.lmstudio();
+    let backend = usual_backend(&home, NAME);
+    runtime(&home, "1.12.0", &[NAME]);
+    select(&home, "1.12.0");
+    // One stands in for the server of the app, the other for its workers and its `lms`.
+    let elsewhere = env.user().join("elsewhere");
+    let server = FakeLmStudio::start(&elsewhere, &backend.engine());
+    server.load(MODEL, "mlx", 65_536);
+    // Neither size is behind the one before it on a busy machine, and cut short.
+    server.state().pace.extend(FALLING.iter().copied());
+    let lms = FakeLms::start(&home, &backend.engine());
+    lms.set("app", json!("/Applications/LM Studio.app/Contents"));
+    lms.add(json!({ "path": MODEL, "contextLength": 4096, "parallel": 3 }));
+    lms.add(json!({ "path": "llama/tiny", "format": "gguf", "contextLength": 6000 }));
+    let before = (snapshot(&backend.root), lms.summary());
+    let standins = StandIns::new(&env);
+    let [own, others] = [&home, &elsewhere].map(|home| home.join("bin/lms").display().to_string());
+    standins.script("osascript", &format!("'{own}' test-quit"));
+    let load = format!("load dir/{MODEL} --identifier {MODEL} --context-length 65536");
+    let open = format!("'{own}' test-open; '{others}' unload {MODEL}; '{others}' {load}");
+    standins.script("open", &open);
+    let url = server.url();
+    let sizes = ["bench", "--url", &url, "--sizes", "512,4096", "--runs", "1"];
+    let results = standins.json(sizes.iter().chain(&["--reload", "app"]));
+    assert_eq!(column(&results, "observed_chunk"), [512, 4096]);
+    assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    assert_eq!(
+        standins.calls_of("open").len(),
+        3,
+        "two sizes, and as it was"
+    );
+    let left = differences(&before.0, &snapshot(&backend.root));
+    assert_eq!((left, lms.summary()), (Vec::new(), before.1));
 }
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
@@ -1019,7 +1058,6 @@ fn the_command_line_is_refused_where_it_makes_no_sense() {
         &["bench", "--runs", "0"],
         &["bench", "--budget", "0"],
         &["bench", "--url", "https://x"],
-        &["bench", "--sizes", "512", "--reload", "app"],
         &["4096", "bench"],
     ] {
         env.run(arguments).exits(2);
