@@ -54,7 +54,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let agent = server::agent(None, Some(Duration::from_secs(args.timeout)));
     let prepared = prepare::prepare(home, args, output, &agent);
     if let (Err(why), true) = (&prepared, is_json) {
-        output.print_json(&Results::failed(why))?;
+        output.print_json(&prepare::failed(why))?;
     }
     let (benchmark, guard) = prepared?;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 
@@ -73,6 +73,16 @@ pub fn prepare(
         },
         guard,
     ))
+}
+
+/// The results of a benchmark that could not begin.
+pub fn failed(why: &Error) -> Results {
+    Results {
+        schema: SCHEMA,
+        lmpatch: env!("CARGO_PKG_VERSION"),
+        error: Some(format!("{why:#}")),
+        ..Results::default()
+    }
 }
 
 /// What is known of the machine and of the backend in use.

@@ -1,6 +1,5 @@
 //! What a benchmark found: one type, from which every export is made. What is unknown is `None`.
 
-use anyhow::Error;
 use serde::{Deserialize, Serialize};
 
 /// It grows when a field changes its meaning or goes away.
@@ -127,16 +126,6 @@ impl Row {
 }
 
 impl Results {
-    /// Those of a benchmark that could not begin.
-    pub fn failed(why: &Error) -> Self {
-        Self {
-            schema: SCHEMA,
-            lmpatch: env!("CARGO_PKG_VERSION"),
-            error: Some(format!("{why:#}")),
-            ..Self::default()
-        }
-    }
-
     /// The speed of a row as a fraction of the fastest.
     pub fn part(&self, row: &Row) -> f64 {
         let speeds = self.rows.iter().map(Row::speed);
