@@ -12,7 +12,7 @@ use crate::lmstudio::lms::Lms;
 use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
-use crate::patch::{self, Survey};
+use crate::patch::{self, Outcome, Survey};
 use crate::reload::{How, Reloaded, Reloader};
 use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
 
@@ -31,10 +31,11 @@ pub fn run(
         Some(lock) => patch::apply(lock, backends, goal),
         None => patch::dry_run(backends, goal),
     };
-    if lock.is_some() {
+    report.backends = applied.iter().map(BackendReport::applied).collect();
+    // Else some sizes may still be those of a benchmark that was cut off.
+    if lock.is_some() && cli.backend.is_empty() && !has_failed(report) {
         marker::forget(home);
     }
-    report.backends = applied.iter().map(BackendReport::applied).collect();
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
         effect::look(cli, home, report, &after, None);
@@ -48,10 +49,14 @@ pub fn run(
     // Even if stdout failed: people must learn what was done to their files.
     report.findings.tell(output);
     tell_summary(cli, output, report, &survey);
-    report.missing_backends = survey.home.missing;
+    let is_set = is_in_use(report, &survey, Changed) || is_in_use(report, &survey, Unchanged);
     let is_reloaded = cli.reload.is_none_or(|how| {
-        report.count(Changed) + report.count(Unchanged) > 0 && reload(output, home, report, how)
+        if !is_set {
+            output.error("no model was loaded again: no backend in use was set");
+        }
+        is_set && reload(output, home, report, how)
     });
+    report.missing_backends = survey.home.missing;
     let is_done = is_reloaded && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
@@ -60,18 +65,18 @@ fn tell_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
     output.say(&table::summary(report));
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
-    } else if cli.reload.is_none() && is_in_use_changed(report, survey) {
+    } else if cli.reload.is_none() && is_in_use(report, survey, Changed) {
         output.say("It takes effect when a model is next loaded; restarting LM Studio makes sure.");
     }
 }
 
-/// Whether the run changed the backend in use, or may have, if it is unknown which one that is.
-fn is_in_use_changed(report: &Report, survey: &Survey) -> bool {
+/// Whether this became of the backend in use, or may have, if it is unknown which one that is.
+fn is_in_use(report: &Report, survey: &Survey, outcome: Outcome) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || survey.home.missing.iter().any(|missing| missing.selected)
         || !survey.home.left_out.is_empty();
-    let mut changed = report.with(Changed);
-    changed.any(|row| row.backend.selected || !is_known)
+    let mut such = report.with(outcome);
+    such.any(|row| row.backend.selected || !is_known)
 }
 
 /// Leaving an unfinished update alone is not a failure, unless it is the backend in use or the only one.
@@ -99,7 +104,7 @@ fn reload(output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
         let what = "no model was loaded again";
         output.error(&format!("the files are done, but {what}: {error}"));
     } else if models.is_empty() {
-        output.say("No model is loaded; the next one takes these values.");
+        output.say("No MLX model is loaded; the next one takes these values.");
     } else if how == How::App {
         output.say("The app was restarted.");
     }

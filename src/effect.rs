@@ -94,7 +94,9 @@ pub fn summary(report: &Report) -> &'static str {
         ""
     } else if states.contains(&&InEffect) {
         "Every loaded model has these values.\n"
-    } else {
+    } else if report.workers.as_ref().is_none_or(Vec::is_empty) {
         "No model is loaded.\n"
+    } else {
+        "No loaded model uses these backends.\n"
     }
 }

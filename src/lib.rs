@@ -36,6 +36,9 @@ pub fn run(cli: &Cli) -> Result<Exit> {
         is_verbose: cli.verbose,
     };
     let (home, json) = (cli.home.as_deref(), cli.json);
+    if let Some(home) = home {
+        output::advise_for(home);
+    }
     let text = match &cli.command {
         None => return check_or_change(cli, &output),
         Some(Command::Bench(args)) => return bench::run(home, json, args, &output),

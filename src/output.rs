@@ -1,7 +1,9 @@
 //! stdout, stderr, colour, width and the exit code: decided once, handed down. Data goes to stdout, talk to stderr.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
@@ -92,9 +94,22 @@ impl Output {
     }
 }
 
+/// The home that was given, as it is typed in a shell: what is advised has to be for it, too.
+static HOME: OnceLock<String> = OnceLock::new();
+
+/// Has every command that is advised from now on act on `home`.
+pub fn advise_for(home: &Path) {
+    let quoted = home.display().to_string().replace('\'', r"'\''");
+    // Called once.
+    let _ = HOME.set(format!("`lmpatch --home '{quoted}' "));
+}
+
 /// Writes a printable line to stderr. On a terminal, words are kept whole and further lines are indented.
 fn tell(tag: &str, style: Style, text: &str) {
     let mut text = printable(text);
+    if let Some(home) = HOME.get().filter(|_| !text.contains("`lmpatch --home ")) {
+        text = text.replace("`lmpatch ", home);
+    }
     if io::stderr().is_terminal() {
         let taken = " ".repeat(tag.len());
         // Names of backends have hyphens, and a path that is broken cannot be copied.

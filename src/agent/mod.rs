@@ -21,8 +21,6 @@ use crate::patch::settings::{DEFAULT_SIZE, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
 
-/// What makes an agent work again.
-pub const FIX: &str = "`lmpatch agent install` fixes it";
 const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in at the screen, or the background item \
     may be switched off (System Settings → General → Login Items)";
 
@@ -57,8 +55,10 @@ pub struct Status {
     pub size: Option<u64>,
     installed: bool,
     loaded: bool,
-    /// Why it does not work though it is installed; [`FIX`] is what to do.
+    /// Why it does not work though it is installed, and what fixes that.
     pub trouble: Option<String>,
+    #[serde(skip)]
+    pub fix: String,
     last_lines: Vec<String>,
 }
 
@@ -115,10 +115,9 @@ fn lasting_program() -> Result<PathBuf> {
 fn uninstall(output: &Output) -> Result<Exit> {
     let launchd = Launchd::new()?;
     launchd.unload().context("the agent was not uninstalled")?;
-    for path in [&launchd.job, &launchd.log] {
-        if path.exists() {
-            fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
+    let left = [&launchd.job, &launchd.log].into_iter();
+    for path in left.filter(|path| path.exists()) {
+        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     output.say("The agent is uninstalled; the backends stay as they are.");
     Ok(Exit::Done)
@@ -136,6 +135,7 @@ pub fn status() -> Result<Status> {
         Some(program) if !program.is_file() => Some(format!("{} is gone", program.display())),
         _ => (!loaded).then(|| NOT_LOADED.to_owned()),
     };
+    let again = size.unwrap_or(DEFAULT_SIZE);
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
@@ -144,6 +144,7 @@ pub fn status() -> Result<Status> {
         installed,
         loaded,
         trouble,
+        fix: format!("`lmpatch agent install {again}` fixes it"),
         last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
     })
 }
@@ -164,7 +165,7 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
         output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;
     }
     if let Some(trouble) = &status.trouble {
-        output.error(&format!("{trouble}; {FIX}"));
+        output.error(&format!("{trouble}; {}", status.fix));
     }
     Ok(exit)
 }
@@ -174,8 +175,7 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
 fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
     let home = home.context("agent run needs --home")?;
     let settle = Duration::from_millis(settle_ms);
-    // 15 minutes.
-    let deadline = Instant::now() + 180 * settle;
+    let deadline = Instant::now() + 180 * settle; // 15 minutes
     loop {
         let is_late = Instant::now() >= deadline;
         if is_finished(home, settle)? || is_late {

@@ -7,7 +7,6 @@ use clap::{Args, value_parser};
 use glob::Pattern;
 
 use super::export;
-use super::guard::Reload;
 use crate::patch::settings::parse_size;
 
 /// What `lmpatch bench --help` ends with.
@@ -86,6 +85,24 @@ pub struct BenchArgs {
     /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
+}
+
+/// How a size takes effect: through `lms`, by a restart of the app, or by a command for the shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    Model,
+    App,
+    Command(String),
+}
+
+impl From<&str> for Reload {
+    fn from(text: &str) -> Self {
+        match text {
+            "model" | "models" => Self::Model,
+            "app" => Self::App,
+            command => Self::Command(command.to_owned()),
+        }
+    }
 }
 
 /// A URL as it was typed, if it can be a server's: plain HTTP, no path.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use glob::Pattern;
 
+use super::args::Reload;
 use super::marker;
 use super::server::Server;
 use crate::command;
@@ -20,24 +21,6 @@ use crate::patch::{self, Outcome};
 use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
-
-/// How a size takes effect: through `lms`, by a restart of the app, or by a command for the shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reload {
-    Model,
-    App,
-    Command(String),
-}
-
-impl From<&str> for Reload {
-    fn from(text: &str) -> Self {
-        match text {
-            "model" | "models" => Self::Model,
-            "app" => Self::App,
-            command => Self::Command(command.to_owned()),
-        }
-    }
-}
 
 /// Whether the files have the sizes that the benchmark sets, and whether it is over, so that no more are set.
 #[derive(Debug, Default)]

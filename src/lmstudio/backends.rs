@@ -42,9 +42,11 @@ impl Backend {
         apps
     }
 
-    /// Those apps by name, "LM Studio and Bionic".
+    /// Those apps by name, "LM Studio and Bionic use".
     pub fn users(&self) -> String {
-        self.selected_by().join(" and ")
+        let apps = self.selected_by();
+        let verb = if apps.len() > 1 { "use" } else { "uses" };
+        format!("{} {verb}", apps.join(" and "))
     }
 }
 

@@ -26,8 +26,8 @@ pub struct Surveyed {
 impl Surveyed {
     /// The chunk now and the stock chunk, in tokens: those of the site that decides.
     pub fn chunk_and_stock(&self) -> Option<(u64, u64)> {
-        let mut files = self.files.iter();
-        let (file, source) = files.find_map(|file| Some((file, file.source()?)))?;
+        let file = self.files.first()?;
+        let source = file.source()?;
         let decides = |site: &&Site| Some(&*site.owner) == file.setting.governing_owner;
         let site = source.sites.iter().find(decides);
         let site = site.or(source.sites.first())?;
@@ -113,14 +113,14 @@ impl VendorFile {
             (Goal::Size(size), _) => with_values(bytes, sites, |_| size),
         };
         let after = fill(bytes, sites, &wanted);
-        let is_change = wanted != now;
-        if is_change && matches!(goal, Goal::Size(_)) {
+        let is_set = matches!(goal, Goal::Size(_));
+        if is_set && wanted != now {
             self.read_back(&after, &wanted)?;
         }
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
-            receipt: (is_change && source.needs_receipt).then(|| Receipt::of(bytes, sites)),
+            receipt: (is_set && source.needs_receipt).then(|| Receipt::of(bytes, sites)),
             restores: original == Some(&wanted),
             after,
         })

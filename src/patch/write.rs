@@ -16,7 +16,7 @@ use tempfile::{Builder, NamedTempFile};
 use super::bytecode;
 use super::file::Edit;
 use super::survey::receipt_path;
-use crate::files::{self, NotRead, cannot};
+use crate::files::{self, NotRead, cannot, is_absence};
 use crate::lock::Lock;
 
 const TEMP_MARK: &str = ".lmpatch-tmp.";
@@ -36,18 +36,23 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
         }
     }
     let mut receipts = Vec::new();
-    let done = change(&changes, &mut receipts);
+    let done = change(edits, &changes, &mut receipts);
     done.map_err(|error| roll_back(&changes, &receipts, error))?;
     for path in leftovers {
-        let removed = fs::remove_file(&path);
-        let (done, path) = ("the files are done, but", path.display());
-        removed.with_context(|| format!("{done} {path} cannot be removed; remove it by hand"))?;
+        // Of two links to one directory, the first has removed it.
+        if let Err(error) = fs::remove_file(&path)
+            && !is_absence(&error)
+        {
+            let by_hand = format!("{} cannot be removed; remove it by hand", path.display());
+            return Err(Error::new(error).context(format!("the files are done, but {by_hand}")));
+        }
     }
     Ok(())
 }
 
-fn change(changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
-    for edit in changes {
+fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
+    // A revert is for the whole backend, so that a file which already has the number needs its receipt too.
+    for edit in edits.iter().filter(|_| !changes.is_empty()) {
         let path = receipt_path(&edit.path);
         // A directory in its place has already been reported, and is no reason not to set a number.
         if let Some(receipt) = &edit.receipt

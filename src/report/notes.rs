@@ -6,7 +6,7 @@ use crate::effect;
 use crate::lmstudio::backends::Backend;
 use crate::output::Level::{Error, Note, Warning};
 use crate::patch::file::{Source, State, VendorFile};
-use crate::patch::settings::DEFAULT_SIZE;
+use crate::patch::settings::{DEFAULT_SIZE, SIZES};
 use crate::patch::{Applied, Outcome, Survey};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
@@ -20,8 +20,8 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 /// What a check finds.
 pub fn on_check(report: &mut Report, survey: &Survey) {
     let (rows, found) = (&report.backends, &mut report.findings);
-    let mut patched = rows.iter().filter(|row| row.state == State::Patched);
-    let others = patched.find_map(|row| row.chunk);
+    let is_set = |row: &&BackendReport| row.state == State::Patched && row.chunk != row.stock;
+    let others = rows.iter().find(is_set).and_then(|row| row.chunk);
     for row in rows {
         on_backend(found, row, row.chunk);
         on_values(found, row, others);
@@ -32,8 +32,8 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         found.add(Note, None, why, next);
     }
     let Ok(agent) = agent::status() else { return };
-    if let Some(trouble) = agent.trouble {
-        found.add(Warning, None, &trouble, agent::FIX);
+    if let Some(trouble) = &agent.trouble {
+        found.add(Warning, None, trouble, &agent.fix);
     } else if let Some(size) = agent.size {
         let selected = rows.iter().filter(|row| row.backend.selected);
         for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {
@@ -58,10 +58,15 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
             found.add(Note, Some(row), &what, next);
         }
     }
-    for name in &survey.home.left_out {
+    let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
+    let is_silent = rows.iter().any(is_stock);
+    for name in survey.home.left_out.iter().filter(|_| !is_silent) {
         let what = format!("{name} is selected in LM Studio, and --backend leaves it out");
-        let next = "run lmpatch without --backend to set it too";
-        found.add(Warning, None, &what, next);
+        let wanted = report
+            .size
+            .map_or("--revert".to_owned(), |size| size.to_string());
+        let next = format!("`lmpatch {wanted} --backend '{name}'` does it too");
+        found.add(Warning, None, &what, &next);
     }
     on_missing(found, survey);
     let agent = agent::status().ok().and_then(|agent| agent.size);
@@ -83,6 +88,7 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
     }
     if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
         && size != stock
+        && SIZES.contains(&size)
     {
         on_size(found, row, size, stock);
     }
@@ -92,7 +98,7 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let Some(why) = &row.why else { return };
     let (is_selected, apps) = (row.backend.selected, row.backend.users());
     let what = match row.result {
-        Some(_) if is_selected => format!("{apps} uses it, and it was not changed: {why}"),
+        Some(_) if is_selected => format!("{apps} it, and it was not changed: {why}"),
         _ => why.clone(),
     };
     let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
@@ -108,7 +114,9 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
 
 fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
     if row.state == State::Mixed {
-        let set = row.chunk.filter(|chunk| Some(*chunk) != row.stock);
+        let set = row
+            .chunk
+            .filter(|chunk| Some(*chunk) != row.stock && SIZES.contains(chunk));
         let what = "its places have different values, so it was set only in part";
         let size = set.unwrap_or(DEFAULT_SIZE);
         let mut next = format!("`lmpatch {size}` sets them all");
@@ -121,8 +129,9 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
         && row.backend.selected
     {
         let apps = row.backend.users();
-        let what = format!("{apps} uses it, and it is at stock while others are set");
-        let next = format!("`lmpatch {size}` sets it");
+        let what = format!("{apps} it, and it is at stock while others are set");
+        let name = &row.backend.name;
+        let next = format!("`lmpatch {size} --backend '{name}'` sets it");
         found.add(Warning, Some(row), &what, &next);
     }
 }

@@ -530,11 +530,11 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     fs::write(user.job(), job.replace("bin/lmpatch", "gone/lmpatch")).unwrap();
     user.run(&["agent", "status"])
         .exits(1)
-        .says("gone/lmpatch is gone; `lmpatch agent install` fixes it");
+        .says("gone/lmpatch is gone; `lmpatch agent install 4096` fixes it");
     fs::write(user.job(), "<plist>").unwrap();
     user.run(&["agent", "status"])
         .exits(1)
-        .says("not as lmpatch writes it; `lmpatch agent install` fixes it");
+        .says("not as lmpatch writes it; `lmpatch agent install 4096` fixes it");
 }
 
 #[test]
@@ -729,7 +729,7 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     user.run(&["--check"])
         .exits(0)
         .says("launchd does not have the agent")
-        .says("`lmpatch agent install` fixes it");
+        .says("`lmpatch agent install 4096` fixes it");
 }
 
 #[test]

@@ -208,11 +208,13 @@ fn bionics_own_selection_counts_too() {
 
     env.run(["4096", "--backend", NAME]).exits(0).says(OTHER);
     let what = "Bionic uses it, and it is at stock while others are set";
-    finds(&env, "warning", Some(OTHER), what, "`lmpatch 4096` sets it");
+    let next = format!("`lmpatch 4096 --backend '{OTHER}'` sets it");
+    finds(&env, "warning", Some(OTHER), what, &next);
     env.run(["--revert"]).exits(0);
     env.run(["8192", "--backend", OTHER]).exits(0);
     let what = "LM Studio uses it, and it is at stock while others are set";
-    finds(&env, "warning", Some(NAME), what, "`lmpatch 8192` sets it");
+    let next = format!("`lmpatch 8192 --backend '{NAME}'` sets it");
+    finds(&env, "warning", Some(NAME), what, &next);
     env.run(["2048"]).exits(0);
     finds_nothing_of(&env, "at stock while others are set");
 
@@ -411,7 +413,7 @@ fn an_agent_that_does_not_work_is_found() {
     fs::create_dir_all(job.parent().unwrap()).unwrap();
     fs::write(&job, "nonsense").unwrap();
     let what = "its job is not as lmpatch writes it";
-    finds(&env, "warning", None, what, "`lmpatch agent install`");
+    finds(&env, "warning", None, what, "`lmpatch agent install 4096`");
 }
 
 #[test]

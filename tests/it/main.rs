@@ -23,6 +23,7 @@
 
 mod support;
 
+mod advice;
 mod agent;
 mod bench;
 mod check;

@@ -150,7 +150,7 @@ fn without_a_worker_lms_is_never_called() {
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
         env.run(arguments)
             .exits(0)
-            .says("No model is loaded; the next one takes these values");
+            .says("No MLX model is loaded; the next one takes these values");
     }
     assert_eq!(fake.calls(), NOTHING, "it would start LM Studio");
     // Nor for an engine that was started by hand, which it cannot reload.
@@ -173,8 +173,11 @@ fn with_other_models_only_nothing_is_done_and_said_so() {
     fake.add(json!({ "path": "llama/tiny", "format": "gguf" }));
     env.run(["4096", "--reload"])
         .exits(0)
-        .says("No model is loaded");
+        .says("No MLX model is loaded");
     assert_eq!(fake.calls(), ["ps --json"]);
+    env.run(["--check"])
+        .exits(0)
+        .shows("No loaded model uses these backends.");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! What a message advises is followed: it works, and it is for the home and the backend that it is about.
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use crate::support::Env;
+use crate::support::home::{
+    engine_since_2026, engine_with_parameter, runtime, select, usual_backend,
+};
+use crate::support::lms::FakeLms;
+use serde_json::{Value, json};
+
+const OLDER: &str = "app-mlx-generate-mac14-arm64@19";
+const NAME: &str = "app-mlx-generate-mac14-arm64@34";
+
+/// A home of one backend, which is in use.
+fn one(engine: &str) -> Env {
+    let env = Env::new();
+    usual_backend(&env.lmstudio(), NAME).with_engine(engine);
+    runtime(&env.lmstudio(), "1.12.0", &[NAME]);
+    select(&env.lmstudio(), "1.12.0");
+    env
+}
+
+fn lib(env: &Env) -> PathBuf {
+    let backends = "extensions/backends/vendor/_amphibian";
+    env.lmstudio().join(backends).join(NAME).join("lib")
+}
+
+#[test]
+fn it_is_for_the_home_that_was_given() {
+    let env = one(&engine_since_2026("2048"));
+    let elsewhere = env.user().join("it's elsewhere");
+    fs::rename(env.lmstudio(), &elsewhere).unwrap();
+    let home = elsewhere.to_str().unwrap();
+    let quoted = home.replace('\'', r"'\''");
+    env.run(["--home", home, "--check", "4096"])
+        .exits(3)
+        .says(&format!("`lmpatch --home '{quoted}' 4096` sets it"));
+    env.run(["--home", home, "1000"])
+        .exits(0)
+        .says(&format!("`lmpatch --home '{quoted}' 768` keeps it"));
+}
+
+#[test]
+fn a_file_that_has_the_number_already_can_be_reverted_with_the_other() {
+    let env = one(&engine_since_2026("4096"));
+    let packages = lib(&env).join("python3.11/site-packages");
+    let files =
+        ["mlx_engine/cache_wrapper.py", "mlx_lm/generate.py"].map(|file| packages.join(file));
+    let before = files.clone().map(|file| fs::read(file).unwrap());
+    env.run(["4096"]).exits(0);
+    assert_ne!(fs::read(&files[1]).unwrap(), before[1]);
+    env.run(["--revert"]).exits(0);
+    assert_eq!(files.map(|file| fs::read(file).unwrap()), before);
+}
+
+#[test]
+fn what_is_at_its_own_stock_is_not_called_set() {
+    let env = one(&engine_since_2026("2048"));
+    // An engine from before 2026 whose mlx-lm somebody has set to the same number.
+    let older = usual_backend(&env.lmstudio(), OLDER).with_engine(engine_with_parameter("512"));
+    let generate = fs::read_to_string(older.generate()).unwrap();
+    fs::write(older.generate(), generate.replace("2048", "512")).unwrap();
+    env.run(["--check"]).says_nothing_of("others are set");
+    env.run(["4096", "--backend", OLDER]).exits(0);
+    env.run(["--check"])
+        .says("at stock while others are set")
+        .says(&format!("`lmpatch 4096 --backend '{NAME}'` sets it"));
+}
+
+#[test]
+fn what_backend_leaves_out_is_told_with_the_command_for_it() {
+    let env = one(&engine_since_2026("2048"));
+    usual_backend(&env.lmstudio(), OLDER);
+    env.run(["4096", "--backend", OLDER])
+        .says("--backend leaves it out")
+        .says(&format!("`lmpatch 4096 --backend '{NAME}'` does it too"));
+    env.run(["--revert", "--backend", OLDER]).says(&format!(
+        "`lmpatch --revert --backend '{NAME}'` does it too"
+    ));
+    env.run(["2048", "--backend", OLDER])
+        .says_nothing_of("leaves it out");
+}
+
+#[test]
+fn a_chunk_that_nobody_can_read_is_not_told() {
+    let env = one(&engine_since_2026("4 * 256"));
+    let report: Value = env.json(["--check"]);
+    assert_eq!(report["backends"][0]["state"], "refused");
+    assert_eq!(report["backends"][0]["chunk"], Value::Null);
+}
+
+#[test]
+fn a_size_that_lmpatch_does_not_take_is_not_advised() {
+    let env = one(&engine_since_2026("32"));
+    env.run(["--check"])
+        .says("`lmpatch 4096` sets them all")
+        .says_nothing_of("lmpatch 32");
+}
+
+#[test]
+fn a_limited_or_failed_run_leaves_the_way_back_of_a_benchmark() {
+    let env = one(&engine_since_2026("2048"));
+    let marker = env
+        .lmstudio()
+        .join("extensions/backends/vendor/.lmpatch-bench");
+    let older = usual_backend(&env.lmstudio(), OLDER).with_engine(engine_since_2026("4 * 256"));
+    fs::write(&marker, "lmpatch --revert").unwrap();
+    env.run(["4096", "--backend", NAME]).exits(0);
+    env.run(["4096"]).exits(1);
+    assert!(marker.exists());
+    older.with_engine(engine_since_2026("2048"));
+    env.run(["4096"]).exits(0);
+    assert!(!marker.exists());
+}
+
+#[test]
+fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
+    let env = one(&engine_since_2026("4 * 256"));
+    let backend = usual_backend(&env.lmstudio(), OLDER);
+    let fake = FakeLms::start(&env.lmstudio(), &backend.engine());
+    fake.add(json!({ "path": "qwen/tiny" }));
+    env.run(["4096", "--reload"])
+        .exits(1)
+        .says("no model was loaded again: no backend in use was set");
+    assert_eq!(fake.calls(), [""; 0]);
+}
+
+#[test]
+fn two_pythons_that_are_one_are_reverted() {
+    let env = one(&engine_since_2026("1024"));
+    symlink("python3.11", lib(&env).join("python3.12")).unwrap();
+    env.run(["4096"]).exits(0);
+    env.run(["--revert"])
+        .exits(0)
+        .says_nothing_of("cannot be removed");
+}
