@@ -59,7 +59,7 @@ impl Benchmark {
         let minutes = (seconds.min(budget.as_secs_f64()) / 60.0).ceil();
         let (model, count) = (&self.results.model, self.race.rows.len());
         output.say(&format!(
-            "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} minutes of prefill"
+            "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} min of prefill"
         ));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.

@@ -240,7 +240,7 @@ fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
         .run(&[])
         .exits(0)
         .shows("2048 (stock)")
-        .says("8192 prompt tokens, sizes: 1; at most 1 minutes");
+        .says("8192 prompt tokens, sizes: 1; at most 1 min of prefill");
     ran.says("Verdict: one size was measured");
     assert!(
         stage.fake.state().lms.is_empty(),
@@ -773,7 +773,8 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     let before = stage.before();
     let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
     let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
-    ran.says("at most 1 minutes").says("the budget was over");
+    ran.says("at most 1 min of prefill")
+        .says("the budget was over");
     assert!(
         stage
             .fake
