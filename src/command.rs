@@ -73,7 +73,8 @@ impl Finished {
             .flat_map(|said| said.split_whitespace())
             .collect();
         let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
-        format!("{name} failed ({}): {said}", self.status)
+        let said = format!("{name} failed ({}): {said}", self.status);
+        said.trim_end_matches(": ").to_owned()
     }
 }
 

@@ -71,13 +71,13 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
 fn shown_speed(row: &Row) -> Option<String> {
     let (speed, is_cut) = (row.speed(), row.cut.is_some());
     let digits = usize::from(speed < 100.0);
-    let cut = if is_cut { " (cut)" } else { "" };
-    (speed > 0.0).then(|| format!("{speed:.digits$}{cut}"))
+    let (about, cut) = if is_cut { ("~", " (cut)") } else { ("", "") };
+    (speed > 0.0).then(|| format!("{about}{speed:.digits$}{cut}"))
 }
 
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
-    let room = width.unwrap_or(100).saturating_sub(73).min(24);
+    let room = width.unwrap_or(80).saturating_sub(73).min(24);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(HEADER.split('|'));

@@ -183,7 +183,10 @@ impl Guard {
         let set = done.iter().filter(|(_, why)| why.is_none());
         let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
         if !set.is_empty() {
-            let effect = "it takes effect when a model is next loaded";
+            let effect = match self.server {
+                Some(_) => "the model that was measured is loaded with it",
+                None => "it takes effect when a model is next loaded",
+            };
             output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
         }
         let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());

@@ -120,10 +120,10 @@ impl Benchmark {
         results.rows.sort_by_key(|row| row.size);
         let is_stock = |row: &&Row| row.size.is_some() && row.size == results.stock;
         let stock = results.rows.iter().find(is_stock);
-        let stock = stock.and_then(|row| row.median_tokens_per_second);
+        let stock = stock.map_or(0.0, Row::speed);
         for row in &mut results.rows {
-            let speed = row.median_tokens_per_second;
-            row.times_stock = speed.zip(stock).map(|(speed, stock)| speed / stock);
+            let times = row.speed() / stock;
+            row.times_stock = Some(times).filter(|times| times.is_normal());
         }
         let is_seen = results.rows.iter().any(|row| row.observed_chunk.is_some());
         // The size of a direct run is an argument: it needs no proof of effect.

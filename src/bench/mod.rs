@@ -71,7 +71,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let is_stopped = matches!(end, End::Signal);
     let failure = match end {
         End::Measured => joined(measuring).err(),
-        End::Signal => Some(anyhow!("stopped; what was measured until then is kept")),
+        End::Signal => Some(anyhow!("stopped before the answer was settled")),
         End::Budget => {
             let note = "the budget was over before the answer was settled";
             output.note(note);
@@ -131,13 +131,14 @@ fn restore(
         thread::sleep(TICK);
         count += signals.pending().count();
     }
-    let stopped = || anyhow!("the model was not loaded again: stopped");
+    let stopped =
+        || anyhow!("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
     let result = if loading.is_finished() {
         joined(loading)
     } else {
         Err(stopped())
     };
-    let say = |why: &Error| output.error(&format!("{why:#}; load it in LM Studio"));
+    let say = |why: &Error| output.error(&format!("{why:#}"));
     result.inspect_err(say).is_ok() && files.is_ok()
 }
 

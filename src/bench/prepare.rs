@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Error, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 
@@ -40,8 +40,7 @@ pub fn prepare(
         found => found.ok(),
     };
     let home = found.as_deref();
-    let survey = home.map(|home| patch::survey(home, &args.backend));
-    let backends = survey.transpose()?.map_or(vec![], |survey| survey.backends);
+    let backends = home.map_or(Ok(vec![]), |home| backends(home, args))?;
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
     let in_use = in_use.as_ref();
     let (chunk, _) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
@@ -73,6 +72,14 @@ pub fn prepare(
         },
         guard,
     ))
+}
+
+fn backends(home: &Path, args: &BenchArgs) -> Result<Vec<Surveyed>> {
+    let survey = patch::survey(home, &args.backend)?;
+    if let (Some(name), false) = (survey.home.left_out.last(), args.direct) {
+        bail!("{name} is in use, and --backend leaves it out");
+    }
+    Ok(survey.backends)
 }
 
 /// The results of a benchmark that could not begin.

@@ -100,10 +100,12 @@ impl Race {
             return None;
         }
         let course = &best.valid().last()?.course;
+        let seconds_of_best = seconds_at(course, tokens)?;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
-            best_tokens_per_second: tokens / seconds_at(course, tokens)?,
+            best_tokens_per_second: tokens / seconds_of_best,
+            estimated_tokens_per_second: best.speed() * seconds_of_best / seconds,
         };
         let limit = cut.best_tokens_per_second * (1.0 - CUT_MARGIN);
         (cut.tokens_per_second < limit).then_some(cut)

@@ -48,7 +48,7 @@ pub struct Row {
     pub median_prefill_seconds: Option<f64>,
     /// As a fraction of the median: 0.01 is 1 %.
     pub spread: Option<f64>,
-    /// The speed as a multiple of that of the stock size.
+    /// The speed, as a table shows it, as a multiple of that of the stock size.
     pub times_stock: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     pub cut: Option<Cut>,
@@ -75,6 +75,8 @@ pub struct Cut {
     pub tokens: f64,
     pub tokens_per_second: f64,
     pub best_tokens_per_second: f64,
+    /// What the whole prefill would have had, if it had stayed as far behind.
+    pub estimated_tokens_per_second: f64,
 }
 
 /// One whole prefill.
@@ -106,9 +108,9 @@ impl Row {
         self.size.map_or("as it is".to_owned(), |n| n.to_string())
     }
 
-    /// In tokens per second: of whole prefills, or up to where it was cut short; 0 if it is unknown.
+    /// In tokens per second: of whole prefills, or estimated from where it was cut short; 0 if it is unknown.
     pub fn speed(&self) -> f64 {
-        let cut = self.cut.map(|cut| cut.tokens_per_second);
+        let cut = self.cut.map(|cut| cut.estimated_tokens_per_second);
         self.median_tokens_per_second.or(cut).unwrap_or_default()
     }
 

@@ -41,16 +41,16 @@ impl Served {
         let needed = context_for(tokens);
         results.context_length = target.config["context_length"].as_u64();
         let most = most.unwrap_or(u64::MAX);
-        let (mut has, mut advice) = (most, " or smaller --sizes".to_owned());
+        let (mut has, mut advice) = (most, "give less with --prompt-tokens or smaller --sizes");
         if args.sizes.is_empty() {
             has = results.context_length.unwrap_or(u64::MAX);
-            let load =
-                format!(", or load it with more: `lms load '{model}' --context-length {needed}`");
-            advice = if needed <= most { load } else { String::new() };
+            if needed <= most {
+                advice = "with --sizes, it is loaded with more and then as it was";
+            }
         }
         ensure!(
             needed <= has,
-            "prompts take a context of {needed}, and the model has {has}; give less with --prompt-tokens{advice}"
+            "prompts take a context of {needed}, and the model has {has}; {advice}"
         );
         if let Some(guard) = &mut guard {
             guard.hold_model(&model, needed, output)?;
@@ -121,19 +121,26 @@ fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<(Instance, 
         return Err(not_loaded(wanted, models));
     };
     let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
-    let (key, ids) = (&model.key, ids.join(", "));
-    let other = format!("{key} is no MLX model; lmpatch sets their chunks only");
-    ensure!(model.is_mlx(), other);
+    let ids = ids.join(", ");
+    ensure!(model.is_mlx(), no_mlx(model));
     let several = format!("several MLX models are loaded: {ids}; name one with --model");
     ensure!(found.len() == 1, several);
     Ok(((*instance).clone(), model.max_context_length))
+}
+
+fn no_mlx(model: &Model) -> Error {
+    let key = &model.key;
+    anyhow!("{key} is no MLX model; lmpatch sets their chunks only")
 }
 
 fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
     let Some(name) = wanted else {
         return anyhow!("no MLX model is loaded; load one in LM Studio, or with `lms load`");
     };
-    if models.iter().any(|model| model.key == name) {
+    if let Some(model) = models.iter().find(|model| model.key == name) {
+        if !model.is_mlx() {
+            return no_mlx(model);
+        }
         let context = context_for(16_384);
         let load = format!("lms load '{name}' --context-length {context}");
         return anyhow!("{name} is not loaded; load it with `{load}`");

@@ -192,7 +192,7 @@ fn refusal(status: u16, body: &[u8]) -> Error {
     if matches!(status, 401 | 403) {
         let settings = "LM Studio's Developer settings";
         return anyhow!(
-            "the server asks for an API token; set LM_API_TOKEN to one from {settings}"
+            "the server asks for a valid API token; set LM_API_TOKEN to one from {settings}"
         );
     }
     let value: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -276,6 +276,7 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
         tokens: 6144.0,
         tokens_per_second: 256.0,
         best_tokens_per_second: 307.2,
+        estimated_tokens_per_second: 182.0 * 20.0 / 24.0,
     };
     assert_eq!(race.cut(Some(512), at(6144.0, 24.0)), Some(cut));
     race.row(Some(512)).add(run(180.0, Vec::new()));
