@@ -810,7 +810,7 @@ fn exports_are_there_in_every_format() {
     assert_eq!(ran.stdout.lines().count(), 3);
     let text = |index: usize| fs::read_to_string(&paths[index]).unwrap();
     let results: Value = serde_json::from_str(&text(0)).unwrap();
-    assert_eq!((&results["schema"], rows(&results).len()), (&3.into(), 2));
+    assert_eq!((&results["schema"], rows(&results).len()), (&4.into(), 2));
     let csv = text(1);
     assert_eq!(
         (
