@@ -205,12 +205,10 @@ impl Guard {
         }
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
-        let failed = || format!("{} was not loaded again", id.map_or("the model", |id| id));
-        if let Some(note) = self.reload(was).with_context(failed)? {
-            bail!(
-                "{} is not as it was: {note}",
-                id.map_or("the model", |id| id)
-            );
+        let name = id.map_or("the model", |id| id);
+        let reloaded = self.reload(was);
+        if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
+            bail!("{name} is not as it was: {note}");
         }
         // Leave the server as it was: answering.
         if is_stopped {

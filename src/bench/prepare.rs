@@ -43,13 +43,14 @@ pub fn prepare(
     let backends = home.map_or(Ok(vec![]), |home| backends(home, args))?;
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
     let in_use = in_use.as_ref();
-    let (chunk, _) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
     let sizes: BTreeSet<_> = match &args.sizes[..] {
         [] => [chunk].into(),
         sizes => sizes.iter().copied().map(Some).collect(),
     };
     let tokens = prompt_tokens(args, &sizes)?;
-    let mut results = subject(args, in_use, tokens);
+    let mut results = subject(args, in_use);
+    (results.prompt_tokens, results.stock) = (tokens, stock);
     let new = |home| Guard::new(home, &args.backend, args.reload.clone(), output);
     let guard = home.filter(|_| sets).map(new).transpose()?;
     let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
@@ -93,8 +94,7 @@ pub fn failed(why: &Error) -> Results {
 }
 
 /// What is known of the machine and of the backend in use.
-fn subject(args: &BenchArgs, in_use: Option<&Surveyed>, prompt_tokens: u64) -> Results {
-    let (_, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Results {
@@ -102,9 +102,7 @@ fn subject(args: &BenchArgs, in_use: Option<&Surveyed>, prompt_tokens: u64) -> R
         lmpatch: env!("CARGO_PKG_VERSION"),
         machine: machine(),
         runtime: runtime.map(|runtime| runtime.label.clone()),
-        prompt_tokens,
         runs_per_size: args.runs,
-        stock,
         ..Results::default()
     }
 }

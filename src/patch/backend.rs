@@ -113,6 +113,7 @@ impl VendorFile {
             (Goal::Size(size), _) => with_values(bytes, sites, |_| size),
         };
         let after = fill(bytes, sites, &wanted);
+        let restores = original == Some(&wanted);
         let is_set = matches!(goal, Goal::Size(_));
         if is_set && wanted != now {
             self.read_back(&after, &wanted)?;
@@ -120,8 +121,9 @@ impl VendorFile {
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
-            receipt: (is_set && source.needs_receipt).then(|| Receipt::of(bytes, sites)),
-            restores: original == Some(&wanted),
+            receipt: (is_set && !restores && source.needs_receipt)
+                .then(|| Receipt::of(bytes, sites)),
+            restores,
             after,
         })
     }

@@ -56,6 +56,22 @@ fn a_file_that_has_the_number_already_can_be_reverted_with_the_other() {
 }
 
 #[test]
+fn a_file_that_stays_at_stock_gets_no_receipt() {
+    let env = one(&engine_since_2026("2048"));
+    let packages = lib(&env).join("python3.11/site-packages");
+    let generate = packages.join("mlx_lm/generate.py");
+    let edited = fs::read_to_string(&generate).unwrap();
+    fs::write(&generate, edited.replace("2048", "4096")).unwrap();
+    env.run(["2048"]).exits(0);
+    assert!(fs::read_to_string(generate).unwrap().contains("2048"));
+    assert!(
+        !packages
+            .join("mlx_engine/cache_wrapper.py.lmpatch")
+            .exists()
+    );
+}
+
+#[test]
 fn what_is_at_its_own_stock_is_not_called_set() {
     let env = one(&engine_since_2026("2048"));
     // An engine from before 2026 whose mlx-lm somebody has set to the same number.
