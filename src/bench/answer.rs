@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::results::{Position, Run};
 
-/// One event of LM Studio's own stream.
+/// One event of LM Studio's own stream, which `direct.py` speaks too.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum Event {
@@ -15,7 +15,7 @@ enum Event {
     #[serde(rename = "model_load.start")]
     Load,
     #[serde(rename = "prompt_processing.progress")]
-    Progress { progress: f64 },
+    Progress { progress: f64, seconds: Option<f64> },
     #[serde(rename = "reasoning.delta", alias = "message.delta")]
     Token,
     #[serde(rename = "chat.end")]
@@ -37,11 +37,12 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// Takes a line that came after `seconds`; returns the position that it reports.
     pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>> {
-        let mut tokens = None;
+        let mut position = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             self.run.bare_steps += u64::from(comment == "prompt-progress");
             let last = comment.rsplit(' ').next().unwrap_or_default();
-            tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
+            let tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
+            position = tokens.map(|tokens| Position { tokens, seconds });
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
             let data = serde_json::from_str(data);
             let data: Value = data.map_err(|_| anyhow!("what answers there sends no JSON"))?;
@@ -49,26 +50,33 @@ impl Answer<'_> {
                 bail!(why);
             }
             if self.is_v1 {
-                tokens = self.event(seconds, data)?;
+                position = self.event(seconds, data)?;
             } else {
                 self.chunk(seconds, &data)?;
             }
         }
-        let position = tokens.map(|tokens| Position { tokens, seconds });
         self.run.course.extend(position);
         Ok(position)
     }
 
-    fn event(&mut self, seconds: f64, data: Value) -> Result<Option<f64>> {
+    fn event(&mut self, seconds: f64, data: Value) -> Result<Option<Position>> {
         let run = &mut self.run;
         match serde_json::from_value(data).unwrap_or(Event::Other) {
             Event::Start { model_instance_id } => self.check_model(&model_instance_id)?,
             Event::Load => run.ignored = Some("LM Studio loaded the model for it".to_owned()),
-            Event::Progress { progress } => return Ok(Some(progress * self.tokens as f64)),
+            Event::Progress {
+                progress,
+                seconds: told,
+            } => {
+                let (tokens, seconds) = (progress * self.tokens as f64, told.unwrap_or(seconds));
+                return Ok(Some(Position { tokens, seconds }));
+            }
             Event::Token => self.token(seconds),
             Event::End { result } => {
                 let stats = &result["stats"];
                 run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
+                run.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
+                run.engine = result["engine"].as_str().map(str::to_owned);
                 let seconds = stats["time_to_first_token_seconds"].as_f64();
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
                     (run.prefill_seconds, run.source) = (seconds, "server");

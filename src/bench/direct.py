@@ -1,4 +1,4 @@
-"""Prefills in this process. A request as JSON a line on stdin, answers as JSON objects a line on stdout."""
+"""Prefills in this process. Requests are lines of JSON on stdin, answers are events as LM Studio's own on stdout."""
 import inspect
 import itertools
 import json
@@ -13,8 +13,8 @@ out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 
-def tell(**what):
-    out.write(json.dumps(what) + "\n")
+def tell(**event):
+    out.write("data: " + json.dumps(event) + "\n")
 
 
 class Cut(Exception):
@@ -62,7 +62,8 @@ def prefill(size, count, turn):
     start = 0.0
 
     def progress(done, _):
-        tell(kind="progress", tokens=done, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        tell(type="prompt_processing.progress", progress=done / count, seconds=seconds)
         if requests.get() == "stop":
             raise Cut
 
@@ -78,14 +79,16 @@ def prefill(size, count, turn):
         break
     seconds = time.perf_counter() - start
     mx.synchronize()
-    tell(kind="done", tokens=count, seconds=seconds, peak=memory("get_peak_memory")(), mlx_lm=version)
+    stats = {"input_tokens": count, "time_to_first_token_seconds": seconds}
+    stats["peak_memory_bytes"] = memory("get_peak_memory")()
+    tell(type="chat.end", result={"stats": stats, "engine": f"mlx-lm {version}"})
 
 
 # Loading may take as long as a prefill may: each has a time of its own.
-tell(kind="ready")
+tell(type="ready")
 for turn in itertools.count():
     request = requests.get()
     try:
         prefill(request["size"], request["tokens"], turn)
     except Exception as error:
-        tell(kind="failed", why=f"{type(error).__name__}: {error}")
+        tell(error=f"{type(error).__name__}: {error}")

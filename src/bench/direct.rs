@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use serde::Deserialize;
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
+use super::answer::Answer;
 use super::args::BenchArgs;
 use super::measure::{Engine, OnProgress, silent};
 use super::prompt::Prompts;
-use super::results::{Position, Results, Run};
+use super::results::{Results, Run};
 use crate::files;
 use crate::lmstudio::backends::{Backend, amphibian};
 
@@ -33,22 +33,6 @@ pub struct Direct {
     silence: Duration,
     size: u64,
     process: Option<Process>,
-}
-
-/// A line of the script's output.
-#[derive(Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-enum Line {
-    Progress(Position),
-    Done {
-        tokens: u64,
-        seconds: f64,
-        peak: Option<u64>,
-        mlx_lm: String,
-    },
-    Failed {
-        why: String,
-    },
 }
 
 impl Direct {
@@ -128,39 +112,33 @@ impl Engine for Direct {
             None => self.start()?,
         };
         process.say(&json!({ "size": self.size, "tokens": tokens }));
-        let mut run = Run::default();
-        // Returning early drops the process, which ends it.
-        let end = loop {
+        let mut answer = Answer {
+            is_v1: true,
+            tokens,
+            ..Answer::default()
+        };
+        let start = Instant::now();
+        while answer.run.prompt_tokens == 0 {
+            // Returning early drops the process, which ends it.
             let line = match process.lines.recv_timeout(self.silence) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
                 Err(_) => bail!("{} {}", self.python.display(), process.ending()),
             };
-            match serde_json::from_str(&line) {
-                Ok(Line::Progress(position)) => {
-                    run.course.push(position);
+            match answer.line(start.elapsed().as_secs_f64(), &line) {
+                Ok(None) => {}
+                Ok(Some(position)) => {
                     let answer = if on_progress(position) { "go" } else { "stop" };
                     process.say(&json!(answer));
                 }
-                Ok(Line::Failed { why }) => break Err(anyhow!(why)),
-                Ok(Line::Done {
-                    tokens,
-                    seconds,
-                    peak,
-                    mlx_lm,
-                }) => {
-                    (run.prompt_tokens, run.prefill_seconds) = (tokens, seconds);
-                    run.tokens_per_second = tokens as f64 / seconds;
-                    (run.peak_memory_bytes, run.source) = (peak, "server");
-                    run.engine = Some(format!("mlx-lm {mlx_lm}"));
-                    break Ok(run);
+                Err(why) => {
+                    self.process = Some(process);
+                    return Err(why);
                 }
-                // Anything else that is printed is not an answer.
-                Err(_) => {}
             }
-        };
+        }
         self.process = Some(process);
-        end
+        answer.end()
     }
 }
 

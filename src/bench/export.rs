@@ -32,7 +32,7 @@ pub fn check(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Writes every file and returns whether that worked. A full disk does not end the measuring.
+/// Writes every file if there are results, and returns whether that worked. A full disk does not end the measuring.
 pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
     let write = |path: &PathBuf| -> Result<()> {
         let text = match ending(path) {
@@ -43,7 +43,8 @@ pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
         };
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     };
-    let errors: Vec<_> = paths.iter().filter_map(|path| write(path).err()).collect();
+    let paths = paths.iter().filter(|_| !results.rows.is_empty());
+    let errors: Vec<_> = paths.filter_map(|path| write(path).err()).collect();
     let say = |error| output.error(&format!("{error:#}"));
     errors.iter().for_each(say);
     errors.is_empty()

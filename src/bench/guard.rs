@@ -199,13 +199,14 @@ impl Guard {
     }
 
     /// Loads the model as it was, if it was reloaded; first waits for a load that is under way.
-    pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
+    pub fn finish_models(&self, is_stopped: bool, output: &Output) -> Result<()> {
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
         let name = id.map_or("the model", |id| id);
+        output.say(&format!("Loading {name} as it was …"));
         let reloaded = self.reload(was);
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
             bail!("{name} is not as it was: {note}");

@@ -1,14 +1,12 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
 use std::iter;
-use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 
-use super::export;
 use super::race::{Race, Step};
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
@@ -38,8 +36,6 @@ pub struct Benchmark {
     pub engine: Box<dyn Engine>,
     pub race: Race,
     pub results: Results,
-    /// Written after every step.
-    pub exports: Vec<PathBuf>,
     pub bar: ProgressBar,
 }
 
@@ -70,9 +66,6 @@ impl Benchmark {
             }
             self.results.seconds = start.elapsed().as_secs_f64();
             self.conclude();
-            if !self.results.rows.is_empty() {
-                export::write(&self.exports, &self.results, &output);
-            }
             known.send(self.results.clone()).context("stopped")?;
         }
         Ok(())

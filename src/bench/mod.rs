@@ -1,7 +1,7 @@
 //! Measures prefill, as it is or size by size, and says which size to keep.
 //!
 //! One thread measures. The main thread waits for it to end, for the budget to run out or for a signal, and then
-//! restores everything: so a silent server delays nothing. Until then nothing is changed, and a signal just ends lmpatch.
+//! restores everything: so a silent server delays nothing. Before, nothing is changed, and a signal just ends lmpatch.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -15,7 +15,7 @@ mod direct;
 mod export;
 pub mod guard;
 pub mod marker;
-mod measure;
+pub mod measure;
 mod prepare;
 mod prompt;
 pub mod race;
@@ -24,29 +24,22 @@ mod served;
 mod server;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::output::{Exit, Output};
 use args::BenchArgs;
-use guard::Guard;
+use measure::Benchmark;
 use results::Results;
 
 /// How often the main thread looks for signals.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What ended the measuring.
-enum End {
-    Measured,
-    Signal,
-    Budget,
-}
 
 /// Runs a benchmark and reports on it. Fails if it could not begin.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
@@ -54,92 +47,79 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let agent = server::agent(None, Some(Duration::from_secs(args.timeout)));
     let prepared = prepare::prepare(home, args, output, &agent);
     if let (Err(why), true) = (&prepared, is_json) {
-        output.print_json(&prepare::failed(why))?;
+        output.print_json(&Results {
+            error: Some(format!("{why:#}")),
+            ..Results::new()
+        })?;
     }
     let (benchmark, guard) = prepared?;
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
     let count = benchmark.race.rows.len();
-    let (mut results, bar) = (benchmark.results.clone(), benchmark.bar.clone());
-    let (sender, known) = mpsc::channel();
-    let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
-    let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
-    let end = wait(&known, start, budget, &mut signals, &mut results);
-    // The next size fails, and a model that is still at work on a prompt could not be loaded again.
-    drop(known);
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
+    let (results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
+    // A model that is still at work on a prompt could not be loaded again.
     agent.shutdown();
-    bar.finish_and_clear();
-    let is_stopped = matches!(end, End::Signal);
-    let failure = match end {
-        End::Measured => joined(measuring).err(),
-        End::Signal => Some(anyhow!("stopped before the answer was settled")),
-        End::Budget => {
-            let note = "the budget was over before the answer was settled";
-            output.note(note);
-            results.notes.push(note.to_owned());
-            None
-        }
-    };
-    results.error = failure.map(|error| format!("{error:#}"));
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
-    let is_restored =
-        guard.is_none_or(|guard| restore(guard, keep, is_stopped, &mut signals, output));
+    let files = guard.as_ref().map(|guard| guard.finish_files(keep, output));
     let is_told = tell(&results, is_json, args, output)?;
+    let talk = *output;
+    thread::spawn(move || end_on_signal(signals, is_stopped, talk));
+    let models = guard.map(|guard| guard.finish_models(is_stopped, output));
     let is_compared = count < 2 || results.verdict.keep.is_some();
     let is_whole = results.error.is_none() && results.rows.iter().all(|row| row.failed.is_none());
-    let is_good = is_restored && is_told && is_compared && is_whole;
+    let mut is_good = is_told && is_compared && is_whole;
+    for why in files.into_iter().chain(models).filter_map(Result::err) {
+        output.error(&format!("{why:#}"));
+        is_good = false;
+    }
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 
-/// Keeps up with what is known until measuring ends, by itself or by what comes first.
-fn wait(
-    known: &Receiver<Results>,
+/// Lets `benchmark` measure until it ends, the budget is over or a signal comes. Returns what is known then, and whether
+/// it was a signal.
+pub fn supervise(
+    benchmark: Benchmark,
     start: Instant,
-    budget: Duration,
+    args: &BenchArgs,
     signals: &mut Signals,
-    results: &mut Results,
-) -> End {
-    loop {
+    output: &Output,
+) -> (Results, bool) {
+    let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
+    let (mut results, bar) = (benchmark.results.clone(), benchmark.bar.clone());
+    let (sender, known) = mpsc::channel();
+    let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
+    let mut is_stopped = false;
+    let failure = loop {
         match known.recv_timeout(TICK) {
-            Ok(now) => *results = now,
-            Err(RecvTimeoutError::Disconnected) => return End::Measured,
+            Ok(now) => {
+                export::write(&args.output, &now, output);
+                results = now;
+            }
+            Err(RecvTimeoutError::Disconnected) => break joined(measuring).err(),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if signals.pending().next().is_some() {
-            return End::Signal;
+            is_stopped = true;
+            break Some(anyhow!("stopped before the answer was settled"));
         }
         if start.elapsed() > budget {
-            return End::Budget;
+            let note = "The budget was over before the answer was settled.";
+            results.notes.push(note.to_owned());
+            break None;
         }
-    }
-}
-
-/// Restores the files, or sets `keep`; then loads the models as they were. Returns whether all of it worked.
-fn restore(
-    guard: Arc<Guard>,
-    keep: Option<u64>,
-    is_stopped: bool,
-    signals: &mut Signals,
-    output: &Output,
-) -> bool {
-    let files = guard.finish_files(keep, output);
-    let files = files.inspect_err(|why| output.error(&format!("{why:#}")));
-    let loading = thread::spawn(move || guard.finish_models(is_stopped));
-    // The first signal restored the files; a second one ends the waiting for the model.
-    let mut count = usize::from(is_stopped);
-    while !loading.is_finished() && count < 2 {
-        thread::sleep(TICK);
-        count += signals.pending().count();
-    }
-    let stopped =
-        || anyhow!("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
-    let result = if loading.is_finished() {
-        joined(loading)
-    } else {
-        Err(stopped())
     };
-    let say = |why: &Error| output.error(&format!("{why:#}"));
-    result.inspect_err(say).is_ok() && files.is_ok()
+    bar.finish_and_clear();
+    results.error = failure.map(|error| format!("{error:#}"));
+    (results, is_stopped)
+}
+/// Ends lmpatch at a signal when the files are restored; the one that had them restored does not count.
+fn end_on_signal(mut signals: Signals, is_stopped: bool, output: Output) {
+    let ignored = usize::from(!is_stopped);
+    if signals.forever().nth(ignored).is_some() {
+        let what = "stopped before the model was loaded as it was";
+        output.error(&format!("{what}; `lms ps` shows what is loaded"));
+        process::exit(Exit::Failed as i32);
+    }
 }
 
 /// What the thread returned; an error also if it panicked, which would be a defect.
@@ -150,11 +130,10 @@ fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
 
 /// Prints the results and writes every file. Returns whether the files were written.
 fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<bool> {
-    let has_rows = !results.rows.is_empty();
-    let is_written = !has_rows || export::write(&args.output, results, output);
+    let is_written = export::write(&args.output, results, output);
     if is_json {
         output.print_json(results)?;
-    } else if has_rows && !output.is_quiet {
+    } else if !results.rows.is_empty() && !output.is_quiet {
         output.print(&export::table(results, output.width()))?;
     }
     for remark in results.remarks() {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Error, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use ureq::Agent;
 
@@ -16,7 +16,7 @@ use super::export;
 use super::guard::Guard;
 use super::measure::{Benchmark, Engine};
 use super::race::Race;
-use super::results::{Results, SCHEMA};
+use super::results::Results;
 use super::served::Served;
 use super::server::Server;
 use crate::command;
@@ -68,7 +68,6 @@ pub fn prepare(
             engine,
             race: Race::new(sizes, tokens, args.runs, !args.direct),
             results,
-            exports: args.output.clone(),
             bar: bar(output),
         },
         guard,
@@ -83,27 +82,15 @@ fn backends(home: &Path, args: &BenchArgs) -> Result<Vec<Surveyed>> {
     Ok(survey.backends)
 }
 
-/// The results of a benchmark that could not begin.
-pub fn failed(why: &Error) -> Results {
-    Results {
-        schema: SCHEMA,
-        lmpatch: env!("CARGO_PKG_VERSION"),
-        error: Some(format!("{why:#}")),
-        ..Results::default()
-    }
-}
-
 /// What is known of the machine and of the backend in use.
 fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Results {
-        schema: SCHEMA,
-        lmpatch: env!("CARGO_PKG_VERSION"),
         machine: machine(),
         runtime: runtime.map(|runtime| runtime.label.clone()),
         runs_per_size: args.runs,
-        ..Results::default()
+        ..Results::new()
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a benchmark found: one type, from which every export is made. What is unknown is `None`.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// It grows when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 4;
+const SCHEMA: u32 = 4;
 
 /// A whole benchmark, also one that is not finished.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -63,7 +63,7 @@ pub struct Row {
 }
 
 /// How far a prefill is: prompt tokens done, and seconds since the request was sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Position {
     pub tokens: f64,
     pub seconds: f64,
@@ -128,6 +128,15 @@ impl Row {
 }
 
 impl Results {
+    /// What is known before anything is measured.
+    pub fn new() -> Self {
+        Self {
+            schema: SCHEMA,
+            lmpatch: env!("CARGO_PKG_VERSION"),
+            ..Self::default()
+        }
+    }
+
     /// The speed of a row as a fraction of the fastest.
     pub fn part(&self, row: &Row) -> f64 {
         let speeds = self.rows.iter().map(Row::speed);
@@ -149,6 +158,7 @@ impl Results {
         let ignored = runs.filter_map(|run| run.ignored.as_ref());
         remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
         let verdict = || format!("Verdict: {}.", self.verdict.reason);
+        remarks.extend(self.notes.iter().cloned());
         remarks.extend((!self.rows.is_empty()).then(verdict));
         remarks
     }

@@ -11,11 +11,18 @@ use crate::support::lms::FakeLms;
 use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
 use crate::support::standins::{StandIns, executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
+use indicatif::ProgressBar;
 use lmpatch::bench::args::Reload;
 use lmpatch::bench::guard::Guard;
 use lmpatch::bench::marker::interrupted;
+use lmpatch::bench::measure::{Benchmark, Engine, OnProgress};
+use lmpatch::bench::race::Race;
+use lmpatch::bench::results::{Results, Run};
+use lmpatch::bench::supervise;
+use lmpatch::cli::Cli;
 use lmpatch::output::Output;
 use serde_json::{Value, json};
+use signal_hook::iterator::Signals;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
@@ -443,7 +450,8 @@ fn the_budget_also_ends_runs_that_take_no_time() {
         "--budget",
         "0.02",
     ]);
-    ran.exits(0).says("the budget was over");
+    ran.exits(0)
+        .says("The budget was over before the answer was settled.");
 }
 
 #[test]
@@ -766,13 +774,90 @@ fn a_panic_puts_everything_back() {
         assert!(measuring.join().is_err());
     });
     guard.finish_files(None, &output).unwrap();
-    guard.finish_models(false).unwrap();
+    guard.finish_models(false, &output).unwrap();
     stage.is_as(&before);
     assert!(guard.prepare(4096).is_err(), "nothing is set any more");
     stage.is_as(&before);
     // The release build unwinds too.
     let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
     assert!(!manifest.contains("panic = \"abort\""));
+}
+
+/// Measures one size, and panics at the next.
+struct Panics(u64);
+
+impl Engine for Panics {
+    fn prepare(&mut self, size: u64) -> anyhow::Result<()> {
+        self.0 = size;
+        Ok(())
+    }
+
+    fn prefill(&mut self, tokens: u64, _: OnProgress<'_>) -> anyhow::Result<Run> {
+        assert_ne!(self.0, 2048, "on purpose");
+        Ok(Run {
+            prompt_tokens: tokens,
+            tokens_per_second: 100.0,
+            ..Run::default()
+        })
+    }
+}
+
+#[test]
+fn a_panic_of_what_measures_is_an_end_like_any_other() {
+    let benchmark = Benchmark {
+        engine: Box::new(Panics(0)),
+        race: Race::new([Some(2048), Some(4096)], 8192, 1, true),
+        results: Results::new(),
+        bar: ProgressBar::hidden(),
+    };
+    let cli = Cli::read(["lmpatch", "bench", "--sizes", "2048,4096"].map(Into::into)).unwrap();
+    let Some(lmpatch::cli::Command::Bench(args)) = &cli.command else {
+        unreachable!()
+    };
+    let mut signals = Signals::new::<_, i32>([]).unwrap();
+    let output = Output {
+        is_quiet: true,
+        is_verbose: false,
+    };
+    let (results, is_stopped) = supervise(benchmark, Instant::now(), args, &mut signals, &output);
+    let error = "lmpatch itself failed; please report this";
+    assert_eq!((results.error.as_deref(), is_stopped), (Some(error), false));
+    let sizes: Vec<_> = results.rows.iter().map(|row| row.size).collect();
+    assert_eq!(sizes, [Some(4096)], "what was known is still known");
+}
+
+#[test]
+fn where_the_way_back_cannot_be_written_nothing_is_set() {
+    let stage = stage();
+    let marker = "extensions/backends/vendor/.lmpatch-bench/in-the-way";
+    fs::create_dir_all(stage.env.lmstudio().join(marker)).unwrap();
+    let before = stage.before();
+    let results = stage.json(&["--sizes", "512,2048"], 1);
+    for row in [0, 1] {
+        failed(&results, row, "cannot write beside the backends");
+    }
+    stage.is_as(&before);
+    assert!(stage.fake.state().lms.iter().all(|call| call[0] == "ps"));
+}
+
+#[test]
+fn the_port_is_the_one_in_the_settings_if_it_can_be_one() {
+    let stage = stage();
+    let settings = stage
+        .env
+        .lmstudio()
+        .join(".internal/http-server-config.json");
+    let bench = |port: &str| {
+        fs::write(&settings, format!("{{\"port\": {port}}}")).unwrap();
+        stage.env.run(["bench"])
+    };
+    let url = stage.fake.url();
+    bench(url.rsplit(':').next().unwrap()).exits(0);
+    for odd in ["0", "65536", "-1", "\"1234\"", "null"] {
+        bench(odd)
+            .exits(1)
+            .says("no server answers at http://127.0.0.1:1234 ");
+    }
 }
 
 #[test]
@@ -783,7 +868,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
     let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
     ran.says("at most 1 min of prefill")
-        .says("the budget was over");
+        .says("The budget was over before the answer was settled.");
     assert!(
         stage
             .fake
@@ -905,21 +990,22 @@ fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() 
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
 const MADE_UP_PYTHON: &str = r#"read -r job
-say() { printf '%s\n' "$1"; }
-say 'Fetching'
+say() { printf 'data: %s\n' "$1"; }
+printf 'Fetching\n'
 while read -r request; do
   size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
   tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
   [ $size = 4096 ] && [ $tokens = 10000 ] && { echo "libc++abi: Insufficient Memory" >&2; kill -ABRT $$; }
-  if [ $size = 1024 ] && [ $tokens = 10000 ]; then say '{"kind":"failed","why":"ValueError: no"}'; continue; fi
+  if [ $size = 1024 ] && [ $tokens = 10000 ]; then say '{"error":"ValueError: no"}'; continue; fi
   done=$size
   while [ $done -le $tokens ]; do
-    say '{"kind":"progress","tokens":'$done',"seconds":'$((done * size))'}'
+    say '{"type":"prompt_processing.progress","progress":'$((done * 1000000 / tokens))'e-6,"seconds":'$((done * size))'}'
     read -r goes; [ "$goes" = '"stop"' ] && break
     done=$((done + size))
   done
-  if [ "$goes" = '"stop"' ]; then say '{"kind":"failed","why":"Cut: "}'; continue; fi
-  say '{"kind":"done","tokens":'$tokens',"seconds":'$((tokens * size))',"peak":'${size}000',"mlx_lm":"0.0"}'
+  if [ "$goes" = '"stop"' ]; then say '{"error":"Cut: "}'; continue; fi
+  stats='"input_tokens":'$tokens',"time_to_first_token_seconds":'$((tokens * size))',"peak_memory_bytes":'${size}000
+  say '{"type":"chat.end","result":{"stats":{'$stats'},"engine":"mlx-lm 0.0"}}'
 done
 "#;
 

@@ -1,4 +1,8 @@
 //! The command line: what is accepted, what is refused, and with which exit code.
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+
 use crate::support::home::usual_backend;
 use crate::support::{Env, differences, snapshot};
 
@@ -19,6 +23,26 @@ fn help_names_the_exit_codes_and_the_flags() {
         .run(["--version"])
         .exits(0)
         .shows(env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn every_message_is_one_write() {
+    let env = Env::with_fixture();
+    // Every write to a socket of datagrams is a datagram.
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    let mut command = env.command(["9000", "--verbose"]);
+    let status = command.stderr(OwnedFd::from(theirs)).stdout(Stdio::null());
+    assert!(status.status().unwrap().success());
+    drop(command);
+    let (mut message, mut messages) = ([0; 4096], Vec::new());
+    ours.set_nonblocking(true).unwrap();
+    while let Ok(length) = ours.recv(&mut message) {
+        messages.push(String::from_utf8(message[..length].to_vec()).unwrap());
+    }
+    assert!(messages.len() > 3, "{messages:?}");
+    for message in messages {
+        assert_eq!(message.find('\n'), Some(message.len() - 1), "{message:?}");
+    }
 }
 
 #[test]
