@@ -32,6 +32,7 @@ pub fn run(
         None => patch::dry_run(backends, goal),
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
+    report.missing_backends.clone_from(&survey.home.missing);
     // Else some sizes may still be those of a benchmark that was cut off.
     if lock.is_some() && cli.backend.is_empty() && !has_failed(report) {
         marker::forget(home);
@@ -56,7 +57,6 @@ pub fn run(
         }
         is_set && reload(output, home, report, how)
     });
-    report.missing_backends = survey.home.missing;
     let is_done = is_reloaded && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
@@ -73,15 +73,22 @@ fn tell_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
 /// Whether this became of the backend in use, or may have, if it is unknown which one that is.
 fn is_in_use(report: &Report, survey: &Survey, outcome: Outcome) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
-        || survey.home.missing.iter().any(|missing| missing.selected)
+        || report
+            .missing_backends
+            .iter()
+            .any(|missing| missing.selected)
         || !survey.home.left_out.is_empty();
     let mut such = report.with(outcome);
     such.any(|row| row.backend.selected || !is_known)
 }
 
-/// Leaving an unfinished update alone is not a failure, unless it is the backend in use or the only one.
+/// An unfinished update is not a failure, unless it is that of the backend in use or the only one.
 fn has_failed(report: &Report) -> bool {
     report.count(Refused) + report.count(Failed) > 0
+        || report
+            .missing_backends
+            .iter()
+            .any(|missing| missing.selected)
         || report.with(Incomplete).any(|row| row.backend.selected)
         || report.count(Incomplete) == report.backends.len()
 }
@@ -96,6 +103,7 @@ fn reload(output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
         lms: Lms::of(home),
         advice: back.unwrap_or_default() + "load it in LM Studio",
     };
+    output.say("Loading again what is loaded; a large model takes minutes …");
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),

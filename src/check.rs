@@ -52,7 +52,8 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
         }
         output.say(&table::verdict(size, &survey.backends, &command));
     }
-    shown.map(|()| exit(&survey.backends, report.size))
+    let is_gone = report.missing_backends.iter().any(|one| one.selected);
+    shown.map(|()| exit(&survey.backends, report.size, is_gone))
 }
 
 /// The backends that were asked for. Fails if there is none.
@@ -80,11 +81,12 @@ fn is_missing(backends: &[Surveyed], size: u64) -> bool {
     backends.iter().any(lacks) || !backends.iter().any(|one| one.has(size))
 }
 
-fn exit(backends: &[Surveyed], size: Option<u64>) -> Exit {
+/// `is_gone`: whether the backend in use is not there at all.
+fn exit(backends: &[Surveyed], size: Option<u64>, is_gone: bool) -> Exit {
     let is_refused = |backend: &Surveyed| backend.state() == State::Refused;
     match size {
         _ if backends.iter().any(is_refused) => Exit::Failed,
-        Some(size) if is_missing(backends, size) => Exit::OtherValue,
+        Some(size) if is_gone || is_missing(backends, size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

@@ -51,11 +51,11 @@ impl Launchd {
         })
     }
 
-    /// The program and the size, in tokens, of the job that is installed.
-    pub fn installed(&self) -> Option<(PathBuf, u64)> {
+    /// What the job that is installed runs, a program and its arguments, and the size in tokens.
+    pub fn installed(&self) -> Option<(Vec<PathBuf>, u64)> {
         let job: Job = plist::from_bytes(&files::read(&self.job).ok()?).ok()?;
         let size = job.program_arguments.last()?.to_str()?.parse().ok()?;
-        Some((job.program_arguments[0].clone(), size))
+        Some((job.program_arguments, size))
     }
 
     pub fn has_job(&self) -> bool {
@@ -93,8 +93,7 @@ impl Launchd {
         let (code, failure) = launchctl(&["bootstrap", &self.domain, &self.job.to_string_lossy()])?;
         let next = match code {
             Some(0) => return Ok(()),
-            Some(125) => "nobody is logged in at the screen; log in there, then install it",
-            Some(5) => "nobody may be logged in at the screen; log in there, then install it",
+            Some(5 | 125) => "nobody seems to be logged in at the screen; log in there first",
             Some(119) => "it is disabled; run `launchctl enable gui/$UID/io.github.lmpatch.agent`",
             _ => "`launchctl error` tells what the number means",
         };

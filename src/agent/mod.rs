@@ -37,12 +37,11 @@ pub enum Command {
     Status,
     /// Remove it and its log; the backends stay as they are
     Uninstall,
-    /// What launchd runs
+    /// What launchd runs; waits until no vendor file has changed for `settle_ms`
     #[command(hide = true)]
     Run {
         #[arg(value_parser = parse_size)]
         size: u64,
-        /// For how long nothing may change before the backends are taken for finished
         #[arg(long, default_value_t = 5000)]
         settle_ms: u64,
     },
@@ -51,8 +50,9 @@ pub enum Command {
 /// What is known about the agent.
 #[derive(Debug, Serialize)]
 pub struct Status {
-    /// What it sets every stock backend to, in tokens; `None` if it is not installed.
+    /// What it sets every stock backend to, in tokens, and in which home; `None` if it is not installed.
     pub size: Option<u64>,
+    pub home: Option<String>,
     installed: bool,
     loaded: bool,
     /// Why it does not work though it is installed, and what fixes that.
@@ -79,7 +79,7 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
-    let what = format!("while it is, no backend stays at stock; each gets {size}");
+    let what = format!("while it is, a backend that is at stock gets {size}");
     output.say(&format!("The agent is installed: {what}."));
     if is_protected(&resolved(&amphibian(&home)), &user) {
         let what = format!("macOS does not let the agent into {}", home.display());
@@ -128,11 +128,11 @@ pub fn status() -> Result<Status> {
     let launchd = Launchd::new()?;
     let installed = launchd.job.exists();
     let loaded = installed && launchd.has_job();
-    let (program, size) = launchd.installed().unzip();
-    let trouble = match &program {
+    let (words, size) = launchd.installed().unzip();
+    let trouble = match words.as_deref() {
         _ if !installed => None,
-        None => Some("its job is not as lmpatch writes it".to_owned()),
-        Some(program) if !program.is_file() => Some(format!("{} is gone", program.display())),
+        Some([program, ..]) if !program.is_file() => Some(format!("{} is gone", program.display())),
+        None | Some([]) => Some("its job is not as lmpatch writes it".to_owned()),
         _ => (!loaded).then(|| NOT_LOADED.to_owned()),
     };
     let again = size.unwrap_or(DEFAULT_SIZE);
@@ -141,6 +141,7 @@ pub fn status() -> Result<Status> {
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
     Ok(Status {
         size,
+        home: words.and_then(|words| Some(words.get(2)?.display().to_string())),
         installed,
         loaded,
         trouble,

@@ -124,10 +124,15 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut missing, mut left_out) = (vec![], vec![], vec![]);
     let found = names.iter().map(|name| backend(&directory, &real, name));
-    for mut backend in found.flatten() {
+    let found: Vec<_> = found.flatten().collect();
+    let names: Vec<_> = found.iter().map(|backend| backend.name.clone()).collect();
+    for mut backend in found {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
         backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
+        if backend.runtimes.is_empty() && names.iter().any(|of| is_copy(&backend.name, of)) {
+            continue;
+        }
         if is_wanted(&backend.name) {
             backends.push(backend);
         } else if backend.selected {
@@ -153,6 +158,12 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
         selection_unknown,
         left_out,
     })
+}
+
+/// Whether that is somebody's backup, beside the backend `of`: `…@34.bak`, `…@34 copy`.
+fn is_copy(name: &str, of: &str) -> bool {
+    let rest = name.strip_prefix(of).unwrap_or_default();
+    rest.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 /// Sorts `…@9` before `…@34`.

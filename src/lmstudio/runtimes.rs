@@ -129,7 +129,7 @@ fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
     rows.retain(|row| row["model_format"] == "safetensors");
     rows.retain(|row| row["name"].is_string() && row["version"].is_string());
     let named = match rows.len() {
-        0 => "none".to_owned(),
+        0 => "none, or cannot be read".to_owned(),
         1 => return Ok(rows.remove(0)),
         several => format!("{several} for MLX models"),
     };

@@ -1,10 +1,13 @@
 //! What is wrong, or good to know: one line each, with its next step, and only if it applies.
 
+use std::path::Path;
+
 use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
+use crate::files::resolved;
 use crate::lmstudio::backends::Backend;
-use crate::output::Level::{Error, Note, Warning};
+use crate::output::Level::{self, Error, Note, Warning};
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
 use crate::patch::{Applied, Outcome, Survey};
@@ -26,12 +29,14 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         on_backend(found, row, row.chunk);
         on_values(found, row, others);
     }
-    on_missing(found, survey);
+    on_missing(found, survey, Warning);
     for why in &survey.home.selection_unknown {
         let next = "choose one in LM Studio under Runtime, or with `lms runtime select`";
         found.add(Note, None, why, next);
     }
-    let Ok(agent) = agent::status() else { return };
+    let Some(agent) = agent_of(report.home.as_deref()) else {
+        return;
+    };
     if let Some(trouble) = &agent.trouble {
         found.add(Warning, None, trouble, &agent.fix);
     } else if let Some(size) = agent.size {
@@ -68,13 +73,21 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
         let next = format!("`lmpatch {wanted} --backend '{name}'` does it too");
         found.add(Warning, None, &what, &next);
     }
-    on_missing(found, survey);
-    let agent = agent::status().ok().and_then(|agent| agent.size);
+    on_missing(found, survey, Error);
+    let agent = agent_of(report.home.as_deref()).and_then(|agent| agent.size);
     let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
     if let Some(size) = agent.filter(|_| !report.dry_run && rows.iter().any(is_undone)) {
         let what = format!("the agent will set {size} again");
         found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
     }
+}
+
+/// The agent, unless it is for another home.
+fn agent_of(home: Option<&str>) -> Option<agent::Status> {
+    let home = resolved(Path::new(home?));
+    let is_here = |of: &String| resolved(Path::new(of)) == home;
+    let is_ours = |agent: &agent::Status| agent.home.as_ref().is_none_or(is_here);
+    agent::status().ok().filter(is_ours)
 }
 
 fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
@@ -175,9 +188,10 @@ fn fits_context(backend: &Backend) -> bool {
     directories.any(|site_packages| site_packages.join(CONTEXT_FIT).exists())
 }
 
-fn on_missing(found: &mut Findings, survey: &Survey) {
+/// `level`: how serious it is if the backend is selected.
+fn on_missing(found: &mut Findings, survey: &Survey, level: Level) {
     for missing in &survey.home.missing {
-        let level = if missing.selected { Warning } else { Note };
+        let level = if missing.selected { level } else { Note };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an update that is not finished";
         let what = format!("{runtime} needs {name}, {why}");

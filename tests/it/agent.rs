@@ -191,7 +191,7 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
         .with_generate(generate("1024", "1024", "1024"));
     user.run(&["agent", "install"])
         .exits(0)
-        .says("while it is, no backend stays at stock; each gets 4096")
+        .says("while it is, a backend that is at stock gets 4096")
         .says(&format!("{OLD}: 2048 → 4096"))
         .says_nothing_of(NEW);
     assert_eq!((user.chunk(OLD), user.chunk(NEW)), (4096, 1024));
@@ -276,11 +276,11 @@ fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
     let exits = [
         (
             125,
-            "nobody is logged in at the screen; log in there, then install it",
+            "nobody seems to be logged in at the screen; log in there first",
         ),
         (
             5,
-            "nobody may be logged in at the screen; log in there, then install it",
+            "nobody seems to be logged in at the screen; log in there first",
         ),
         (
             119,
@@ -725,6 +725,16 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
         .exits(0)
         .says("the agent sets 4096, and the selected backend has 8192")
         .says("`lmpatch agent install 8192` keeps 8192");
+    // It does nothing in another home.
+    let elsewhere = env.user().join("elsewhere");
+    usual_backend(&elsewhere, OLD);
+    runtime(&elsewhere, "1.11.0", &[OLD]);
+    crate::support::home::select(&elsewhere, "1.11.0");
+    for action in ["--check", "--revert"] {
+        user.run(&[action, "--home", elsewhere.to_str().unwrap()])
+            .exits(0)
+            .says_nothing_of("the agent");
+    }
     launchd.forget();
     user.run(&["--check"])
         .exits(0)

@@ -145,9 +145,10 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
     );
     // What the selected runtime needs is not there, so nothing that was set takes effect.
     env.run(["4096"])
-        .exits(0)
-        .says(&what)
+        .exits(1)
+        .says(&format!("error: {what}"))
         .says_nothing_of("takes effect");
+    env.run(["--check", "4096"]).exits(3);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::support::home::{
     BackendDir, SITE_PACKAGES, runtime, select, stock_generate, usual_backend,
 };
+use crate::support::server::chunk_on_disk;
 use crate::support::{Env, amphibian, differences, lines_on_terminal, snapshot};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
@@ -299,6 +300,35 @@ fn backends_are_chosen_by_pattern() {
             "app-mlx-generate-mac26-arm64@33"
         ]
     );
+}
+
+#[test]
+fn backups_beside_a_backend_are_left_alone() {
+    let env = Env::new();
+    let backups = [".bak", " copy", "-old"].map(|end| format!("{NAME}{end}"));
+    for name in &backups {
+        usual_backend(&env.lmstudio(), name);
+    }
+    // Its name also begins as another's does.
+    let newer = format!("{NAME}0");
+    usual_backend(&env.lmstudio(), &newer);
+    usual_backend(&env.lmstudio(), NAME);
+    let chunks = || -> Vec<_> {
+        let chunk = |name: &String| {
+            let engine = env.amphibian().join(name).join(SITE_PACKAGES);
+            chunk_on_disk(&engine.join("mlx_engine/cache_wrapper.py"))
+        };
+        backups.iter().map(chunk).collect()
+    };
+    env.run(["4096"])
+        .exits(0)
+        .says("2 backends: 2 changed")
+        .shows(&newer);
+    assert_eq!(chunks(), [Some(2048); 3]);
+    // A runtime uses the first, whatever its name.
+    runtime(&env.lmstudio(), "1.11.0", &[&backups[0]]);
+    env.run(["4096"]).exits(0).says("1 changed, 2 unchanged");
+    assert_eq!(chunks(), [Some(4096), Some(2048), Some(2048)]);
 }
 
 #[test]

@@ -301,7 +301,8 @@ fn a_load_that_fails_advises_the_old_size_and_not_the_call_that_failed() {
     fake.faults(json!({ "load-fails-at": [8192] }));
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     let ran = env.run(["8192", "--reload"]).exits(1);
-    ran.says("the files are done, but qwen/tiny was not loaded again")
+    ran.says("Loading again what is loaded")
+        .says("the files are done, but qwen/tiny was not loaded again")
         .says("Insufficient memory")
         .says("`lmpatch 2048 --reload` goes back to 2048, then load it in LM Studio")
         .says_nothing_of("lms load")
