@@ -1,5 +1,6 @@
 //! `lmpatch SIZE`, `lmpatch --revert` and their dry runs.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -33,9 +34,11 @@ pub fn run(
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
     report.missing_backends.clone_from(&survey.home.missing);
-    // Else some sizes may still be those of a benchmark that was cut off.
-    if lock.is_some() && cli.backend.is_empty() && !has_failed(report) {
-        marker::forget(home);
+    if lock.is_some() {
+        let is_done = |row: &BackendReport| matches!(row.result, Some(Changed | Unchanged));
+        let done = report.backends.iter().filter(|row| is_done(row));
+        let done: BTreeSet<_> = done.map(|row| row.backend.name.as_str()).collect();
+        marker::forget(home, |name| done.contains(name));
     }
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
@@ -55,7 +58,7 @@ pub fn run(
         if !is_set {
             output.error("no model was loaded again: no backend in use was set");
         }
-        is_set && reload(output, home, report, how)
+        is_set && reload(cli, output, home, report, how)
     });
     let is_done = is_reloaded && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
@@ -94,10 +97,13 @@ fn has_failed(report: &Report) -> bool {
 }
 
 /// Makes the values take effect and reports on it. Returns whether that worked.
-fn reload(output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
+fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
     let most_used = report.with(Changed).max_by_key(|row| row.backend.selected);
     let size = most_used.and_then(|row| row.chunk_before);
-    let back = size.map(|n| format!("`lmpatch {n} --reload` goes back to {n}, then "));
+    let back = size.map(|n| {
+        let command = cli.limited(format!("lmpatch {n}"));
+        format!("`{command} --reload` goes back to {n}, then ")
+    });
     let reloader = Reloader {
         home,
         lms: Lms::of(home),

@@ -35,7 +35,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     effect::look(cli, home, report, &backends, seen);
     notes::on_check(report, &survey);
     if let Some(command) = marker::interrupted(home) {
-        let next = format!("`{command}` gives the sizes back");
+        let next = format!("{command} gives the sizes back");
         let what = "a benchmark was cut off before it had put the sizes back";
         report.findings.add(Level::Warning, None, what, &next);
     }
@@ -46,10 +46,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     }
     report.findings.tell(output);
     if let Some(size) = report.size {
-        let mut command = format!("lmpatch {size}");
-        for glob in &cli.backend {
-            command += &format!(" --backend '{glob}'");
-        }
+        let command = cli.limited(format!("lmpatch {size}"));
         output.say(&table::verdict(size, &survey.backends, &command));
     }
     let is_gone = report.missing_backends.iter().any(|one| one.selected);

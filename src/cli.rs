@@ -130,6 +130,12 @@ impl Cli {
         Self::from_arg_matches(&matches)
     }
 
+    /// The command for the same backends as this one.
+    pub fn limited(&self, command: String) -> String {
+        let flag = |command, glob| format!("{command} --backend '{glob}'");
+        self.backend.iter().fold(command, flag)
+    }
+
     /// Whether to print a report for people on stdout.
     pub fn shows_text(&self) -> bool {
         !self.json && !self.quiet

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::cli::Cli;
 use crate::files;
+use crate::lmstudio::backends::flag;
 use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use crate::lmstudio::workers::{self, WorkerSnapshot};
@@ -75,10 +76,10 @@ pub fn on_row(found: &mut Findings, row: &BackendReport) {
             let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
             let pids = pids.join(", ");
             let what = format!("a loaded model still has older values (worker {pids})");
-            let name = &row.backend.name;
+            let only = flag(&row.backend.name);
             let mut next = "load it again in LM Studio".to_owned();
             if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
-                next = format!("`lmpatch {chunk} --backend '{name}' --reload` loads it again");
+                next = format!("`lmpatch {chunk}{only} --reload` loads it again");
             }
             found.add(Warning, Some(row), &what, &next);
         }

@@ -74,7 +74,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
     let exit = done.unwrap_or_else(|error| {
         let why = format!("{error:#}");
         output.error(&why);
-        report.error = Some(why);
+        report.error = Some(output::with_home(&why));
         Exit::Failed
     });
     report.exit_code = exit as u8;

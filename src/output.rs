@@ -104,12 +104,17 @@ pub fn advise_for(home: &Path) {
     let _ = HOME.set(format!("`lmpatch --home '{quoted}' "));
 }
 
+/// The text with the home that was given in every command of lmpatch's.
+pub fn with_home(text: &str) -> String {
+    match HOME.get() {
+        Some(home) if !text.contains("`lmpatch --home ") => text.replace("`lmpatch ", home),
+        _ => text.to_owned(),
+    }
+}
+
 /// Writes a printable line to stderr. On a terminal, words are kept whole and further lines are indented.
 fn tell(tag: &str, style: Style, text: &str) {
-    let mut text = printable(text);
-    if let Some(home) = HOME.get().filter(|_| !text.contains("`lmpatch --home ")) {
-        text = text.replace("`lmpatch ", home);
-    }
+    let mut text = printable(&with_home(text));
     if io::stderr().is_terminal() {
         let taken = " ".repeat(tag.len());
         // Names of backends have hyphens, and a path that is broken cannot be copied.

@@ -108,8 +108,7 @@ fn lasting_program() -> Result<PathBuf> {
     // Homebrew removes a version's own directory on upgrade; the link in its `bin` stays.
     let cellar = real.ancestors().find(|part| part.ends_with("Cellar"));
     let link = cellar.and_then(|part| Some(part.with_file_name("bin").join(real.file_name()?)));
-    let stable = link.filter(|link| link.canonicalize().is_ok_and(|to| to == real));
-    Ok(stable.unwrap_or(program))
+    Ok(link.filter(|at| resolved(at) == real).unwrap_or(program))
 }
 
 fn uninstall(output: &Output) -> Result<Exit> {
@@ -160,7 +159,8 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     if is_json {
         output.print_json(&status)?;
     } else if !output.is_quiet {
-        let size = status.size.map(|size| format!(", size {size}"));
+        let of = status.size.zip(status.home.as_ref());
+        let size = of.map(|(size, home)| format!(", size {size} in {home}"));
         let add = |lines: String, line: &String| lines + "\n  " + &printable(line);
         let lines = status.last_lines.iter().fold(String::new(), add);
         output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;

@@ -49,7 +49,7 @@ impl Guard {
     /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
     pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
         if let Some(command) = marker::interrupted(home) {
-            bail!("a benchmark was cut off; first give the sizes back with `{command}`");
+            bail!("a benchmark was cut off; first give the sizes back with {command}");
         }
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
@@ -119,7 +119,8 @@ impl Guard {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
         if !files.are_changed {
-            marker::write(&self.home, &self.before).context("cannot write beside the backends")?;
+            let written = marker::write(&self.home, &marker::commands(&self.before));
+            written.context("cannot write beside the backends")?;
             files.are_changed = true;
         }
         let mut done = self.apply(Goal::Size(size))?;
@@ -170,10 +171,10 @@ impl Guard {
         if files.are_changed {
             let restored = self.apply(Goal::Earlier(&self.before));
             restored.and_then(|done| check(&done)).map_err(|why| {
-                let command = marker::way_back(&self.before);
-                anyhow!("not as it was: {why:#}; `{command}` gives the sizes back")
+                let command = marker::way_back(&marker::commands(&self.before));
+                anyhow!("not as it was: {why:#}; {command} gives the sizes back")
             })?;
-            marker::forget(&self.home);
+            marker::forget(&self.home, |_| true);
             if keep.is_none() {
                 output.say("Every backend is as it was.");
             }

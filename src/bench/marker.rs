@@ -1,5 +1,6 @@
-//! The file that says that a benchmark is running, or was cut off: it has the command that gives the sizes back.
+//! The file that says that a benchmark is running, or was cut off: it has the commands that give the sizes back.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,12 @@ use anyhow::{Result, bail};
 use tempfile::NamedTempFile;
 
 use crate::files;
+use crate::lmstudio::backends::flag;
 use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
+
+/// A command for each backend, by its name.
+pub type Commands = BTreeMap<String, String>;
 
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
@@ -25,38 +30,57 @@ pub fn lock(home: &Path) -> Result<Lock> {
 }
 
 /// Writes the marker, before the first change.
-pub fn write(home: &Path, before: &[Surveyed]) -> Result<()> {
+pub fn write(home: &Path, commands: &Commands) -> Result<()> {
     let path = marker(home);
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
-    file.write_all(way_back(before).as_bytes())?;
+    file.write_all(&serde_json::to_vec(commands)?)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())
 }
 
-/// Removes the marker of a benchmark that was cut off: it is useless once sizes have been set.
-pub fn forget(home: &Path) {
+/// Takes backends that have been set since out of the marker of a benchmark that was cut off.
+pub fn forget(home: &Path, is_set: impl Fn(&str) -> bool) {
+    let Some(mut commands) = read(home) else {
+        return;
+    };
+    commands.retain(|name, _| !is_set(name));
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
-    let _ = fs::remove_file(marker(home));
+    let _ = match commands.len() {
+        0 => fs::remove_file(marker(home)).map_err(Into::into),
+        _ => write(home, &commands),
+    };
 }
 
-/// The command that restores the sizes after a benchmark that was cut off.
+fn read(home: &Path) -> Option<Commands> {
+    serde_json::from_slice(&files::read(&marker(home)).ok()?).ok()
+}
+
+/// How to restore the sizes after a benchmark that was cut off.
 pub fn interrupted(home: &Path) -> Option<String> {
-    let command = files::read(&marker(home)).ok()?;
+    let commands = read(home)?;
     Lock::try_take(home).ok().flatten()?;
-    String::from_utf8(command).ok()
+    Some(way_back(&commands))
 }
 
-/// The command that sets these backends to the sizes they have here.
-pub fn way_back(before: &[Surveyed]) -> String {
+pub fn way_back(commands: &Commands) -> String {
+    let different: BTreeSet<_> = commands.values().collect();
+    let quoted = different.iter().map(|command| format!("`{command}`"));
+    quoted.collect::<Vec<_>>().join(", then ")
+}
+
+/// What sets these backends to the sizes that they have here.
+pub fn commands(before: &[Surveyed]) -> Commands {
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),
     };
     let first = command(&before[0]);
-    if before.iter().all(|one| command(one) == first) {
-        return first;
-    }
-    let named = |one: &Surveyed| format!("{} --backend '{}'", command(one), one.backend.name);
-    before.iter().map(named).collect::<Vec<_>>().join(" && ")
+    let is_one = before.iter().all(|one| command(one) == first);
+    let of = |one: &Surveyed| {
+        let name = &one.backend.name;
+        let limit = if is_one { String::new() } else { flag(name) };
+        (name.clone(), command(one) + &limit)
+    };
+    before.iter().map(of).collect()
 }

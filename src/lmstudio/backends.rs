@@ -66,11 +66,18 @@ pub struct MissingBackend {
 #[derive(Debug, Clone)]
 pub struct Installed {
     pub backends: Vec<Backend>,
+    /// Those of the selected runtime, also if they match no pattern.
     pub missing: Vec<MissingBackend>,
     /// Why it is unknown which runtime is selected: a sentence for each such app.
     pub selection_unknown: Vec<String>,
     /// The selected backends whose names match no pattern.
     pub left_out: Vec<String>,
+}
+
+/// The flag for that backend alone, as it is typed in a shell after something else.
+pub fn flag(name: &str) -> String {
+    let glob = Pattern::escape(name).replace('\'', r"'\''");
+    format!(" --backend '{glob}'")
 }
 
 /// The directory of all backends.
@@ -124,13 +131,11 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     let (runtimes, selection_unknown) = runtimes::read(home);
     let (mut backends, mut missing, mut left_out) = (vec![], vec![], vec![]);
     let found = names.iter().map(|name| backend(&directory, &real, name));
-    let found: Vec<_> = found.flatten().collect();
-    let names: Vec<_> = found.iter().map(|backend| backend.name.clone()).collect();
-    for mut backend in found {
+    for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
         backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
-        if backend.runtimes.is_empty() && names.iter().any(|of| is_copy(&backend.name, of)) {
+        if backend.runtimes.is_empty() && is_copy(&backend.name) {
             continue;
         }
         if is_wanted(&backend.name) {
@@ -140,9 +145,10 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
         }
     }
     for runtime in &runtimes {
-        for name in runtime.packages.iter().filter(|name| is_wanted(name)) {
-            let found = fs::symlink_metadata(directory.join(name));
-            if found.is_err_and(|error| is_absence(&error)) {
+        let needs = |name: &&String| runtime.selected || is_wanted(name);
+        for name in runtime.packages.iter().filter(needs) {
+            let path = directory.join(name);
+            if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {
                 missing.push(MissingBackend {
                     name: name.clone(),
                     runtime: runtime.label.clone(),
@@ -160,10 +166,11 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
     })
 }
 
-/// Whether that is somebody's backup, beside the backend `of`: `…@34.bak`, `…@34 copy`.
-fn is_copy(name: &str, of: &str) -> bool {
-    let rest = name.strip_prefix(of).unwrap_or_default();
-    rest.starts_with(|c: char| !c.is_ascii_digit())
+/// Whether that is somebody's backup of a backend: `…@34.bak`, `…@34 copy`.
+fn is_copy(name: &str) -> bool {
+    let (_, version) = name.rsplit_once('@').unwrap_or_default();
+    let rest = version.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.len() < version.len() && !rest.is_empty()
 }
 
 /// Sorts `…@9` before `…@34`.

@@ -45,7 +45,17 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     let mut runtimes = Vec::new();
     for entry in entries.sort_by_file_name().into_iter().flatten() {
         let manifest = files::read(&entry.path().join("backend-manifest.json"));
-        runtimes.extend(manifest.ok().and_then(|bytes| parse_manifest(&bytes)));
+        let Some(new) = manifest.ok().and_then(|bytes| parse_manifest(&bytes)) else {
+            continue;
+        };
+        // Of two with one name and version, one is somebody's backup.
+        let is_same = |old: &Runtime| (&old.name, &old.version) == (&new.name, &new.version);
+        if entry.file_name() == &*format!("{}-{}", new.name, new.version) {
+            runtimes.retain(|old| !is_same(old));
+        }
+        if !runtimes.iter().any(is_same) {
+            runtimes.push(new);
+        }
     }
     let version = |runtime: &Runtime| -> Vec<u64> {
         let parts = runtime.version.split('.');
@@ -59,9 +69,13 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
             Err(why) => unknown.push(why),
             Ok(row) => {
                 let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
-                if let Some(selected) = runtimes.iter_mut().find(is_it) {
-                    selected.selected = true;
-                    selected.selected_by.push(app);
+                match runtimes.iter_mut().find(is_it) {
+                    Some(selected) => {
+                        selected.selected = true;
+                        selected.selected_by.push(app);
+                    }
+                    None if row.is_null() => {}
+                    None => unknown.push(not_known(app, "name one that is not there")),
                 }
             }
         }
@@ -129,11 +143,13 @@ fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
     rows.retain(|row| row["model_format"] == "safetensors");
     rows.retain(|row| row["name"].is_string() && row["version"].is_string());
     let named = match rows.len() {
-        0 => "none, or cannot be read".to_owned(),
+        0 => "name none, or cannot be read".to_owned(),
         1 => return Ok(rows.remove(0)),
-        several => format!("{several} for MLX models"),
+        several => format!("name {several} for MLX models"),
     };
-    Err(format!(
-        "which runtime {app} uses is not known: its preferences name {named}"
-    ))
+    Err(not_known(app, &named))
+}
+
+fn not_known(app: &str, preferences: &str) -> String {
+    format!("which runtime {app} uses is not known: its preferences {preferences}")
 }

@@ -5,7 +5,7 @@ use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
 use super::sites::locate;
 use crate::files::MAX_BYTES;
-use crate::lmstudio::backends::Backend;
+use crate::lmstudio::backends::{Backend, flag};
 
 /// What a run is to bring about: a chunk of so many tokens; the original bytes; or those of an earlier survey.
 #[derive(Debug, Clone, Copy)]
@@ -80,10 +80,10 @@ impl Surveyed {
         let sources = self.files.iter().filter_map(|f| Some((f, f.source()?)));
         let plan = |(file, source): (&VendorFile, &Source)| {
             let edit = file.plan(source, goal, stock);
-            let (path, name) = (file.setting.record_path(), &self.backend.name);
+            let (path, only) = (file.setting.record_path(), flag(&self.backend.name));
             let mut advice = String::new();
             if matches!(goal, Goal::Original) {
-                let set = format!("`lmpatch {stock} --backend '{name}'`");
+                let set = format!("`lmpatch {stock}{only}`");
                 advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
             }
             edit.map_err(|why| Blocked::new(State::Refused, format!("{path}: {why}{advice}")))

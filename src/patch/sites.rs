@@ -288,7 +288,7 @@ patterns! {
     ODD = concat!(
         r"\x00\s*(?:[-+*/%@&|^:]+=|[<>]\?)|\blambda\b.*\x00\s*=|\b(?:def|class)\s+\x00",
         r"|\b(?:global|nonlocal|del|import)\b[^;]*\x00|\bas\b[^:;]*\x00",
-        r"|\bfor[\s*(\[]+(?:[\w.]+[\s)\]]*,[\s*(\[]*)*\x00|^\s*case\s+[^=\s].*\x00.*:"
+        r"|\bfor\b(?:[^\w\x00;]|\b(?:in\w+|i(?:[\w--n]\w*)?|[\w--i]\w*)\b)*\x00|^\s*case\s+[^=\s].*\x00.*:"
     );
     /// The same for a second statement in a line, multiple targets, and lambdas, whose commas separate no parameters.
     ODD_ITEM = concat!(

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::lmstudio::backends::{Backend, MissingBackend};
 use crate::lmstudio::workers::{LoadState, Worker};
-use crate::output::{Level, Output};
+use crate::output::{Level, Output, with_home};
 use crate::patch::backend::Surveyed;
 use crate::patch::file::{State, VendorFile};
 use crate::patch::{Applied, Outcome};
@@ -114,6 +114,7 @@ pub struct Findings(Vec<Finding>);
 impl Findings {
     /// Adds a finding and its next step. If several backends share it, it is told once and names none of them.
     pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
+        let (what, next) = (with_home(what), with_home(next));
         let is_same = |old: &&mut Finding| old.what == what && old.next == next;
         if let Some(old) = self.0.iter_mut().find(is_same) {
             old.backend = None;
@@ -122,8 +123,8 @@ impl Findings {
         self.0.push(Finding {
             level,
             backend: row.map(|row| row.backend.name.clone()),
-            what: what.to_owned(),
-            next: next.to_owned(),
+            what,
+            next,
         });
     }
 

@@ -6,7 +6,7 @@ use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::Backend;
+use crate::lmstudio::backends::{Backend, flag};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
@@ -70,11 +70,12 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
         let wanted = report
             .size
             .map_or("--revert".to_owned(), |size| size.to_string());
-        let next = format!("`lmpatch {wanted} --backend '{name}'` does it too");
+        let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
         found.add(Warning, None, &what, &next);
     }
     on_missing(found, survey, Error);
-    let agent = agent_of(report.home.as_deref()).and_then(|agent| agent.size);
+    let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
+    let agent = agent.and_then(|agent| agent.size);
     let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
     if let Some(size) = agent.filter(|_| !report.dry_run && rows.iter().any(is_undone)) {
         let what = format!("the agent will set {size} again");
@@ -84,10 +85,10 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
 
 /// The agent, unless it is for another home.
 fn agent_of(home: Option<&str>) -> Option<agent::Status> {
-    let home = resolved(Path::new(home?));
-    let is_here = |of: &String| resolved(Path::new(of)) == home;
-    let is_ours = |agent: &agent::Status| agent.home.as_ref().is_none_or(is_here);
-    agent::status().ok().filter(is_ours)
+    let agent = agent::status().ok()?;
+    let is_here =
+        |of: &str| resolved(Path::new(of)) == resolved(Path::new(home.unwrap_or_default()));
+    agent.home.as_deref().is_none_or(is_here).then_some(agent)
 }
 
 fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
@@ -143,8 +144,7 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
     {
         let apps = row.backend.users();
         let what = format!("{apps} it, and it is at stock while others are set");
-        let name = &row.backend.name;
-        let next = format!("`lmpatch {size} --backend '{name}'` sets it");
+        let next = format!("`lmpatch {size}{}` sets it", flag(&row.backend.name));
         found.add(Warning, Some(row), &what, &next);
     }
 }
@@ -194,7 +194,12 @@ fn on_missing(found: &mut Findings, survey: &Survey, level: Level) {
         let level = if missing.selected { level } else { Note };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an update that is not finished";
-        let what = format!("{runtime} needs {name}, {why}");
+        let selected = if missing.selected {
+            ", the selected runtime,"
+        } else {
+            ""
+        };
+        let what = format!("{runtime}{selected} needs {name}, {why}");
         let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
         found.add(level, None, &what, &next);
     }

@@ -2,12 +2,15 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::support::Env;
 use crate::support::home::{
-    engine_since_2026, engine_with_parameter, runtime, select, usual_backend,
+    BackendDir, engine_since_2026, engine_with_parameter, runtime, select, usual_backend,
 };
 use crate::support::lms::FakeLms;
+use crate::support::{Env, Ran};
+use lmpatch::bench::marker;
+use lmpatch::patch::survey;
 use serde_json::{Value, json};
 
 const OLDER: &str = "app-mlx-generate-mac14-arm64@19";
@@ -116,19 +119,62 @@ fn a_size_that_lmpatch_does_not_take_is_not_advised() {
 }
 
 #[test]
-fn a_limited_or_failed_run_leaves_the_way_back_of_a_benchmark() {
+fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     let env = one(&engine_since_2026("2048"));
-    let marker = env
-        .lmstudio()
-        .join("extensions/backends/vendor/.lmpatch-bench");
-    let older = usual_backend(&env.lmstudio(), OLDER).with_engine(engine_since_2026("4 * 256"));
-    fs::write(&marker, "lmpatch --revert").unwrap();
-    env.run(["4096", "--backend", NAME]).exits(0);
+    usual_backend(&env.lmstudio(), OLDER);
+    env.run(["512", "--backend", OLDER]).exits(0);
+    let cut_off = |env: &Env| {
+        let before = survey(&env.lmstudio(), &[]).unwrap().backends;
+        marker::write(&env.lmstudio(), &marker::commands(&before)).unwrap();
+        env.run(["64"]).says("2 changed");
+        // That set them all, so nothing is left to give back.
+        marker::write(&env.lmstudio(), &marker::commands(&before)).unwrap();
+    };
+    cut_off(&env);
+    let home = env.lmstudio();
+    let home = home.to_str().unwrap();
+    let said = env.run(["--check", "--home", home]).exits(0);
+    let said = said.says("a benchmark was cut off").stderr;
+    let advice = said.lines().find(|line| line.contains("cut off")).unwrap();
+    let commands: Vec<_> = advice.split('`').skip(1).step_by(2).collect();
+    assert_eq!(commands.len(), 2, "{advice}");
+    for command in commands {
+        env.run(["--check"]).exits(0).says("cut off");
+        let mut shell = Command::new("sh");
+        let script = command.replacen("lmpatch", env!("CARGO_BIN_EXE_lmpatch"), 1);
+        let ran = env.isolate(&mut shell).args(["-c", &script]).output();
+        Ran::of(&ran.unwrap()).exits(0);
+    }
+    env.run(["--check"]).exits(0).says_nothing_of("cut off");
+    let report = env.json(["--check"]);
+    assert_eq!(report["backends"][0]["chunk"], 512);
+    assert_eq!(report["backends"][1]["chunk"], 2048);
+    // What is refused is not given back, and the rest is.
+    cut_off(&env);
+    let older = BackendDir::new(&env.lmstudio(), OLDER).with_engine(engine_since_2026("4 * 256"));
     env.run(["4096"]).exits(1);
-    assert!(marker.exists());
+    env.run(["--check"]).exits(1).says(&format!(
+        "`lmpatch 512 --backend '{OLDER}'` gives the sizes back"
+    ));
     older.with_engine(engine_since_2026("2048"));
     env.run(["4096"]).exits(0);
-    assert!(!marker.exists());
+    env.run(["--check"]).exits(0).says_nothing_of("cut off");
+}
+
+#[test]
+fn a_name_that_is_a_pattern_or_needs_quotes_can_be_copied() {
+    let env = one(&engine_since_2026("2048"));
+    let odd = "app-mlx-generate-it's[x]@35";
+    usual_backend(&env.lmstudio(), odd);
+    runtime(&env.lmstudio(), "1.13.0", &[odd]);
+    select(&env.lmstudio(), "1.13.0");
+    let ran = env.run(["4096", "--backend", NAME]).exits(0);
+    let advised = ran.stderr.split('`').nth(1).unwrap();
+    let script = advised.replacen("lmpatch", env!("CARGO_BIN_EXE_lmpatch"), 1);
+    let mut shell = Command::new("sh");
+    let ran = env.isolate(&mut shell).args(["-c", &script]).output();
+    Ran::of(&ran.unwrap()).exits(0).says("1 backend: 1 changed");
+    env.run(["--check", "4096"]).exits(0);
 }
 
 #[test]

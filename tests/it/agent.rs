@@ -489,10 +489,9 @@ fn status_tells_size_and_the_last_ten_lines() {
     let lines: String = (1..=12).map(|number| format!("line {number}\n")).collect();
     fs::write(user.log(), lines + "\u{1b}[31m\n").unwrap();
     let shown = user.run(&["agent", "status"]).exits(0).stdout;
-    assert!(
-        shown.starts_with("installed and loaded, size 8192\n"),
-        "{shown}"
-    );
+    let home = env.lmstudio().display().to_string();
+    let size = format!("installed and loaded, size 8192 in {home}\n");
+    assert!(shown.starts_with(&size), "{shown}");
     assert!(
         shown.contains("line 4\n") && !shown.contains("line 3\n"),
         "{shown}"

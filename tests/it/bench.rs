@@ -738,7 +738,7 @@ fn after_a_kill_the_way_back_is_known() {
     });
     assert_eq!(
         interrupted(&stage.env.lmstudio()).as_deref(),
-        Some("lmpatch --revert")
+        Some("`lmpatch --revert`")
     );
     let again = stage.run(&["--sizes", "512,1024"]).exits(1);
     again.says("a benchmark was cut off; first give the sizes back with `lmpatch --revert`");

@@ -137,6 +137,7 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
     let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
     finds(&env, "note", None, &what, &next);
     select(&env.lmstudio(), "1.13.0");
+    let what = what.replace(" needs", ", the selected runtime, needs");
     finds(&env, "warning", None, &what, &next);
     let missing = &env.json(["--check"])["missing_backends"][0];
     assert_eq!(
@@ -149,6 +150,12 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
         .says(&format!("error: {what}"))
         .says_nothing_of("takes effect");
     env.run(["--check", "4096"]).exits(3);
+    // A file in its place is no backend either, and no pattern hides it.
+    fs::write(env.amphibian().join(gone), "").unwrap();
+    env.run(["8192", "--backend", "*@34"])
+        .exits(1)
+        .says(&format!("error: {what}"))
+        .says_nothing_of("takes effect");
 }
 
 #[test]

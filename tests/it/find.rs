@@ -4,10 +4,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::support::home::{
-    BackendDir, SITE_PACKAGES, runtime, select, stock_generate, usual_backend,
+    BackendDir, RUNTIME, SITE_PACKAGES, runtime, select, stock_generate, usual_backend,
 };
 use crate::support::server::chunk_on_disk;
 use crate::support::{Env, amphibian, differences, lines_on_terminal, snapshot};
+use serde_json::Value;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
@@ -303,16 +304,12 @@ fn backends_are_chosen_by_pattern() {
 }
 
 #[test]
-fn backups_beside_a_backend_are_left_alone() {
+fn backups_of_a_backend_are_left_alone() {
     let env = Env::new();
     let backups = [".bak", " copy", "-old"].map(|end| format!("{NAME}{end}"));
     for name in &backups {
         usual_backend(&env.lmstudio(), name);
     }
-    // Its name also begins as another's does.
-    let newer = format!("{NAME}0");
-    usual_backend(&env.lmstudio(), &newer);
-    usual_backend(&env.lmstudio(), NAME);
     let chunks = || -> Vec<_> {
         let chunk = |name: &String| {
             let engine = env.amphibian().join(name).join(SITE_PACKAGES);
@@ -320,15 +317,42 @@ fn backups_beside_a_backend_are_left_alone() {
         };
         backups.iter().map(chunk).collect()
     };
-    env.run(["4096"])
-        .exits(0)
-        .says("2 backends: 2 changed")
-        .shows(&newer);
+    env.run(["4096"]).exits(1).says("no MLX backend found");
+    usual_backend(&env.lmstudio(), NAME);
+    // A name without a number is no backup's.
+    for name in ["my-engine", "my-engine-fork"] {
+        usual_backend(&env.lmstudio(), name);
+    }
+    env.run(["4096"]).exits(0).says("3 backends: 3 changed");
     assert_eq!(chunks(), [Some(2048); 3]);
     // A runtime uses the first, whatever its name.
     runtime(&env.lmstudio(), "1.11.0", &[&backups[0]]);
-    env.run(["4096"]).exits(0).says("1 changed, 2 unchanged");
+    env.run(["4096"]).exits(0).says("1 changed, 3 unchanged");
     assert_eq!(chunks(), [Some(4096), Some(2048), Some(2048)]);
+}
+
+#[test]
+fn a_backup_of_a_runtime_does_not_stand_in_for_it() {
+    let env = Env::new();
+    usual_backend(&env.lmstudio(), NAME);
+    runtime(
+        &env.lmstudio(),
+        "1.11.0",
+        &["app-mlx-generate-mac14-arm64@33"],
+    );
+    let backends = env.lmstudio().join("extensions/backends");
+    let real = backends.join(format!("{RUNTIME}-1.11.0"));
+    fs::rename(&real, backends.join("_old runtime")).unwrap();
+    runtime(&env.lmstudio(), "1.11.0", &[NAME]);
+    select(&env.lmstudio(), "1.11.0");
+    let report = env.json(["--check"]);
+    assert_eq!(report["backends"][0]["selected"], true, "{report:#}");
+    assert_eq!(report["missing_backends"], Value::Array(vec![]));
+    // One that is not there at all is not known.
+    select(&env.lmstudio(), "9.9.9");
+    env.run(["--check"]).exits(0).says(
+        "which runtime LM Studio uses is not known: its preferences name one that is not there",
+    );
 }
 
 #[test]

@@ -363,6 +363,8 @@ fn every_other_way_of_binding_the_name_is_refused() {
         "with a as (b, prefill_step_size): pass",
         "for prefill_step_size in a: pass",
         "for a, (b, prefill_step_size) in c: pass",
+        "for a[0], prefill_step_size in c: pass",
+        "for a[b(i, inner)].c, *prefill_step_size in c: pass",
         "a = [0 for prefill_step_size in b]",
         "global prefill_step_size",
         "del prefill_step_size",
