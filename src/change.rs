@@ -1,6 +1,5 @@
 //! `lmpatch SIZE`, `lmpatch --revert` and their dry runs.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -35,10 +34,8 @@ pub fn run(
     report.backends = applied.iter().map(BackendReport::applied).collect();
     report.missing_backends.clone_from(&survey.home.missing);
     if lock.is_some() {
-        let is_done = |row: &BackendReport| matches!(row.result, Some(Changed | Unchanged));
-        let done = report.backends.iter().filter(|row| is_done(row));
-        let done: BTreeSet<_> = done.map(|row| row.backend.name.as_str()).collect();
-        marker::forget(home, |name| done.contains(name));
+        let done = report.with(Changed).chain(report.with(Unchanged));
+        marker::forget(home, done.map(|row| &*row.backend.name));
     }
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();

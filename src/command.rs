@@ -88,7 +88,7 @@ pub fn output(command: &mut Command, timeout: Duration) -> Result<String> {
 }
 
 /// Tries until it succeeds, at least once and no longer than `limit`.
-pub fn retry<T>(limit: Duration, attempt: impl Fn() -> Result<T>) -> Result<T> {
+pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         let result = attempt();

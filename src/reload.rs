@@ -112,13 +112,12 @@ impl Reloader<'_> {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
         let limit = self.lms.wait;
-        let loaded = retry(limit, || {
-            let loaded = self.lms.loaded()?;
-            if find(&loaded, &wanted.identifier).is_some_and(LoadedModel::is_busy) {
+        let loaded = retry(limit, || match self.lms.loaded() {
+            Ok(now) if find(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
-            Ok(loaded)
-        })?;
+            loaded => Ok(loaded),
+        })??;
         let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);
         ensure!(same.count() < 2, "another has the same identifier; {left}");
         Ok(loaded)

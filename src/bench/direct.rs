@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ use super::args::BenchArgs;
 use super::measure::{Engine, OnProgress, silent};
 use super::prompt::Prompts;
 use super::results::{Results, Run};
-use crate::files;
 use crate::lmstudio::backends::{Backend, amphibian};
+use crate::{command, files};
 
 const SCRIPT: &str = include_str!("direct.py");
 
@@ -85,17 +85,23 @@ impl Direct {
         let stdout = BufReader::new(child.stdout.take().expect(piped));
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            let mut lines = stdout.lines().map_while(Result::ok);
-            lines.try_for_each(|line| sender.send(line))
+            let mut lines = stdout.split(b'\n').map_while(Result::ok);
+            lines.try_for_each(|line| sender.send(String::from_utf8_lossy(&line).into_owned()))
         });
-        let stdin = child.stdin.take().expect(piped);
-        let mut process = Process {
+        let mut stdin = child.stdin.take().expect(piped);
+        let (requests, receiver) = mpsc::channel::<Value>();
+        // A process that does not listen is noticed by its silence.
+        thread::spawn(move || {
+            let mut requests = receiver.iter();
+            requests.try_for_each(|request| writeln!(stdin, "{request}"))
+        });
+        let process = Process {
             child,
-            stdin,
+            requests,
             lines,
             errors,
         };
-        process.say(&self.job);
+        process.say(self.job.clone());
         Ok(process)
     }
 }
@@ -111,7 +117,7 @@ impl Engine for Direct {
             Some(process) => process,
             None => self.start()?,
         };
-        process.say(&json!({ "size": self.size, "tokens": tokens }));
+        process.say(json!({ "size": self.size, "tokens": tokens }));
         let mut answer = Answer {
             is_v1: true,
             tokens,
@@ -125,11 +131,15 @@ impl Engine for Direct {
                 Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
                 Err(_) => bail!("{} {}", self.python.display(), process.ending()),
             };
+            // Whatever else is printed is not an answer.
+            if !line.starts_with("data: {") {
+                continue;
+            }
             match answer.line(start.elapsed().as_secs_f64(), &line) {
                 Ok(None) => {}
                 Ok(Some(position)) => {
                     let answer = if on_progress(position) { "go" } else { "stop" };
-                    process.say(&json!(answer));
+                    process.say(json!(answer));
                 }
                 Err(why) => {
                     self.process = Some(process);
@@ -170,19 +180,23 @@ fn interpreter(place: &Path) -> Option<PathBuf> {
 /// A Python that runs the script.
 struct Process {
     child: Child,
-    stdin: ChildStdin,
+    requests: Sender<Value>,
     lines: Receiver<String>,
     errors: File,
 }
 
 impl Process {
-    fn say(&mut self, what: &Value) {
+    fn say(&self, what: Value) {
         // If it has ended, the end of its output says so.
-        let _ = writeln!(self.stdin, "{what}");
+        let _ = self.requests.send(what);
     }
 
     /// How it ended, and the last line of its errors.
     fn ending(&mut self) -> String {
+        let ended = || self.child.try_wait()?.context("it still runs");
+        // It may have closed its output and live on.
+        let _ = command::retry(Duration::from_secs(1), ended);
+        let _ = self.child.kill();
         let status = self.child.wait().map(|status| status.to_string());
         let mut said = Vec::new();
         // Errors that cannot be read count as not printed.

@@ -1,14 +1,14 @@
 //! Results for people and for other programs: a table with bars, JSON, CSV, Markdown, SVG.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::results::{Results, Row};
-use crate::output::{Output, printable};
+use crate::output::printable;
 
 /// The path of a file to write, whose extension names the format.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
@@ -26,14 +26,18 @@ fn ending(path: &Path) -> &str {
 pub fn check(paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let directory = path.parent().filter(|path| *path != Path::new(""));
-        let tried = tempfile::tempfile_in(directory.unwrap_or(Path::new(".")));
+        let tried = match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() => bail!("{} is no file", path.display()),
+            Ok(_) => File::options().append(true).open(path),
+            Err(_) => tempfile::tempfile_in(directory.unwrap_or(Path::new("."))),
+        };
         tried.with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Writes every file if there are results, and returns whether that worked. A full disk does not end the measuring.
-pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
+/// Writes every file, if there are results. Fails in the end if one could not be written.
+pub fn write(paths: &[PathBuf], results: &Results) -> Result<()> {
     let write = |path: &PathBuf| -> Result<()> {
         let text = match ending(path) {
             "csv" => csv(results)?,
@@ -44,10 +48,7 @@ pub fn write(paths: &[PathBuf], results: &Results, output: &Output) -> bool {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     };
     let paths = paths.iter().filter(|_| !results.rows.is_empty());
-    let errors: Vec<_> = paths.filter_map(|path| write(path).err()).collect();
-    let say = |error| output.error(&format!("{error:#}"));
-    errors.iter().for_each(say);
-    errors.is_empty()
+    paths.map(write).fold(Ok(()), Result::and)
 }
 
 const HEADER: &str = "size|seconds|tok/s|× stock|spread|memory|observed";

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -48,9 +48,6 @@ pub struct Guard {
 impl Guard {
     /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
     pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
-        if let Some(command) = marker::interrupted(home) {
-            bail!("a benchmark was cut off; first give the sizes back with {command}");
-        }
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
         for backend in patch::survey(home, wanted)?.backends {
@@ -112,6 +109,7 @@ impl Guard {
         self.set(size)?;
         *is_reloaded = true;
         self.reload(self.wanted.as_ref())?;
+        drop(is_reloaded);
         self.wait_for_server()
     }
 
@@ -166,48 +164,64 @@ impl Guard {
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
     pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> Result<()> {
+        let is_changed = self.restore_files()?;
+        if let Some(size) = keep {
+            return self.keep(size, output);
+        }
+        if is_changed {
+            output.say("Every backend is as it was.");
+        }
+        Ok(())
+    }
+
+    /// Returns whether there was anything to restore.
+    fn restore_files(&self) -> Result<bool> {
         let mut files = locked(&self.files);
         files.is_over = true;
-        if files.are_changed {
-            let restored = self.apply(Goal::Earlier(&self.before));
-            restored.and_then(|done| check(&done)).map_err(|why| {
-                let command = marker::way_back(&marker::commands(&self.before));
-                anyhow!("not as it was: {why:#}; {command} gives the sizes back")
-            })?;
-            marker::forget(&self.home, |_| true);
-            if keep.is_none() {
-                output.say("Every backend is as it was.");
-            }
+        if !files.are_changed {
+            return Ok(false);
         }
-        let Some(size) = keep else { return Ok(()) };
+        let done = self.apply(Goal::Earlier(&self.before))?;
+        let back = done.iter().filter(|(_, why)| why.is_none());
+        marker::forget(&self.home, back.map(|(backend, _)| &*backend.name));
+        check(&done).map_err(|why| match marker::way_back(&self.home) {
+            Some(commands) => anyhow!("not as it was: {why:#}; {commands} gives the sizes back"),
+            None => why.context("not as it was"),
+        })?;
+        Ok(true)
+    }
+
+    fn keep(&self, size: u64, output: &Output) -> Result<()> {
         let done = self.apply(Goal::Size(size))?;
         let set = done.iter().filter(|(_, why)| why.is_none());
         let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
         if !set.is_empty() {
             let effect = match self.server {
-                Some(_) => "the model that was measured is loaded with it",
-                None => "it takes effect when a model is next loaded",
+                Some(_) => "",
+                None => "; it takes effect when a model is next loaded",
             };
-            output.say(&format!("{size} is set in {}; {effect}.", set.join(", ")));
+            output.say(&format!("{size} is set in {}{effect}.", set.join(", ")));
         }
         let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
-        let checked = check(&done).with_context(|| format!("not set to {size}"));
-        if let (Err(why), false) = (&checked, is_wrong || set.is_empty()) {
-            output.note(&format!("{why:#}"));
-            return Ok(());
+        match check(&done).with_context(|| format!("not set to {size}")) {
+            Err(why) if !is_wrong && !set.is_empty() => output.note(&format!("{why:#}")),
+            checked => return checked,
         }
-        checked
+        Ok(())
     }
 
-    /// Loads the model as it was, if it was reloaded; first waits for a load that is under way.
+    /// Loads the model again as it was, if it was reloaded; first waits for a load that is under way.
     pub fn finish_models(&self, is_stopped: bool, output: &Output) -> Result<()> {
+        if let Err(TryLockError::WouldBlock) = self.is_reloaded.try_lock() {
+            output.say("Waiting for the load that is under way …");
+        }
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
         let name = id.map_or("the model", |id| id);
-        output.say(&format!("Loading {name} as it was …"));
+        output.say(&format!("Loading {name} again …"));
         let reloaded = self.reload(was);
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
             bail!("{name} is not as it was: {note}");

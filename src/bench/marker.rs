@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use tempfile::NamedTempFile;
 
 use crate::files;
-use crate::lmstudio::backends::flag;
+use crate::lmstudio::backends::{amphibian, flag};
 use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
 
@@ -40,11 +40,11 @@ pub fn write(home: &Path, commands: &Commands) -> Result<()> {
 }
 
 /// Takes backends that have been set since out of the marker of a benchmark that was cut off.
-pub fn forget(home: &Path, is_set: impl Fn(&str) -> bool) {
+pub fn forget<'n>(home: &Path, set: impl Iterator<Item = &'n str>) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    commands.retain(|name, _| !is_set(name));
+    set.for_each(|name| drop(commands.remove(name)));
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {
         0 => fs::remove_file(marker(home)).map_err(Into::into),
@@ -58,15 +58,18 @@ fn read(home: &Path) -> Option<Commands> {
 
 /// How to restore the sizes after a benchmark that was cut off.
 pub fn interrupted(home: &Path) -> Option<String> {
-    let commands = read(home)?;
     Lock::try_take(home).ok().flatten()?;
-    Some(way_back(&commands))
+    way_back(home)
 }
 
-pub fn way_back(commands: &Commands) -> String {
-    let different: BTreeSet<_> = commands.values().collect();
+/// How to restore the sizes of the backends that the marker names; not of one whose disk is away.
+pub fn way_back(home: &Path) -> Option<String> {
+    let mut commands = read(home)?;
+    commands.retain(|name, _| amphibian(home).join(name).exists());
+    let different: BTreeSet<_> = commands.into_values().collect();
     let quoted = different.iter().map(|command| format!("`{command}`"));
-    quoted.collect::<Vec<_>>().join(", then ")
+    let quoted = quoted.collect::<Vec<_>>().join(", then ");
+    (!quoted.is_empty()).then_some(quoted)
 }
 
 /// What sets these backends to the sizes that they have here.

@@ -55,24 +55,35 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let (benchmark, guard) = prepared?;
     let count = benchmark.race.rows.len();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
-    let (results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
+    let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
     // A model that is still at work on a prompt could not be loaded again.
     agent.shutdown();
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
     let files = guard.as_ref().map(|guard| guard.finish_files(keep, output));
-    let is_told = tell(&results, is_json, args, output)?;
+    if let Some(Err(why)) = files {
+        let before = results.error.map(|error| error + "; ");
+        results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
+    }
     let talk = *output;
     thread::spawn(move || end_on_signal(signals, is_stopped, talk));
-    let models = guard.map(|guard| guard.finish_models(is_stopped, output));
-    let is_compared = count < 2 || results.verdict.keep.is_some();
-    let is_whole = results.error.is_none() && results.rows.iter().all(|row| row.failed.is_none());
-    let mut is_good = is_told && is_compared && is_whole;
-    for why in files.into_iter().chain(models).filter_map(Result::err) {
-        output.error(&format!("{why:#}"));
-        is_good = false;
-    }
+    let told = tell(&results, is_json, args, output);
+    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped, output));
+    let failures = [told, models].into_iter().filter_map(Result::err);
+    let count_failed = failures
+        .map(|why| output.error(&format!("{why:#}")))
+        .count();
+    let is_good = count_failed == 0 && is_answer(&results, count);
     Ok(if is_good { Exit::Done } else { Exit::Failed })
+}
+
+/// Whether the `count` sizes were compared, or the only one was measured, and nothing failed.
+fn is_answer(results: &Results, count: usize) -> bool {
+    let mut rows = results.rows.iter();
+    let is_answered = results.verdict.keep.is_some()
+        || count == 1 && rows.any(|row| row.median_tokens_per_second.is_some());
+    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
+    is_answered && !has_failed
 }
 
 /// Lets `benchmark` measure until it ends, the budget is over or a signal comes. Returns what is known then, and whether
@@ -92,8 +103,9 @@ pub fn supervise(
     let failure = loop {
         match known.recv_timeout(TICK) {
             Ok(now) => {
-                export::write(&args.output, &now, output);
                 results = now;
+                // Whether that worked is told in the end.
+                let _ = export::write(&args.output, &results);
             }
             Err(RecvTimeoutError::Disconnected) => break joined(measuring).err(),
             Err(RecvTimeoutError::Timeout) => {}
@@ -101,6 +113,9 @@ pub fn supervise(
         if signals.pending().next().is_some() {
             is_stopped = true;
             break Some(anyhow!("stopped before the answer was settled"));
+        }
+        if start.elapsed() > budget && results.rows.is_empty() {
+            break Some(anyhow!("the budget was over before anything was measured"));
         }
         if start.elapsed() > budget {
             let note = "The budget was over before the answer was settled.";
@@ -114,8 +129,11 @@ pub fn supervise(
 }
 /// Ends lmpatch at a signal when the files are restored; the one that had them restored does not count.
 fn end_on_signal(mut signals: Signals, is_stopped: bool, output: Output) {
-    let ignored = usize::from(!is_stopped);
-    if signals.forever().nth(ignored).is_some() {
+    let mut signals = signals.forever();
+    if !is_stopped && signals.next().is_some() {
+        output.say("The model is still to be loaded; Ctrl-C again ends lmpatch without that.");
+    }
+    if signals.next().is_some() {
         let what = "stopped before the model was loaded as it was";
         output.error(&format!("{what}; `lms ps` shows what is loaded"));
         process::exit(Exit::Failed as i32);
@@ -128,9 +146,9 @@ fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
     thread.join().unwrap_or_else(failed)
 }
 
-/// Prints the results and writes every file. Returns whether the files were written.
-fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<bool> {
-    let is_written = export::write(&args.output, results, output);
+/// Prints the results and writes every file.
+fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
+    let written = export::write(&args.output, results);
     if is_json {
         output.print_json(results)?;
     } else if !results.rows.is_empty() && !output.is_quiet {
@@ -140,5 +158,5 @@ fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> 
         output.say(&remark);
     }
     results.error.iter().for_each(|error| output.error(error));
-    Ok(is_written)
+    written
 }

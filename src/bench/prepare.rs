@@ -14,6 +14,7 @@ use super::args::BenchArgs;
 use super::direct::Direct;
 use super::export;
 use super::guard::Guard;
+use super::marker;
 use super::measure::{Benchmark, Engine};
 use super::race::Race;
 use super::results::Results;
@@ -40,6 +41,9 @@ pub fn prepare(
         found => found.ok(),
     };
     let home = found.as_deref();
+    if let Some(commands) = home.and_then(marker::interrupted) {
+        bail!("a benchmark was cut off; first give the sizes back with {commands}");
+    }
     let backends = home.map_or(Ok(vec![]), |home| backends(home, args))?;
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
     let in_use = in_use.as_ref();
@@ -114,7 +118,7 @@ fn bar(output: &Output) -> ProgressBar {
     if output.is_quiet {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}, at most {eta} left");
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
     ProgressBar::no_length().with_style(style.expect("it is well-formed"))
 }
 

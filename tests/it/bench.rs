@@ -1,7 +1,7 @@
 //! Benchmarks against a fake LM Studio with a made-up clock: exact speeds, every failure a row, everything as it was.
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -430,12 +430,21 @@ fn a_backend_that_is_gone_is_told() {
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
-        let why = guard.finish_files(keep, &output).unwrap_err().to_string();
-        assert!(why.contains("it is gone"), "{why}");
-        assert!(
-            why.ends_with("`lmpatch --revert` gives the sizes back"),
-            "{why}"
-        );
+        let why = guard.finish_files(keep, &output).unwrap_err();
+        let why = format!("{why:#}");
+        assert_eq!(why, format!("not as it was: {NAME}: it is gone"));
+    }
+    // Its disk was away: the way back is known when it is there again.
+    drop(guard);
+    let home = stage.env.lmstudio();
+    assert_eq!(interrupted(&home), None);
+    fs::rename(stage.env.user().join("elsewhere"), &stage.backend.root).unwrap();
+    assert_eq!(interrupted(&home).as_deref(), Some("`lmpatch --revert`"));
+    for arguments in [&[][..], &["--sizes", "512,2048"]] {
+        stage
+            .run(arguments)
+            .exits(1)
+            .says("first give the sizes back with `lmpatch --revert`");
     }
 }
 
@@ -604,6 +613,12 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
         .run(&["--output", output.to_str().unwrap()])
         .exits(1)
         .says("cannot write");
+    let output = stage.env.user().join("directory.json");
+    fs::create_dir(&output).unwrap();
+    stage
+        .run(&["--output", output.to_str().unwrap()])
+        .exits(1)
+        .says("directory.json is no file");
     assert!(stage.fake.state().chats.is_empty());
 }
 
@@ -618,9 +633,7 @@ fn the_best_is_set_and_what_was_really_set_is_said() {
         .run(&["--sizes", "512,2048", "--runs", "1", "--apply-best"])
         .exits(0);
     ran.says("@33 is not part of the sweep")
-        .says(&format!(
-            "512 is set in {NAME}; the model that was measured is loaded with it."
-        ))
+        .says(&format!("512 is set in {NAME}."))
         .says("note: not set to 512: app-mlx-generate-mac14-arm64@32: ");
     stage
         .env
@@ -693,7 +706,8 @@ fn a_second_signal_ends_it_after_the_files() {
     until("the files are back", || stage.chunk() == Some(2048));
     signal(&child, "-INT");
     let ran = Ran::of(&child.wait_with_output().unwrap()).exits(1);
-    ran.says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
+    ran.says("Waiting for the load that is under way …")
+        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
     assert_eq!(
         differences(&before, &snapshot(&stage.env.lmstudio())),
         Vec::<String>::new()
@@ -721,7 +735,40 @@ fn signals_also_end_the_last_load() {
     });
     Ran::of(&child.wait_with_output().unwrap())
         .exits(1)
-        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
+        .says("The model is still to be loaded; Ctrl-C again ends lmpatch without that.")
+        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded")
+        .shows("4096");
+}
+
+#[test]
+fn where_nothing_can_be_printed_the_model_comes_back_all_the_same() {
+    let stage = stage();
+    let before = stage.before();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = stage.command(&["--sizes", "512,4096", "--runs", "1"]);
+    let ran = Ran::of(&command.stdout(full).output().unwrap());
+    ran.exits(1).says("cannot write to stdout");
+    stage.is_as(&before);
+}
+
+#[test]
+fn files_that_could_not_be_restored_are_told_with_the_results() {
+    let stage = stage().pace(&[(2048, 200)]);
+    let child = stage.start(&["--sizes", "512,2048", "--runs", "1", "--json"]);
+    until("a size is set", || stage.chunk() == Some(512));
+    let engine = stage.backend.engine();
+    let text = fs::read_to_string(&engine).unwrap();
+    fs::write(&engine, text + "# by another hand\n").unwrap();
+    let ran = Ran::of(&child.wait_with_output().unwrap()).exits(1);
+    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let error = results["error"].as_str().unwrap();
+    assert!(error.starts_with("not as it was: "), "{error}");
+    assert!(
+        error.ends_with("`lmpatch --revert` gives the sizes back"),
+        "{error}"
+    );
+    ran.says("error: not as it was")
+        .says_nothing_of("as it was.");
 }
 
 #[test]
@@ -749,6 +796,13 @@ fn after_a_kill_the_way_back_is_known() {
     assert_eq!(stage.chunk(), Some(2048));
     let left = differences(&before, &snapshot(&stage.env.lmstudio()));
     assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_budget_that_is_over_at_once_has_measured_nothing() {
+    let stage = stage().odd(|odd| odd.silent_from = Some(2048));
+    let ran = stage.run(&["--budget", "0.005", "--quiet"]).exits(1);
+    ran.says("the budget was over before anything was measured");
 }
 
 #[test]
@@ -991,7 +1045,7 @@ fn the_app_is_restarted_for_every_size_and_in_the_end_all_is_loaded_as_it_was() 
 /// A Python that is none: it says what the real script says, and dies at 4096.
 const MADE_UP_PYTHON: &str = r#"read -r job
 say() { printf 'data: %s\n' "$1"; }
-printf 'Fetching\n'
+printf 'data: Fetching\n\377\n'
 while read -r request; do
   size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
   tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
@@ -1087,6 +1141,40 @@ const ENDLESS_MLX_LM: [(&str, &str); 3] = [
          os.rename('process.new', 'process')\n    time.sleep(600)\n    yield 0, 0\n",
     ),
 ];
+
+#[test]
+fn a_python_that_does_not_answer_is_given_up() {
+    let env = Env::new();
+    let python = env.user().join("python");
+    let text = env.user().join("text");
+    // More than a pipe holds.
+    fs::write(&text, "\u{6f22}".repeat(100_000)).unwrap();
+    for (body, why) in [
+        ("exec sleep 60", "said nothing for 1 seconds"),
+        ("exec >&-; sleep 60", "ended (signal: 9 (SIGKILL))"),
+    ] {
+        executable(&python, body);
+        let arguments = [
+            "bench",
+            "--direct",
+            "--model",
+            ".",
+            "--sizes",
+            "512",
+            "--timeout",
+            "1",
+        ];
+        let files = [
+            "--python",
+            python.to_str().unwrap(),
+            "--prompt-file",
+            text.to_str().unwrap(),
+        ];
+        let start = Instant::now();
+        env.run(arguments.iter().chain(&files)).exits(1).says(why);
+        assert!(start.elapsed() < Duration::from_secs(50));
+    }
+}
 
 #[test]
 fn a_direct_process_ends_when_lmpatch_is_killed() {
