@@ -66,12 +66,9 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
 impl Finished {
     /// Describes a failure in one line, with what the program said; `name` is what was run.
     pub fn failure(&self, name: &str) -> String {
-        let mut texts = [&self.stderr, &self.stdout].into_iter();
-        let said = texts.find(|text| !text.trim().is_empty());
-        let words: Vec<_> = said
-            .into_iter()
-            .flat_map(|said| said.split_whitespace())
-            .collect();
+        let is_silent = self.stderr.trim().is_empty();
+        let said = [&self.stderr, &self.stdout][usize::from(is_silent)];
+        let words: Vec<_> = said.split_whitespace().collect();
         let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
         let said = format!("{name} failed ({}): {said}", self.status);
         said.trim_end_matches(": ").to_owned()

@@ -26,16 +26,9 @@ pub fn look(
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let is_idle = snapshot.workers.is_empty();
-    let mut times = Vec::new();
-    for of in backends {
-        // If nothing runs, it does not matter.
-        times.push(if is_idle { None } else { written(of) });
-    }
     let states = |snapshot: &WorkerSnapshot| -> Vec<_> {
-        let pairs = backends.iter().zip(&times);
-        let state = |(of, time): (&&Surveyed, &_)| snapshot.load_state(&of.backend, *time);
-        pairs.map(state).collect()
+        let state = |one: &&Surveyed| snapshot.load_state(&one.backend, written(one));
+        backends.iter().map(state).collect()
     };
     let mut found = states(&snapshot);
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::iter;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,8 +18,8 @@ use super::args::BenchArgs;
 use super::measure::{Engine, OnProgress, silent};
 use super::prompt::Prompts;
 use super::results::{Results, Run};
+use crate::command;
 use crate::lmstudio::backends::{Backend, amphibian};
-use crate::{command, files};
 
 const SCRIPT: &str = include_str!("direct.py");
 
@@ -158,23 +159,17 @@ fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>
     let mut packages = backend.site_packages.iter().flatten();
     let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
     let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
-    let names = backend.runtimes.iter().flat_map(|one| &one.packages);
-    let mut places = vec![backend.path.clone()];
-    places.extend(names.map(|name| amphibian(home).join(name)));
-    let python = places.iter().find_map(|place| interpreter(place));
+    let others = backend.runtimes.iter().flat_map(|one| &one.packages);
+    let others = others.map(|name| amphibian(home).join(name));
+    // `lib/python3.11/site-packages` is for `bin/python3.11`.
+    let name = packages.parent().and_then(Path::file_name);
+    let program = |place: PathBuf| Some(place.join("bin").join(name?));
+    let mut programs = iter::once(backend.path.clone())
+        .chain(others)
+        .filter_map(program);
+    let python = programs.find(|path| path.exists());
     let missing = || format!("{shown} has no Python; name one with --python");
     Ok((python.with_context(missing)?, Some(packages.clone())))
-}
-
-fn interpreter(place: &Path) -> Option<PathBuf> {
-    let bin = place.join("bin");
-    let mut names = files::names(&bin).ok()?;
-    names.retain(|name| {
-        let name = name.to_string_lossy();
-        let version = name.strip_prefix("python").unwrap_or("none");
-        version.chars().all(|c| c.is_ascii_digit() || c == '.')
-    });
-    names.into_iter().min().map(|name| bin.join(name))
 }
 
 /// A Python that runs the script.

@@ -101,7 +101,6 @@ fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
 /// The length of every prompt in tokens. Fails if that says nothing about the largest size.
 fn prompt_tokens(args: &BenchArgs, sizes: &BTreeSet<Option<u64>>) -> Result<u64> {
     let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
-    // Two chunks of the largest of several sizes, or four of the one that is set.
     let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
     let least = 2 * largest;
@@ -124,13 +123,8 @@ fn bar(output: &Output) -> ProgressBar {
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
 fn machine() -> String {
-    let names = [
-        "-n",
-        "machdep.cpu.brand_string",
-        "hw.memsize",
-        "kern.osproductversion",
-    ];
-    let said = command::output(Command::new("sysctl").args(names), Duration::from_secs(2));
+    let words = "-n machdep.cpu.brand_string hw.memsize kern.osproductversion".split(' ');
+    let said = command::output(Command::new("sysctl").args(words), Duration::from_secs(2));
     let said = said.unwrap_or_default();
     match said.lines().collect::<Vec<_>>()[..] {
         [cpu, memory, version] => {

@@ -70,8 +70,9 @@ impl Server {
         let settings: Value =
             serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
         let port = settings["port"].as_u64();
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        let port = port.filter(|port| *port > 0).unwrap_or(1234);
+        let port = port
+            .filter(|port| (1..65_536).contains(port))
+            .unwrap_or(1234);
         let usual = || format!("http://127.0.0.1:{port}");
         let token = std::env::var("LM_API_TOKEN").ok();
         Self {

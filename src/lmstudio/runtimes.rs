@@ -21,6 +21,8 @@ pub const APPS: [(&str, &str); 2] = [
     ),
 ];
 pub const LM_STUDIO: &str = "LM Studio";
+/// M5s have another.
+const USUAL_NAME: &str = "mlx-llm-mac-arm64-apple-metal-advsimd";
 
 /// One runtime, as its `backend-manifest.json` describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -28,7 +30,7 @@ pub struct Runtime {
     /// `mlx-llm-mac-arm64-apple-metal-advsimd`.
     pub name: String,
     pub version: String,
-    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` if two share a version.
+    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` where the name has a part that the usual one has not.
     #[serde(skip)]
     pub label: String,
     /// The directories of `_amphibian` that it is made of.
@@ -62,7 +64,6 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
         parts.map(|part| part.parse().unwrap_or(0)).collect()
     };
     runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
-    label(&mut runtimes);
     let mut unknown = Vec::new();
     for (app, preferences) in APPS {
         match choice(app, &home.join(preferences)) {
@@ -93,22 +94,6 @@ pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
     APPS.into_iter().filter_map(since).collect()
 }
 
-/// Runtimes of the same version are told apart by the part that only one's name has: `nax` for the M5.
-fn label(runtimes: &mut [Runtime]) {
-    let all = runtimes.to_vec();
-    for runtime in runtimes {
-        let mut others = all.clone();
-        others.retain(|other| other.version == runtime.version && other.name != runtime.name);
-        runtime.label = format!("MLX {}", runtime.version);
-        for part in runtime.name.split('-') {
-            let has_part = |other: &Runtime| other.name.split('-').any(|p| p == part);
-            if !others.iter().all(has_part) {
-                runtime.label.extend([" ", part]);
-            }
-        }
-    }
-}
-
 /// The MLX runtime that a `backend-manifest.json` describes.
 pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     let manifest: Value = serde_json::from_slice(manifest).ok()?;
@@ -122,7 +107,10 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     let listed = listed.into_iter().flatten().filter_map(Value::as_str);
     let names = listed.filter_map(|package| package.strip_prefix("_amphibian/"));
     let is_odd = |n: &str| n.is_empty() || n.starts_with('.') || n.contains(['/', '\0']);
+    let is_odd_part = |part: &&str| !USUAL_NAME.split('-').any(|usual| usual == *part);
+    let odd_parts = name.split('-').filter(is_odd_part);
     Some(Runtime {
+        label: odd_parts.fold(format!("MLX {version}"), |label, part| label + " " + part),
         name: name.to_owned(),
         version: version.to_owned(),
         packages: names.filter(|n| !is_odd(n)).map(str::to_owned).collect(),

@@ -34,7 +34,7 @@ pub struct WorkerSnapshot {
 }
 
 /// Whether loaded models have a backend's values: which workers do not, or why that is unknown.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoadState {
     ReloadNeeded(#[serde(skip)] Vec<u32>),

@@ -15,12 +15,11 @@ use crate::files::{cannot, is_absence};
 /// backend, or a file cannot be removed.
 pub fn remove(source: &Path) -> Result<()> {
     for cached in list(source)? {
-        match fs::remove_file(&cached) {
-            Err(error) if !is_absence(&error) => {
-                let cache = cached.parent().unwrap_or(&cached);
-                return Err(cannot("remove files from", cache, error));
-            }
-            _ => {}
+        if let Err(error) = fs::remove_file(&cached)
+            && !is_absence(&error)
+        {
+            let cache = cached.parent().unwrap_or(&cached);
+            return Err(cannot("remove files from", cache, error));
         }
     }
     Ok(())
