@@ -39,7 +39,7 @@ pub fn run(
     }
     if cli.reload.is_none() && !cli.dry_run {
         let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
-        effect::look(cli, home, report, &after, None);
+        effect::add(cli, home, report, &after, None);
     }
     notes::on_change(report, &survey, &applied);
     let shown = match cli.dry_run {
@@ -48,12 +48,12 @@ pub fn run(
         false => output.print(&table::backends(report, output)),
     };
     // Even if stdout failed: people must learn what was done to their files.
-    report.findings.tell(output);
-    tell_summary(cli, output, report, &survey);
+    report.findings.print(output);
+    print_summary(cli, output, report, &survey);
     let is_set = is_in_use(report, &survey, Changed) || is_in_use(report, &survey, Unchanged);
     let is_reloaded = cli.reload.is_none_or(|how| {
         if !is_set {
-            output.error("no model was loaded again: no backend in use was set");
+            output.error("no model was reloaded: no selected backend was set");
         }
         is_set && reload(cli, output, home, report, how)
     });
@@ -61,12 +61,12 @@ pub fn run(
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
-fn tell_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
+fn print_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
     output.say(&table::summary(report));
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
     } else if cli.reload.is_none() && is_in_use(report, survey, Changed) {
-        output.say("It takes effect when a model is next loaded; restarting LM Studio makes sure.");
+        output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
 }
 
@@ -106,38 +106,38 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, how: How
         lms: Lms::of(home),
         advice: back.unwrap_or_default() + "load it in LM Studio",
     };
-    output.say("Loading again what is loaded; a large model takes minutes …");
+    output.say("Reloading the loaded models; a large one takes minutes …");
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
     if let Some(error) = &error {
         let what = "no model was loaded again";
-        output.error(&format!("the files are done, but {what}: {error}"));
+        output.error(&format!("the files are written, but {what}: {error}"));
     } else if models.is_empty() {
         output.say("No MLX model is loaded; the next one takes these values.");
     } else if how == How::App {
         output.say("The app was restarted.");
     }
     for model in &models {
-        tell_reloaded(output, model);
+        print_reloaded(output, model);
     }
     let worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
     report.reload = Some(ReloadReport { how, models, error });
     worked
 }
 
-fn tell_reloaded(output: &Output, reloaded: &Reloaded) {
+fn print_reloaded(output: &Output, reloaded: &Reloaded) {
     let (model, id) = (&reloaded.model, &reloaded.model.identifier);
     if let Some(why) = &reloaded.failed {
         let what = format!("{id} was not loaded again: {why}");
-        output.error(&format!("the files are done, but {what}"));
+        output.error(&format!("the files are written, but {what}"));
         return;
     }
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
     let (context, parallel) = (number(model.context_length), number(model.parallel));
     let values = format!("context {context}, parallel {parallel}");
-    output.say(&format!("{id} is loaded again ({values})."));
+    output.say(&format!("{id} was reloaded ({values})."));
     if let Some(note) = &reloaded.note {
         output.note(&format!("{id}: {note}"));
     }

@@ -20,11 +20,11 @@ use crate::report::{BackendReport, Report, notes, table};
 
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
-    let look = || workers::snapshot(home);
+    let scan = || workers::snapshot(home);
     // Without this thread, processes are looked at later; a quiet run never looks at them.
     let (survey, seen) = thread::scope(|scope| {
-        let is_told = cli.json || !cli.quiet;
-        let seen = is_told.then(|| thread::Builder::new().spawn_scoped(scope, look));
+        let is_shown = cli.json || !cli.quiet;
+        let seen = is_shown.then(|| thread::Builder::new().spawn_scoped(scope, scan));
         let survey = survey(cli, home);
         (survey, seen.and_then(|seen| seen.ok()?.join().ok()))
     });
@@ -32,11 +32,11 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     let rows = survey.backends.iter().map(BackendReport::surveyed);
     report.backends = rows.collect();
     let backends: Vec<_> = survey.backends.iter().collect();
-    effect::look(cli, home, report, &backends, seen);
+    effect::add(cli, home, report, &backends, seen);
     notes::on_check(report, &survey);
     if let Some(command) = marker::interrupted(home) {
-        let next = format!("{command} gives the sizes back");
-        let what = "a benchmark was cut off before it had put the sizes back";
+        let next = format!("{command} restores them");
+        let what = "a benchmark was interrupted before restoring the sizes";
         report.findings.add(Level::Warning, None, what, &next);
     }
     report.missing_backends = survey.home.missing;
@@ -44,13 +44,13 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     if cli.shows_text() {
         shown = output.print(&(table::backends(report, output) + effect::summary(report)));
     }
-    report.findings.tell(output);
+    report.findings.print(output);
     if let Some(size) = report.size {
         let command = cli.limited(format!("lmpatch {size}"));
         output.say(&table::verdict(size, &survey.backends, &command));
     }
-    let is_gone = report.missing_backends.iter().any(|one| one.selected);
-    shown.map(|()| exit(&survey.backends, report.size, is_gone))
+    let is_selected_missing = report.missing_backends.iter().any(|one| one.selected);
+    shown.map(|()| exit(&survey.backends, report.size, is_selected_missing))
 }
 
 /// The backends that were asked for. Fails if there is none.
@@ -72,18 +72,18 @@ pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
 }
 
 /// Whether a backend lacks the size. As in a set, an unfinished backend that is not in use does not count.
-fn is_missing(backends: &[Surveyed], size: u64) -> bool {
+fn lacks_size(backends: &[Surveyed], size: u64) -> bool {
     let counts = |one: &Surveyed| one.state() != State::Incomplete || one.backend.selected;
     let lacks = |one: &Surveyed| !one.has(size) && counts(one);
     backends.iter().any(lacks) || !backends.iter().any(|one| one.has(size))
 }
 
-/// `is_gone`: whether the backend in use is not there at all.
-fn exit(backends: &[Surveyed], size: Option<u64>, is_gone: bool) -> Exit {
+/// `is_selected_missing`: whether the backend in use is not there at all.
+fn exit(backends: &[Surveyed], size: Option<u64>, is_selected_missing: bool) -> Exit {
     let is_refused = |backend: &Surveyed| backend.state() == State::Refused;
     match size {
         _ if backends.iter().any(is_refused) => Exit::Failed,
-        Some(size) if is_gone || is_missing(backends, size) => Exit::OtherValue,
+        Some(size) if is_selected_missing || lacks_size(backends, size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

@@ -21,7 +21,7 @@ Examples:
   lmpatch 8192            set another size
   lmpatch --check         show every backend
   lmpatch 4096 --dry-run  show what would change, write nothing
-  lmpatch --revert        give every backend the vendor's own files back
+  lmpatch --revert        restore the vendor's files in every backend
   lmpatch 8192 --reload   the same for models that are loaded now
 
 A size that is a backend's own stock value (512 until March 2026, 2048 since)
@@ -53,7 +53,7 @@ pub struct Cli {
     #[arg(long)]
     pub check: bool,
 
-    /// Give every backend the vendor's own files back, whatever its stock value is
+    /// Restore the vendor's original files in every backend
     #[arg(long, conflicts_with_all = ["size", "check"])]
     pub revert: bool,
 
@@ -61,7 +61,7 @@ pub struct Cli {
     #[arg(long, conflicts_with = "check")]
     pub dry_run: bool,
 
-    /// Then load the loaded MLX models again, or restart the app, so that the values take effect now
+    /// Then reload the loaded MLX models, or restart the app, so that the values take effect now
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "models")]
     #[arg(conflicts_with_all = ["check", "dry_run"])]
     pub reload: Option<How>,
@@ -142,7 +142,7 @@ impl Cli {
     }
 }
 
-/// Blames the first word, if that is wrong by itself, and never advises to pass a flag as a size.
+/// Reports a bad first word before anything else, and never suggests a flag as a size.
 fn clearer(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;

@@ -1,4 +1,4 @@
-//! What a shell and `man` want to know of the command line; pure, from the command line's own declaration.
+//! Shell completions and the manual page, generated from the definition of the command line.
 
 use std::io;
 
@@ -26,7 +26,7 @@ pub fn manual_page() -> io::Result<Vec<u8>> {
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
-    // clap_mangen would refer to pages of their own for the commands, and fill and justify the columns of the rest.
+    // clap_mangen would refer to a page of its own for each command, and reflow the aligned columns.
     let mut rest = Roff::new();
     rest.control("SH", ["COMMANDS"]);
     for command in command.get_subcommands_mut() {

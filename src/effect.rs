@@ -14,7 +14,7 @@ use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
 
 /// Adds to the report whether the values are in effect, going by the processes `seen`, or else by a look at them now.
-pub fn look(
+pub fn add(
     cli: &Cli,
     home: &Path,
     report: &mut Report,

@@ -28,7 +28,7 @@ pub enum NotRead {
     #[error("is {0}, not a regular file")]
     NotAFile(&'static str),
     /// It is larger than [`MAX_BYTES`]; its size in bytes.
-    #[error("has {0} bytes, more than the {MAX_BYTES} that are read at most")]
+    #[error("has {0} bytes, more than the limit of {MAX_BYTES}")]
     TooLarge(u64),
     #[error("cannot be read ({0}){fix}", fix = fix(.0, "chmod u+r, or chmod u+rwx on its directory"))]
     Io(io::Error),

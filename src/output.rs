@@ -71,49 +71,49 @@ impl Output {
     /// Says something that is good to know.
     pub fn say(&self, text: &str) {
         if !self.is_quiet {
-            tell("", Style::new(), text);
+            eprint("", Style::new(), text);
         }
     }
 
     pub fn note(&self, text: &str) {
-        self.tell(Level::Note, text);
+        self.message(Level::Note, text);
     }
 
     pub fn error(&self, text: &str) {
-        self.tell(Level::Error, text);
+        self.message(Level::Error, text);
     }
 
     /// Says something of that level; a quiet run says only errors.
-    pub fn tell(&self, level: Level, text: &str) {
+    pub fn message(&self, level: Level, text: &str) {
         match level {
-            Level::Error => tell("error: ", BAD, text),
+            Level::Error => eprint("error: ", BAD, text),
             _ if self.is_quiet => {}
-            Level::Warning => tell("warning: ", NOTE, text),
-            Level::Note => tell("note: ", NOTE, text),
+            Level::Warning => eprint("warning: ", NOTE, text),
+            Level::Note => eprint("note: ", NOTE, text),
         }
     }
 }
 
-/// The home that was given, as it is typed in a shell: what is advised has to be for it, too.
-static HOME: OnceLock<String> = OnceLock::new();
+/// What every advised command begins with, if a home was given: a backtick, and `lmpatch --home '…'`.
+static COMMAND: OnceLock<String> = OnceLock::new();
 
 /// Has every command that is advised from now on act on `home`.
 pub fn advise_for(home: &Path) {
     let quoted = home.display().to_string().replace('\'', r"'\''");
     // Called once.
-    let _ = HOME.set(format!("`lmpatch --home '{quoted}' "));
+    let _ = COMMAND.set(format!("`lmpatch --home '{quoted}' "));
 }
 
 /// The text with the home that was given in every command of lmpatch's.
 pub fn with_home(text: &str) -> String {
-    match HOME.get() {
+    match COMMAND.get() {
         Some(home) if !text.contains("`lmpatch --home ") => text.replace("`lmpatch ", home),
         _ => text.to_owned(),
     }
 }
 
 /// Writes a printable line to stderr. On a terminal, words are kept whole and further lines are indented.
-fn tell(tag: &str, style: Style, text: &str) {
+fn eprint(tag: &str, style: Style, text: &str) {
     let mut text = printable(&with_home(text));
     if io::stderr().is_terminal() {
         let taken = " ".repeat(tag.len());
@@ -160,7 +160,7 @@ pub fn print_clap(answer: &clap::Error) -> ExitCode {
 
 /// Prints an error that could not be reported in any other way, and returns the exit code.
 pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
-    tell("error: ", BAD, &format!("{error:#}"));
+    eprint("error: ", BAD, &format!("{error:#}"));
     ExitCode::FAILURE
 }
 

@@ -45,7 +45,7 @@ impl Reloader<'_> {
     pub fn run(&self, how: How) -> Result<Vec<Reloaded>> {
         let seen = workers::snapshot(self.home);
         match (&seen.workers[..], seen.foreign.first()) {
-            ([], Some((pid, _))) => bail!("process {pid} may run an engine; start it anew"),
+            ([], Some((pid, _))) => bail!("process {pid} may run an engine; restart it"),
             ([], None) => return Ok(Vec::new()),
             _ => {}
         }
@@ -72,7 +72,7 @@ impl Reloader<'_> {
     }
 
     fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
-        let before = self.until_idle(wanted)?;
+        let before = self.wait_idle(wanted)?;
         if find(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
             let left = self.lms.loaded().unwrap_or_default();
@@ -106,7 +106,7 @@ impl Reloader<'_> {
     }
 
     /// What is loaded once the model is idle. Fails if anything needed to load it again is unknown.
-    pub fn until_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
+    pub fn wait_idle(&self, wanted: &LoadedModel) -> Result<Vec<LoadedModel>> {
         let left = "it was left as it is";
         if wanted.path.is_none() || wanted.context_length.is_none() {
             bail!("`lms ps` does not tell its path and context; {left}");
@@ -130,7 +130,7 @@ impl Reloader<'_> {
             bail!("{name} has no app to restart; use --reload");
         }
         for model in before {
-            let idle = self.until_idle(model);
+            let idle = self.wait_idle(model);
             idle.with_context(|| model.identifier.clone())?;
         }
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();

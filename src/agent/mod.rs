@@ -27,7 +27,7 @@ const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in 
 /// What to do with the agent.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Install the agent, or update it: while it is installed, no backend stays at stock
+    /// Install or update the agent, which sets every backend that is at stock
     Install {
         /// Tokens per prefill chunk
         #[arg(value_parser = parse_size, default_value_t = DEFAULT_SIZE)]
@@ -79,7 +79,7 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
-    let what = format!("while it is, a backend that is at stock gets {size}");
+    let what = format!("it sets every backend that is at stock to {size}");
     output.say(&format!("The agent is installed: {what}."));
     if is_protected(&resolved(&amphibian(&home)), &user) {
         let what = format!("macOS does not let the agent into {}", home.display());
@@ -101,7 +101,7 @@ fn lasting_program() -> Result<PathBuf> {
     // Cargo marks its target directories with this file.
     let goes = |at: &Path| at.join(".rustc_info.json").is_file() || temporary.contains(&at.into());
     if real.ancestors().any(goes) {
-        let what = "is in a build or temporary directory, which goes";
+        let what = "is in a build or temporary directory";
         let next = "install it first, with `cargo install --path .`, and run `lmpatch agent install` from there";
         bail!("{} {what}; {next}", program.display());
     }
@@ -131,7 +131,7 @@ pub fn status() -> Result<Status> {
     let trouble = match words.as_deref() {
         _ if !installed => None,
         Some([program, ..]) if !program.is_file() => Some(format!("{} is gone", program.display())),
-        None | Some([]) => Some("its job is not as lmpatch writes it".to_owned()),
+        None | Some([]) => Some("its job was not written by lmpatch".to_owned()),
         _ => (!loaded).then(|| NOT_LOADED.to_owned()),
     };
     let again = size.unwrap_or(DEFAULT_SIZE);

@@ -45,7 +45,7 @@ impl Answer<'_> {
             position = tokens.map(|tokens| Position { tokens, seconds });
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
             let data = serde_json::from_str(data);
-            let data: Value = data.map_err(|_| anyhow!("what answers there sends no JSON"))?;
+            let data: Value = data.map_err(|_| anyhow!("the server did not send JSON"))?;
             if let Some(why) = reason(&data) {
                 bail!(why);
             }
@@ -55,7 +55,7 @@ impl Answer<'_> {
                 self.chunk(seconds, &data)?;
             }
         }
-        self.run.course.extend(position);
+        self.run.positions.extend(position);
         Ok(position)
     }
 
@@ -63,7 +63,7 @@ impl Answer<'_> {
         let run = &mut self.run;
         match serde_json::from_value(data).unwrap_or(Event::Other) {
             Event::Start { model_instance_id } => self.check_model(&model_instance_id)?,
-            Event::Load => run.ignored = Some("LM Studio loaded the model for it".to_owned()),
+            Event::Load => run.ignored = Some("LM Studio loaded the model first".to_owned()),
             Event::Progress {
                 progress,
                 seconds: told,
@@ -125,7 +125,7 @@ impl Answer<'_> {
         let broken = "the server broke off before the first token; did the model or the app end?";
         ensure!(!run.source.is_empty(), broken);
         let prompt_tokens = run.prompt_tokens;
-        let unknown = "the answer has no usage: not how many tokens the prompt had";
+        let unknown = "the server did not report the prompt's token count";
         ensure!(prompt_tokens > 0, unknown);
         run.tokens_per_second = prompt_tokens as f64 / run.prefill_seconds;
         // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
@@ -137,8 +137,8 @@ impl Answer<'_> {
         run.bare_steps = run.bare_steps.saturating_sub(1);
         if self.is_v1 {
             let counted = prompt_tokens as f64 / self.tokens as f64;
-            let course = run.course.iter_mut();
-            course.for_each(|position| position.tokens *= counted);
+            let positions = run.positions.iter_mut();
+            positions.for_each(|position| position.tokens *= counted);
         }
         Ok(self.run)
     }

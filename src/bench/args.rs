@@ -14,7 +14,7 @@ pub const HELP: &str = "\
 Examples:
   lmpatch bench                          the loaded MLX model, as it is now
   lmpatch bench --sizes 512,2048,4096    set, load, measure each in turn; then
-                                         put back what was there
+                                         restore what was there
   lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
 
 Sizes near 4096 come first. A prefill that is behind the best is cut short,
@@ -50,7 +50,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PATH", requires = "direct")]
     pub python: Option<PathBuf>,
 
-    /// Tokens of every prompt [default: two chunks of the largest of several sizes, four of one; at least 8192]
+    /// Tokens per prompt [default: twice the largest of --sizes, or 4 times the current size; at least 8192]
     #[arg(long, value_name = "TOKENS", value_parser = value_parser!(u64).range(1..=10_000_000))]
     pub prompt_tokens: Option<u64>,
 
@@ -58,11 +58,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
 
-    /// Runs of each size at most
+    /// Most runs per size
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
     pub runs: u32,
 
-    /// End after so many minutes, with what is known then
+    /// Stop after this long, with what is known by then
     #[arg(long, value_name = "MINUTES", value_parser = parse_minutes)]
     pub budget: Option<Duration>,
 
@@ -74,15 +74,15 @@ pub struct BenchArgs {
     #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
     pub reload: Reload,
 
-    /// How long the engine may say nothing, in seconds
+    /// Give up on an engine that is silent this long
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 
-    /// Set the size to keep at the end, instead of what was there before
+    /// At the end, set the verdict's size instead of restoring the old one
     #[arg(long, requires = "sizes")]
     pub apply_best: bool,
 
-    /// Write to a file too, by its ending: .json .csv .md .svg; repeatable
+    /// Also write FILE, as .json, .csv, .md or .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
 }

@@ -1,4 +1,4 @@
-"""Prefills in this process. Requests are lines of JSON on stdin, answers are events as LM Studio's own on stdout."""
+"""Prefills in this process. Requests are JSON lines on stdin, answers are events like LM Studio's on stdout."""
 import inspect
 import itertools
 import json
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-# Whatever a library prints is no answer of ours.
+# Keep what libraries print out of the answers.
 out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
@@ -84,7 +84,7 @@ def prefill(size, count, turn):
     tell(type="chat.end", result={"stats": stats, "engine": f"mlx-lm {version}"})
 
 
-# Loading may take as long as a prefill may: each has a time of its own.
+# Sent so that loading and the first prefill each get the whole timeout.
 tell(type="ready")
 for turn in itertools.count():
     request = requests.get()

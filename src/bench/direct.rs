@@ -48,7 +48,7 @@ impl Direct {
         let home = home.unwrap_or(Path::new(""));
         let mut places = [PathBuf::from(named), home.join("models").join(named)].into_iter();
         let model = places.find(|path| path.is_dir());
-        let model = model.with_context(|| format!("{named} is no directory of an MLX model"))?;
+        let model = model.with_context(|| format!("{named} is not a directory of an MLX model"))?;
         let (python, packages) = match (&args.python, backend) {
             (Some(python), _) => (python.clone(), None),
             (None, Some(backend)) => python_of(home, backend)?,

@@ -57,8 +57,8 @@ impl Guard {
             };
             let (name, why) = (&backend.backend.name, blocked.why);
             let is_idle = !backend.backend.selected;
-            ensure!(is_idle, "{name}, which is in use, cannot be set: {why}");
-            output.note(&format!("{name} is not part of the sweep: {why}"));
+            ensure!(is_idle, "{name} is selected but cannot be set: {why}");
+            output.note(&format!("{name} is not benchmarked: {why}"));
         }
         ensure!(!before.is_empty(), "there is no backend that can be set");
         Ok(Self {
@@ -90,7 +90,7 @@ impl Guard {
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
         ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
-        let known = reloader.until_idle(&wanted);
+        let known = reloader.wait_idle(&wanted);
         known.with_context(|| identifier.to_owned())?;
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
@@ -126,7 +126,7 @@ impl Guard {
         check(&done)
     }
 
-    /// Brings the backends of the sweep to the goal. Returns why each is not there, if it is not.
+    /// Applies `goal` to the backends in `before`. Returns each with why that failed, if it did.
     fn apply(&self, goal: Goal<'_>) -> Result<Vec<(&Backend, Option<String>)>> {
         let paths: Vec<_> = self.before.iter().map(|one| &one.backend.path).collect();
         let mut now = patch::survey(&self.home, &[])?.backends;
@@ -145,7 +145,7 @@ impl Guard {
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
-    pub fn look(&self) -> Result<Option<u64>> {
+    pub fn context(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
@@ -184,9 +184,9 @@ impl Guard {
         let done = self.apply(Goal::Earlier(&self.before))?;
         let back = done.iter().filter(|(_, why)| why.is_none());
         marker::forget(&self.home, back.map(|(backend, _)| &*backend.name));
-        check(&done).map_err(|why| match marker::way_back(&self.home) {
-            Some(commands) => anyhow!("not as it was: {why:#}; {commands} gives the sizes back"),
-            None => why.context("not as it was"),
+        check(&done).map_err(|why| match marker::restore_commands(&self.home) {
+            Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
+            None => why.context("sizes not restored"),
         })?;
         Ok(true)
     }
@@ -234,7 +234,7 @@ impl Guard {
         }
     }
 
-    /// Returns how the model is otherwise than it should be, if it is.
+    /// Returns how the loaded model differs from `model`, if it does.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
         if let Reload::Command(text) = &self.how {
             let mut shell = Command::new("sh");
@@ -272,7 +272,7 @@ impl Guard {
     }
 }
 
-/// Fails if a backend is not where it should be.
+/// Fails if a backend did not reach the goal.
 fn check(done: &[(&Backend, Option<String>)]) -> Result<()> {
     let failed = done.iter().filter_map(|(backend, why)| {
         let why = why.as_ref()?;

@@ -1,4 +1,4 @@
-//! The file that says that a benchmark is running, or was cut off: it has the commands that give the sizes back.
+//! The file that says that a benchmark is running or was interrupted: it has the commands that restore the sizes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,7 +39,7 @@ pub fn write(home: &Path, commands: &Commands) -> Result<()> {
     Ok(())
 }
 
-/// Takes backends that have been set since out of the marker of a benchmark that was cut off.
+/// Takes backends that have been set since out of the marker of a benchmark that was interrupted.
 pub fn forget<'n>(home: &Path, set: impl Iterator<Item = &'n str>) {
     let Some(mut commands) = read(home) else {
         return;
@@ -56,14 +56,14 @@ fn read(home: &Path) -> Option<Commands> {
     serde_json::from_slice(&files::read(&marker(home)).ok()?).ok()
 }
 
-/// How to restore the sizes after a benchmark that was cut off.
+/// How to restore the sizes after a benchmark that was interrupted.
 pub fn interrupted(home: &Path) -> Option<String> {
     Lock::try_take(home).ok().flatten()?;
-    way_back(home)
+    restore_commands(home)
 }
 
 /// How to restore the sizes of the backends that the marker names; not of one whose disk is away.
-pub fn way_back(home: &Path) -> Option<String> {
+pub fn restore_commands(home: &Path) -> Option<String> {
     let mut commands = read(home)?;
     commands.retain(|name, _| amphibian(home).join(name).exists());
     let different: BTreeSet<_> = commands.into_values().collect();

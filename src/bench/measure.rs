@@ -80,9 +80,9 @@ impl Benchmark {
         if !race.row(size).is_loaded {
             bar.set_message(format!("{chunk}, loading"));
             // If this fails, what is loaded is unknown.
-            race.unloaded();
+            race.set_unloaded();
             engine.prepare(chunk)?;
-            race.prepared(size);
+            race.set_loaded(size);
         }
         bar.set_message(chunk.to_string());
         let (mut cut, mut last) = (None, 0.0);
@@ -126,7 +126,7 @@ impl Benchmark {
 
 /// Adds a whole prefill to its row. Fails if the size is to be given up.
 fn take(row: &mut Row, mut run: Run) -> Result<()> {
-    if run.ignored.is_none() && starts_in_cache(&run.course) {
+    if run.ignored.is_none() && starts_in_cache(&run.positions) {
         run.ignored = Some("its beginning came out of the prompt cache".to_owned());
     }
     let (observed, ignored) = (observed(&run, row.chunk()), run.ignored.clone());
@@ -160,7 +160,7 @@ fn observed(run: &Run, set: u64) -> Option<(u64, u64)> {
         let chunk = [set, power].into_iter().find(fits)?;
         return Some((chunk, count));
     }
-    let steps = steps(&run.course);
+    let steps = steps(&run.positions);
     let chunk = *steps.first()?;
     let is_same = |one: f64, other: f64| (one - other).abs() <= f64::max(2.0, 0.01 * one);
     let shrinks = |pair: &[f64]| pair[1] <= pair[0] || is_same(pair[0], pair[1]);
@@ -170,20 +170,20 @@ fn observed(run: &Run, set: u64) -> Option<(u64, u64)> {
 }
 
 /// Whether the first step was far larger than the others and took almost no time.
-fn starts_in_cache(course: &[Position]) -> bool {
-    let mut told = course.iter().filter(|position| position.tokens > 0.0);
-    let (Some(first), Some(last)) = (told.next(), course.last()) else {
+fn starts_in_cache(positions: &[Position]) -> bool {
+    let mut told = positions.iter().filter(|position| position.tokens > 0.0);
+    let (Some(first), Some(last)) = (told.next(), positions.last()) else {
         return false;
     };
     let pace = (last.seconds - first.seconds) / (last.tokens - first.tokens);
-    let later = steps(course).into_iter().skip(1).fold(0.0, f64::max);
+    let later = steps(positions).into_iter().skip(1).fold(0.0, f64::max);
     let is_jump = later > 0.0 && first.tokens > 2.0 * later;
     is_jump && first.seconds < 0.25 * pace * first.tokens
 }
 
 /// The tokens between successive positions. The very last token is computed on its own and is not a step.
-fn steps(course: &[Position]) -> Vec<f64> {
-    let tokens = || course.iter().map(|position| position.tokens);
+fn steps(positions: &[Position]) -> Vec<f64> {
+    let tokens = || positions.iter().map(|position| position.tokens);
     let before = iter::once(0.0).chain(tokens());
     let steps = tokens().zip(before).map(|(now, before)| now - before);
     steps.filter(|step| *step > 2.0).collect()

@@ -1,7 +1,7 @@
 //! Measures prefill, as it is or size by size, and says which size to keep.
 //!
 //! One thread measures. The main thread waits for it to end, for the budget to run out or for a signal, and then
-//! restores everything: so a silent server delays nothing. Before, nothing is changed, and a signal just ends lmpatch.
+//! restores everything: so a silent server delays nothing. Before it measures, a signal just ends lmpatch.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -67,9 +67,9 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     }
     let talk = *output;
     thread::spawn(move || end_on_signal(signals, is_stopped, talk));
-    let told = tell(&results, is_json, args, output);
+    let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped, output));
-    let failures = [told, models].into_iter().filter_map(Result::err);
+    let failures = [reported, models].into_iter().filter_map(Result::err);
     let count_failed = failures
         .map(|why| output.error(&format!("{why:#}")))
         .count();
@@ -104,7 +104,7 @@ pub fn supervise(
         match known.recv_timeout(TICK) {
             Ok(now) => {
                 results = now;
-                // Whether that worked is told in the end.
+                // Whether that worked is reported in the end.
                 let _ = export::write(&args.output, &results);
             }
             Err(RecvTimeoutError::Disconnected) => break joined(measuring).err(),
@@ -112,13 +112,13 @@ pub fn supervise(
         }
         if signals.pending().next().is_some() {
             is_stopped = true;
-            break Some(anyhow!("stopped before the answer was settled"));
+            break Some(anyhow!("stopped before there was a verdict"));
         }
         if start.elapsed() > budget && results.rows.is_empty() {
-            break Some(anyhow!("the budget was over before anything was measured"));
+            break Some(anyhow!("the budget ran out before anything was measured"));
         }
         if start.elapsed() > budget {
-            let note = "The budget was over before the answer was settled.";
+            let note = "The budget ran out before there was a verdict.";
             results.notes.push(note.to_owned());
             break None;
         }
@@ -127,7 +127,7 @@ pub fn supervise(
     results.error = failure.map(|error| format!("{error:#}"));
     (results, is_stopped)
 }
-/// Ends lmpatch at a signal when the files are restored; the one that had them restored does not count.
+/// Exits on the second signal, of the run or of the time after measuring, now that the files are restored.
 fn end_on_signal(mut signals: Signals, is_stopped: bool, output: Output) {
     let mut signals = signals.forever();
     if !is_stopped && signals.next().is_some() {
@@ -147,7 +147,7 @@ fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
 }
 
 /// Prints the results and writes every file.
-fn tell(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
+fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
     let written = export::write(&args.output, results);
     if is_json {
         output.print_json(results)?;

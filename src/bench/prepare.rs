@@ -42,7 +42,7 @@ pub fn prepare(
     };
     let home = found.as_deref();
     if let Some(commands) = home.and_then(marker::interrupted) {
-        bail!("a benchmark was cut off; first give the sizes back with {commands}");
+        bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
     let backends = home.map_or(Ok(vec![]), |home| backends(home, args))?;
     let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
@@ -53,7 +53,7 @@ pub fn prepare(
         sizes => sizes.iter().copied().map(Some).collect(),
     };
     let tokens = prompt_tokens(args, &sizes)?;
-    let mut results = subject(args, in_use);
+    let mut results = initial_results(args, in_use);
     (results.prompt_tokens, results.stock) = (tokens, stock);
     let new = |home| Guard::new(home, &args.backend, args.reload.clone(), output);
     let guard = home.filter(|_| sets).map(new).transpose()?;
@@ -81,13 +81,13 @@ pub fn prepare(
 fn backends(home: &Path, args: &BenchArgs) -> Result<Vec<Surveyed>> {
     let survey = patch::survey(home, &args.backend)?;
     if let (Some(name), false) = (survey.home.left_out.last(), args.direct) {
-        bail!("{name} is in use, and --backend leaves it out");
+        bail!("{name} is selected, but --backend omits it");
     }
     Ok(survey.backends)
 }
 
 /// What is known of the machine and of the backend in use.
-fn subject(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
+fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Results {

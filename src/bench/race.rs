@@ -3,12 +3,12 @@
 use super::results::{Cut, Position, Row, Run, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
-/// Speeds closer than this part are never told apart.
+/// Speeds within this fraction count as equal.
 const LEAST_NOISE: f64 = 0.02;
 /// A prefill this much slower than the best one at the same position is cut short. Two runs of the same
 /// speed, each with 1 % noise, are as far apart in one of five thousand.
 const CUT_MARGIN: f64 = 0.05;
-/// The part of a prompt that every prefill is given.
+/// No prefill is cut short before this fraction of it.
 const CUT_FROM: f64 = 0.25;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
@@ -99,8 +99,8 @@ impl Race {
         if !is_first || tokens < CUT_FROM * self.prompt_tokens as f64 {
             return None;
         }
-        let course = &best.valid().last()?.course;
-        let seconds_of_best = seconds_at(course, tokens)?;
+        let positions = &best.valid().last()?.positions;
+        let seconds_of_best = seconds_at(positions, tokens)?;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
@@ -111,13 +111,13 @@ impl Race {
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
-    /// No size is known to be set and loaded.
-    pub fn unloaded(&mut self) {
+    /// Marks every size as not loaded.
+    pub fn set_unloaded(&mut self) {
         self.rows.iter_mut().for_each(|row| row.is_loaded = false);
     }
 
     /// `size` is set and loaded.
-    pub fn prepared(&mut self, size: Option<u64>) {
+    pub fn set_loaded(&mut self, size: Option<u64>) {
         let is_cold = self.reloads && !self.row(size).is_loaded;
         for row in &mut self.rows {
             row.is_warm &= !is_cold;
@@ -145,7 +145,7 @@ impl Race {
         Some((near.min_by_key(|row| row.size)?, best))
     }
 
-    /// The tokens that are computed at most from here on.
+    /// An upper bound on the tokens of the whole race.
     pub fn tokens_at_most(&self) -> u64 {
         let of_row = |row: &Row| {
             let is_cold = self.reloads && self.rows.len() > 1;
@@ -249,10 +249,10 @@ pub fn noise(one: &[f64], other: &[f64]) -> f64 {
     LEAST_NOISE.max(spread(one) + spread(other))
 }
 
-/// When a prefill was at `tokens`, between the positions that it told.
-fn seconds_at(course: &[Position], tokens: f64) -> Option<f64> {
+/// The seconds at which a prefill reached `tokens`, interpolated.
+fn seconds_at(positions: &[Position], tokens: f64) -> Option<f64> {
     let mut before = Position::default();
-    for now in course {
+    for now in positions {
         if now.tokens >= tokens && now.tokens > before.tokens {
             let part = (tokens - before.tokens) / (now.tokens - before.tokens);
             return Some(before.seconds + part * (now.seconds - before.seconds));

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// It grows when a field changes its meaning or goes away.
 const SCHEMA: u32 = 4;
 
-/// A whole benchmark, also one that is not finished.
+/// A benchmark's results so far.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Results {
     pub schema: u32,
@@ -97,7 +97,7 @@ pub struct Run {
     pub engine: Option<String>,
     /// The positions that the engine reported.
     #[serde(skip)]
-    pub course: Vec<Position>,
+    pub positions: Vec<Position>,
     /// The number of steps, if the engine told them without their positions.
     #[serde(skip)]
     pub bare_steps: u64,

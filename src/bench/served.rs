@@ -41,16 +41,16 @@ impl Served {
         let needed = context_for(tokens);
         results.context_length = target.config["context_length"].as_u64();
         let most = most.unwrap_or(u64::MAX);
-        let (mut has, mut advice) = (most, "give less with --prompt-tokens or smaller --sizes");
+        let (mut has, mut advice) = (most, "give fewer --prompt-tokens or smaller --sizes");
         if args.sizes.is_empty() {
             has = results.context_length.unwrap_or(u64::MAX);
             if needed <= most {
-                advice = "with --sizes, it is loaded with more and then as it was";
+                advice = "with --sizes, lmpatch raises it and then restores it";
             }
         }
         ensure!(
             needed <= has,
-            "prompts take a context of {needed}, and the model has {has}; {advice}"
+            "prompts need a context of {needed}, the model has {has}; {advice}"
         );
         if let Some(guard) = &mut guard {
             guard.hold_model(&model, needed, output)?;
@@ -75,7 +75,7 @@ impl Engine for Served {
             return Ok(());
         };
         guard.prepare(size)?;
-        let (context, tokens) = (guard.look()?.unwrap_or(u64::MAX), self.prompt_tokens);
+        let (context, tokens) = (guard.context()?.unwrap_or(u64::MAX), self.prompt_tokens);
         ensure!(
             context >= tokens,
             "LM Studio gave the model a context of {context} at this size, less than the {tokens} tokens of the prompt"
@@ -88,7 +88,7 @@ impl Engine for Served {
         let asked = (self.model.as_str(), self.is_v1);
         let mut run = self.server.prefill(asked, (&prompt, tokens), on_progress)?;
         self.prompts.correct(&prompt, run.prompt_tokens);
-        if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.look()) {
+        if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.context()) {
             run.ignored = Some(format!("{why:#}"));
         }
         Ok(run)
@@ -122,15 +122,15 @@ fn resolve(wanted: Option<&str>, models: Option<&[Model]>) -> Result<(Instance, 
     };
     let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
     let ids = ids.join(", ");
-    ensure!(model.is_mlx(), no_mlx(model));
+    ensure!(model.is_mlx(), not_mlx(model));
     let several = format!("several MLX models are loaded: {ids}; name one with --model");
     ensure!(found.len() == 1, several);
     Ok(((*instance).clone(), model.max_context_length))
 }
 
-fn no_mlx(model: &Model) -> Error {
+fn not_mlx(model: &Model) -> Error {
     let key = &model.key;
-    anyhow!("{key} is no MLX model; lmpatch sets their chunks only")
+    anyhow!("{key} is not an MLX model; lmpatch bench needs one")
 }
 
 fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
@@ -139,7 +139,7 @@ fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
     };
     if let Some(model) = models.iter().find(|model| model.key == name) {
         if !model.is_mlx() {
-            return no_mlx(model);
+            return not_mlx(model);
         }
         let context = context_for(16_384);
         let load = format!("lms load '{name}' --context-length {context}");

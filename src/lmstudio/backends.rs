@@ -14,7 +14,7 @@ use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 /// The start of every MLX backend's name that has been seen so far.
 const NAME_PREFIX: &str = "app-mlx-generate";
 pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
-const IS_IT_CONNECTED: &str = "is the disk that it is on connected?";
+const IS_IT_CONNECTED: &str = "is its disk connected?";
 
 /// One directory that holds an MLX engine, or is to hold one.
 #[derive(Debug, Clone, Serialize)]
@@ -114,9 +114,9 @@ fn why_absent(home: &Path, directory: &Path) -> String {
         return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
     if home.starts_with("~") {
-        return format!("the shell left the ~ in {shown} alone; write `--home {shown}`, unquoted");
+        return format!("the ~ in {shown} was not expanded; write `--home {shown}`, unquoted");
     }
-    let next = "Else install LM Studio, or give --home DIR";
+    let next = "If so, install LM Studio or give --home DIR";
     format!("LM Studio's home {shown} is not there; {IS_IT_CONNECTED} {next}")
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command;
 
-const AT_ONCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One loaded model, as `lms ps --json` lists it and as the report does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,13 +69,13 @@ impl Lms {
 
     /// The loaded models, including those on other devices that LM Link reaches.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let printed = self.run(&["ps", "--json"], AT_ONCE)?;
+        let printed = self.run(&["ps", "--json"], TIMEOUT)?;
         serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
     }
 
     /// Unloads a model. `lms` also succeeds if there is none of that name.
     pub fn unload(&self, identifier: &str) -> Result<()> {
-        self.run(&["unload", identifier], AT_ONCE).map(drop)
+        self.run(&["unload", identifier], TIMEOUT).map(drop)
     }
 
     /// Loads a model with its identifier, context, parallelism and TTL; an old `lms` has no flags for the last two.
@@ -87,13 +87,13 @@ impl Lms {
         let values = [model.context_length, model.parallel, ttl_seconds];
         let [context, parallel, ttl] = values.map(|value| value.map(|n| n.to_string()));
         words.extend(context.iter().flat_map(|n| ["--context-length", n]));
-        let oldest = words.len();
+        let basic = words.len();
         words.push("--local");
         words.extend(parallel.iter().flat_map(|n| ["--parallel", n]));
         words.extend(ttl.iter().flat_map(|n| ["--ttl", n]));
         let mut result = self.run(&words, self.load);
         if matches!(&result, Err(error) if error.to_string().contains("unknown option")) {
-            result = self.run(&words[..oldest], self.load);
+            result = self.run(&words[..basic], self.load);
         }
         result.map(drop)
     }

@@ -76,7 +76,7 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
                         selected.selected_by.push(app);
                     }
                     None if row.is_null() => {}
-                    None => unknown.push(not_known(app, "name one that is not there")),
+                    None => unknown.push(unknown_runtime(app, "name one that is not there")),
                 }
             }
         }
@@ -135,9 +135,9 @@ fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
         1 => return Ok(rows.remove(0)),
         several => format!("name {several} for MLX models"),
     };
-    Err(not_known(app, &named))
+    Err(unknown_runtime(app, &named))
 }
 
-fn not_known(app: &str, preferences: &str) -> String {
-    format!("which runtime {app} uses is not known: its preferences {preferences}")
+fn unknown_runtime(app: &str, preferences: &str) -> String {
+    format!("the runtime of {app} is unknown: its preferences {preferences}")
 }

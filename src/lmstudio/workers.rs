@@ -120,7 +120,7 @@ impl WorkerSnapshot {
         // Several backends share one Python.
         let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
-            return Err(format!("process {pid} may run it, and is no known worker"));
+            return Err(format!("process {pid} may use it, but is no known worker"));
         }
         if self.workers.is_empty() || self.loaded.is_some_and(|(mlx, _)| mlx == 0) {
             return Ok(LoadState::NotLoaded);
@@ -131,7 +131,7 @@ impl WorkerSnapshot {
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
             let selected = self.selected_since.iter().find(|(of, _)| app.contains(of));
-            let unknown = || format!("which runtime worker {pid} uses is not known");
+            let unknown = || format!("the runtime of worker {pid} is unknown");
             let (app, since) = selected.ok_or_else(unknown)?;
             if started <= since {
                 let what = "the choice of a runtime in";

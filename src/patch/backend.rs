@@ -131,8 +131,8 @@ impl VendorFile {
     /// Reads a planned edit as Python again, before anything is written.
     fn read_back(&self, after: &[u8], wanted: &[String]) -> Result<(), String> {
         if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
-            let why = format!("it would grow over the {MAX_BYTES} bytes that are read");
-            return Err(why + "; give a number of fewer digits");
+            let why = format!("it would exceed the limit of {MAX_BYTES} bytes");
+            return Err(why + "; give a shorter number");
         }
         let read_back = literals(after, &locate(self.setting, after)?);
         let why = "the planned edit did not read back as planned; please report this";
@@ -157,5 +157,5 @@ fn original_unknown(source: &Source) -> String {
         Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
-    format!("the original is unknown: it is no known release and {receipt}")
+    format!("the original is unknown: not a known release, and {receipt}")
 }

@@ -101,7 +101,7 @@ impl Edit {
 }
 
 impl Source {
-    /// Understands `bytes`, in which `sites` are the setting.
+    /// Finds the original of `bytes`, and its stock values.
     pub fn new(
         bytes: Vec<u8>,
         mut sites: Vec<Site>,

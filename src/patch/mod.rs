@@ -55,7 +55,7 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
-    /// All else that is known of it; without its backends.
+    /// The rest of the home; its `backends` is empty.
     pub home: Installed,
 }
 
@@ -111,7 +111,7 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     })
 }
 
-/// What `work` makes of each item, in their order. A thread that cannot be had leaves its share to the others.
+/// What `work` makes of each item, in their order. If a thread cannot start, the others do its share.
 fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let slot = |item| Mutex::new((Some(item), None));
     let slots: Vec<_> = items.into_iter().map(slot).collect();

@@ -34,7 +34,7 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
         return Err(format!("no {names} with an integer value found"));
     };
     if let Some((other, _)) = present.pop() {
-        return Err(format!("has both {other} and {form}; neither decides"));
+        return Err(format!("has both {other} and {form}: ambiguous"));
     }
     let mut sites = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (mut line, mut counted) = (1, 0);

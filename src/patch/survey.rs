@@ -90,7 +90,7 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
-    let missing = "not there, an update that is not finished".to_owned();
+    let missing = "not there: an unfinished update".to_owned();
     let bytes = files::read(path).map_err(|why| match why {
         NotRead::Missing => Blocked::new(State::Incomplete, missing),
         why => refused(unreadable(path, &why)),

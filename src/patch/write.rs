@@ -44,7 +44,7 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
             && !is_absence(&error)
         {
             let by_hand = format!("{} cannot be removed; remove it by hand", path.display());
-            return Err(Error::new(error).context(format!("the files are done, but {by_hand}")));
+            return Err(Error::new(error).context(format!("the files are written, but {by_hand}")));
         }
     }
     Ok(())
@@ -87,13 +87,13 @@ fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Res
 fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error {
     let mut is_back = true;
     for edit in changes {
-        if let Err(failure) = put_back(edit) {
+        if let Err(failure) = restore(edit) {
             is_back = false;
             let path = edit.path.display();
-            error = error.context(format!("{path} could not be put back: {failure:#}"));
+            error = error.context(format!("{path} could not be restored: {failure:#}"));
         }
     }
-    // A file that could not be put back needs its receipt for a later revert.
+    // A file that could not be restored needs its receipt for a later revert.
     for receipt in receipts.iter().filter(|_| is_back) {
         // Its file is as it was; if this fails, the next revert removes it.
         let _ = fs::remove_file(receipt);
@@ -101,7 +101,7 @@ fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error
     error
 }
 
-fn put_back(edit: &Edit) -> Result<()> {
+fn restore(edit: &Edit) -> Result<()> {
     let path = &edit.path;
     match files::read(path) {
         Ok(now) if now == edit.after => {
@@ -180,7 +180,7 @@ fn fill(temp: &mut NamedTempFile, model: &Metadata, content: &[u8]) -> Result<()
     let (user, group) = (model.uid(), model.gid());
     if (fresh.uid(), fresh.gid()) != (user, group) {
         let kept = fchown(file, Some(user), Some(group));
-        let why = || format!("its owner {user} and group {group} cannot be kept; run as both");
+        let why = || format!("cannot keep its owner {user} and group {group}; run as {user}");
         kept.with_context(why)?;
     }
     // After the owner: changing the owner clears mode bits.

@@ -129,13 +129,13 @@ impl Findings {
     }
 
     /// Prints them all to stderr, the most serious first.
-    pub fn tell(&mut self, output: &Output) {
+    pub fn print(&mut self, output: &Output) {
         self.0.sort_by_key(|finding| finding.level);
         for finding in &self.0 {
             let about = finding.backend.iter().map(|name| format!("{name}: "));
             let about: String = about.collect();
             let text = format!("{about}{}; {}", finding.what, finding.next);
-            output.tell(finding.level, &text);
+            output.message(finding.level, &text);
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
     let is_silent = rows.iter().any(is_stock);
     for name in survey.home.left_out.iter().filter(|_| !is_silent) {
-        let what = format!("{name} is selected in LM Studio, and --backend leaves it out");
+        let what = format!("{name} is selected in LM Studio, but --backend omits it");
         let wanted = report
             .size
             .map_or("--revert".to_owned(), |size| size.to_string());
@@ -131,11 +131,11 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
         let set = row
             .chunk
             .filter(|chunk| Some(*chunk) != row.stock && SIZES.contains(chunk));
-        let what = "its places have different values, so it was set only in part";
+        let what = "its sites have different values, so it is set only in part";
         let size = set.unwrap_or(DEFAULT_SIZE);
         let mut next = format!("`lmpatch {size}` sets them all");
         if can_revert(row) {
-            next += ", `lmpatch --revert` none";
+            next += ", `lmpatch --revert` restores them";
         }
         found.add(Warning, Some(row), what, &next);
     } else if let Some(size) = others.filter(|size| row.chunk != Some(*size))
@@ -176,8 +176,8 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64) {
         let next = if can_revert(row) { restores } else { &sets };
         found.add(Note, Some(row), &what, next);
     } else if fits_context(&row.backend) {
-        let case = "in one worked case 58,880 tokens at 2048, 34,304 at 4096";
-        let what = format!("it fits less context into memory at a larger chunk: {case}");
+        let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
+        let what = format!("a larger chunk leaves less memory for context: {case}");
         let next = format!("if you need the longer context: `lmpatch {stock}`");
         found.add(Note, Some(row), &what, &next);
     }
@@ -193,7 +193,7 @@ fn on_missing(found: &mut Findings, survey: &Survey, level: Level) {
     for missing in &survey.home.missing {
         let level = if missing.selected { level } else { Note };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
-        let why = "which is not on disk: an update that is not finished";
+        let why = "which is not on disk: an unfinished update";
         let selected = if missing.selected {
             ", the selected runtime,"
         } else {

@@ -93,13 +93,13 @@ fn what_backend_leaves_out_is_told_with_the_command_for_it() {
     let env = one(&engine_since_2026("2048"));
     usual_backend(&env.lmstudio(), OLDER);
     env.run(["4096", "--backend", OLDER])
-        .says("--backend leaves it out")
+        .says("--backend omits it")
         .says(&format!("`lmpatch 4096 --backend '{NAME}'` does it too"));
     env.run(["--revert", "--backend", OLDER]).says(&format!(
         "`lmpatch --revert --backend '{NAME}'` does it too"
     ));
     env.run(["2048", "--backend", OLDER])
-        .says_nothing_of("leaves it out");
+        .says_nothing_of("omits it");
 }
 
 #[test]
@@ -134,18 +134,21 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     let home = env.lmstudio();
     let home = home.to_str().unwrap();
     let said = env.run(["--check", "--home", home]).exits(0);
-    let said = said.says("a benchmark was cut off").stderr;
-    let advice = said.lines().find(|line| line.contains("cut off")).unwrap();
+    let said = said.says("a benchmark was interrupted").stderr;
+    let advice = said
+        .lines()
+        .find(|line| line.contains("interrupted"))
+        .unwrap();
     let commands: Vec<_> = advice.split('`').skip(1).step_by(2).collect();
     assert_eq!(commands.len(), 2, "{advice}");
     for command in commands {
-        env.run(["--check"]).exits(0).says("cut off");
+        env.run(["--check"]).exits(0).says("interrupted");
         let mut shell = Command::new("sh");
         let script = command.replacen("lmpatch", env!("CARGO_BIN_EXE_lmpatch"), 1);
         let ran = env.isolate(&mut shell).args(["-c", &script]).output();
         Ran::of(&ran.unwrap()).exits(0);
     }
-    env.run(["--check"]).exits(0).says_nothing_of("cut off");
+    env.run(["--check"]).exits(0).says_nothing_of("interrupted");
     let report = env.json(["--check"]);
     assert_eq!(report["backends"][0]["chunk"], 512);
     assert_eq!(report["backends"][1]["chunk"], 2048);
@@ -153,12 +156,12 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     cut_off(&env);
     let older = BackendDir::new(&env.lmstudio(), OLDER).with_engine(engine_since_2026("4 * 256"));
     env.run(["4096"]).exits(1);
-    env.run(["--check"]).exits(1).says(&format!(
-        "`lmpatch 512 --backend '{OLDER}'` gives the sizes back"
-    ));
+    env.run(["--check"])
+        .exits(1)
+        .says(&format!("`lmpatch 512 --backend '{OLDER}'` restores them"));
     older.with_engine(engine_since_2026("2048"));
     env.run(["4096"]).exits(0);
-    env.run(["--check"]).exits(0).says_nothing_of("cut off");
+    env.run(["--check"]).exits(0).says_nothing_of("interrupted");
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["4096", "--reload"])
         .exits(1)
-        .says("no model was loaded again: no backend in use was set");
+        .says("no model was reloaded: no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);
 }
 

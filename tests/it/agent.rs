@@ -191,7 +191,7 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
         .with_generate(generate("1024", "1024", "1024"));
     user.run(&["agent", "install"])
         .exits(0)
-        .says("while it is, a backend that is at stock gets 4096")
+        .says("it sets every backend that is at stock to 4096")
         .says(&format!("{OLD}: 2048 → 4096"))
         .says_nothing_of(NEW);
     assert_eq!((user.chunk(OLD), user.chunk(NEW)), (4096, 1024));
@@ -533,7 +533,7 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     fs::write(user.job(), "<plist>").unwrap();
     user.run(&["agent", "status"])
         .exits(1)
-        .says("not as lmpatch writes it; `lmpatch agent install 4096` fixes it");
+        .says("not written by lmpatch; `lmpatch agent install 4096` fixes it");
 }
 
 #[test]

@@ -432,7 +432,7 @@ fn a_backend_that_is_gone_is_told() {
     for keep in [None, Some(512)] {
         let why = guard.finish_files(keep, &output).unwrap_err();
         let why = format!("{why:#}");
-        assert_eq!(why, format!("not as it was: {NAME}: it is gone"));
+        assert_eq!(why, format!("sizes not restored: {NAME}: it is gone"));
     }
     // Its disk was away: the way back is known when it is there again.
     drop(guard);
@@ -444,7 +444,7 @@ fn a_backend_that_is_gone_is_told() {
         stage
             .run(arguments)
             .exits(1)
-            .says("first give the sizes back with `lmpatch --revert`");
+            .says("first restore the sizes: `lmpatch --revert`");
     }
 }
 
@@ -460,7 +460,7 @@ fn the_budget_also_ends_runs_that_take_no_time() {
         "0.02",
     ]);
     ran.exits(0)
-        .says("The budget was over before the answer was settled.");
+        .says("The budget ran out before there was a verdict.");
 }
 
 #[test]
@@ -473,7 +473,10 @@ fn errors_are_told_as_what_they_are() {
         .exits(1)
         .says("the model that answered is gemma, not qwen/tiny");
     let no_usage = stage().odd(|odd| odd.has_no_usage = true);
-    no_usage.run(&[]).exits(1).says("no usage");
+    no_usage
+        .run(&[])
+        .exits(1)
+        .says("did not report the prompt's token count");
     let token = stage();
     token.fake.state().token = Some("secret".to_owned());
     token.run(&[]).exits(1).says("set LM_API_TOKEN");
@@ -529,11 +532,11 @@ fn the_model_is_resolved_before_anything_is_touched() {
     stage
         .run(&["--model", "llama/tiny", "--sizes", "512"])
         .exits(1)
-        .says("no MLX model");
+        .says("is not an MLX model");
     stage
         .run(&["--backend", "no*", "--sizes", "512"])
         .exits(1)
-        .says(&format!("{NAME} is in use, and --backend leaves it out"));
+        .says(&format!("{NAME} is selected, but --backend omits it"));
     stage.fake.load("gemma/tiny", "mlx", 8192);
     stage
         .run(&["--sizes", "512"])
@@ -569,12 +572,12 @@ fn a_context_that_is_too_small_is_made_larger_for_the_sweep() {
     stage
         .run(&["--runs", "1"])
         .exits(1)
-        .says("prompts take a context of 8960, and the model has 4096")
-        .says("with --sizes, it is loaded with more and then as it was");
+        .says("prompts need a context of 8960, the model has 4096")
+        .says("with --sizes, lmpatch raises it and then restores it");
     stage
         .run(&["--sizes", "131072"])
         .exits(1)
-        .says("the model has 262144; give less with --prompt-tokens or smaller --sizes");
+        .says("the model has 262144; give fewer --prompt-tokens or smaller --sizes");
     stage
         .run(&["--sizes", "8192", "--prompt-tokens", "10000"])
         .exits(1)
@@ -607,7 +610,7 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
     stage
         .run(&["--sizes", "512,2048"])
         .exits(1)
-        .says("which is in use, cannot be set");
+        .says("is selected but cannot be set");
     let output = stage.env.user().join("no/such.json");
     stage
         .run(&["--output", output.to_str().unwrap()])
@@ -632,14 +635,14 @@ fn the_best_is_set_and_what_was_really_set_is_said() {
     let ran = stage
         .run(&["--sizes", "512,2048", "--runs", "1", "--apply-best"])
         .exits(0);
-    ran.says("@33 is not part of the sweep")
+    ran.says("@33 is not benchmarked")
         .says(&format!("512 is set in {NAME}."))
         .says("note: not set to 512: app-mlx-generate-mac14-arm64@32: ");
     stage
         .env
         .run(["--check"])
         .exits(1)
-        .says_nothing_of("cut off");
+        .says_nothing_of("interrupted");
     assert_eq!(
         (stage.chunk(), stage.fake.loaded()[0].chunk),
         (Some(512), 512)
@@ -662,7 +665,7 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
         .env
         .run(["--check"])
         .exits(0)
-        .says_nothing_of("cut off");
+        .says_nothing_of("interrupted");
     Ran::of(&child.wait_with_output().unwrap())
         .exits(0)
         .says("Every backend is as it was.");
@@ -762,12 +765,12 @@ fn files_that_could_not_be_restored_are_told_with_the_results() {
     let ran = Ran::of(&child.wait_with_output().unwrap()).exits(1);
     let results: Value = serde_json::from_str(&ran.stdout).unwrap();
     let error = results["error"].as_str().unwrap();
-    assert!(error.starts_with("not as it was: "), "{error}");
+    assert!(error.starts_with("sizes not restored: "), "{error}");
     assert!(
-        error.ends_with("`lmpatch --revert` gives the sizes back"),
+        error.ends_with("`lmpatch --revert` restores them"),
         "{error}"
     );
-    ran.says("error: not as it was")
+    ran.says("error: sizes not restored")
         .says_nothing_of("as it was.");
 }
 
@@ -788,10 +791,10 @@ fn after_a_kill_the_way_back_is_known() {
         Some("`lmpatch --revert`")
     );
     let again = stage.run(&["--sizes", "512,1024"]).exits(1);
-    again.says("a benchmark was cut off; first give the sizes back with `lmpatch --revert`");
+    again.says("a benchmark was interrupted; first restore the sizes: `lmpatch --revert`");
     let ran = stage.env.run(["--check"]).exits(0);
-    ran.says("a benchmark was cut off")
-        .says("`lmpatch --revert` gives the sizes back");
+    ran.says("a benchmark was interrupted")
+        .says("`lmpatch --revert` restores them");
     stage.env.run(["--revert"]).exits(0);
     assert_eq!(stage.chunk(), Some(2048));
     let left = differences(&before, &snapshot(&stage.env.lmstudio()));
@@ -802,7 +805,7 @@ fn after_a_kill_the_way_back_is_known() {
 fn a_budget_that_is_over_at_once_has_measured_nothing() {
     let stage = stage().odd(|odd| odd.silent_from = Some(2048));
     let ran = stage.run(&["--budget", "0.005", "--quiet"]).exits(1);
-    ran.says("the budget was over before anything was measured");
+    ran.says("the budget ran out before anything was measured");
 }
 
 #[test]
@@ -922,7 +925,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
     let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
     ran.says("at most 1 min of prefill")
-        .says("The budget was over before the answer was settled.");
+        .says("The budget ran out before there was a verdict.");
     assert!(
         stage
             .fake

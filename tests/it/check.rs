@@ -148,14 +148,14 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
     env.run(["4096"])
         .exits(1)
         .says(&format!("error: {what}"))
-        .says_nothing_of("takes effect");
+        .says_nothing_of("Takes effect");
     env.run(["--check", "4096"]).exits(3);
     // A file in its place is no backend either, and no pattern hides it.
     fs::write(env.amphibian().join(gone), "").unwrap();
     env.run(["8192", "--backend", "*@34"])
         .exits(1)
         .says(&format!("error: {what}"))
-        .says_nothing_of("takes effect");
+        .says_nothing_of("Takes effect");
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn a_selection_that_is_not_known_is_told() {
     let fork = json!({"model_format": "safetensors", "name": "fork", "version": "1"});
     let gguf = json!({"model_format": "gguf", "name": "llama", "version": "2"});
     fs::write(&preferences, json!([gguf, row]).to_string()).unwrap();
-    finds_nothing_of(&env, "which runtime");
+    finds_nothing_of(&env, "the runtime of");
     assert_eq!(env.json(["--check"])["backends"][1]["selected"], true);
 
     fs::write(&preferences, json!([row, fork]).to_string()).unwrap();
-    let what = "which runtime LM Studio uses is not known: its preferences name 2 for MLX models";
+    let what = "the runtime of LM Studio is unknown: its preferences name 2 for MLX models";
     finds(&env, "note", None, what, "`lms runtime select`");
     let report = env.json(["--check"]);
     let mut rows = report["backends"].as_array().unwrap().iter();
@@ -180,14 +180,14 @@ fn a_selection_that_is_not_known_is_told() {
     // Any of them may be the one in use.
     env.run(["4096"])
         .exits(0)
-        .says("takes effect when a model is next loaded");
+        .says("Takes effect when a model is next loaded");
 
     fs::remove_file(&preferences).unwrap();
     finds(
         &env,
         "note",
         None,
-        "which runtime LM Studio uses is not known",
+        "the runtime of LM Studio is unknown",
         "under Runtime",
     );
 }
@@ -231,7 +231,7 @@ fn bionics_own_selection_counts_too() {
         &env,
         "note",
         None,
-        "which runtime Bionic uses is not known",
+        "the runtime of Bionic is unknown",
         "Runtime",
     );
 }
@@ -272,18 +272,24 @@ fn the_state_of_each_backend_is_judged() {
         &env,
         "warning",
         Some(NAME),
-        "set only in part",
+        "so it is set only in part",
         "`lmpatch 8192` sets them all",
     );
     // Nothing proves what this engine was, so the way back is no advice.
-    let next = findings(&env.json(["--check"]), "set only in part")[0]["next"].clone();
+    let next = findings(&env.json(["--check"]), "so it is set only in part")[0]["next"].clone();
     assert!(!next.as_str().unwrap().contains("revert"), "{next}");
     env.run(["8192"]).exits(0);
     assert_eq!(env.json(["--check", "8192"])["exit_code"], 0);
     fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
     fs::write(backend.generate(), generate("8192", "8192", "8192")).unwrap();
-    let revert = "`lmpatch --revert` none";
-    finds(&env, "warning", Some(NAME), "set only in part", revert);
+    let revert = "`lmpatch --revert` restores them";
+    finds(
+        &env,
+        "warning",
+        Some(NAME),
+        "so it is set only in part",
+        revert,
+    );
     env.run(["--revert"]).exits(0);
 
     fs::write(backend.engine(), "x = 1\n").unwrap();
@@ -314,7 +320,7 @@ fn a_selected_backend_that_is_incomplete_is_named_as_what_was_not_changed() {
         } else {
             fs::remove_file(backend.engine()).unwrap();
             fs::remove_file(backend.generate()).unwrap();
-            "not there, an update that is not finished"
+            "not there: an unfinished update"
         };
         let check = env.run(["--check"]).exits(0).shows("incomplete");
         check.says(&format!("warning: {NAME}: ")).says(why);
@@ -329,7 +335,7 @@ fn a_selected_backend_that_is_incomplete_is_named_as_what_was_not_changed() {
             ))
             .says(why)
             .says("2 backends: 1 changed, 1 incomplete")
-            .says_nothing_of("takes effect");
+            .says_nothing_of("Takes effect");
         let report = env.json(["8192"]);
         assert_eq!(report["exit_code"], 1);
         let results = [
@@ -350,7 +356,7 @@ fn a_selected_backend_that_is_refused_takes_no_effect() {
         .exits(1)
         .says("LM Studio uses it, and it was not changed: ")
         .says("1 changed, 1 refused")
-        .says_nothing_of("takes effect");
+        .says_nothing_of("Takes effect");
 }
 
 #[test]
@@ -391,7 +397,7 @@ fn sizes_that_cost_something_are_told() {
         &env,
         "note",
         Some(NAME),
-        "fits less context",
+        "leaves less memory for context",
         "`lmpatch 2048`",
     );
     env.run(["1024"]).exits(0);
@@ -420,7 +426,7 @@ fn an_agent_that_does_not_work_is_found() {
         .join("Library/LaunchAgents/io.github.lmpatch.agent.plist");
     fs::create_dir_all(job.parent().unwrap()).unwrap();
     fs::write(&job, "nonsense").unwrap();
-    let what = "its job is not as lmpatch writes it";
+    let what = "its job was not written by lmpatch";
     finds(&env, "warning", None, what, "`lmpatch agent install 4096`");
 }
 

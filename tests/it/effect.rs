@@ -202,7 +202,7 @@ fn an_engine_that_was_started_by_hand_is_told_as_unknown() {
             let pid = engine.pid();
             env.run(["--check"])
                 .exits(0)
-                .says(&format!("process {pid} may run it"));
+                .says(&format!("process {pid} may use it"));
         }
     }
 }
@@ -357,7 +357,7 @@ fn the_decision_from_literals() {
         selected_since: Vec::new(),
         ..with(&[new], None)
     };
-    assert!(unknown(&nothing_known, Some(101)).contains("not known"));
+    assert!(unknown(&nothing_known, Some(101)).contains("is unknown"));
 }
 
 #[test]

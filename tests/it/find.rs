@@ -100,7 +100,7 @@ fn a_pointer_of_no_use_is_an_error_that_names_the_other_home() {
     }
     env.run(["--check"])
         .exits(1)
-        .says("is the disk that it is on connected?")
+        .says("is its disk connected?")
         .says(&format!("lmpatch --home '{}'", env.lmstudio().display()));
     assert_eq!(snapshot(&env.lmstudio()), before);
 }
@@ -132,7 +132,7 @@ fn a_pointer_is_trimmed_as_javascript_does() {
 fn a_home_on_a_disk_that_is_not_connected_is_told_as_that() {
     let env = Env::new();
     symlink("/Volumes/Models/lmstudio", env.lmstudio()).unwrap();
-    let told = "is a link to /Volumes/Models/lmstudio, which is not there; is the disk that it is on connected?";
+    let told = "is a link to /Volumes/Models/lmstudio, which is not there; is its disk connected?";
     for args in ["--check", "4096", "--revert"] {
         env.run([args])
             .exits(1)
@@ -150,7 +150,7 @@ fn a_home_on_a_disk_that_is_not_connected_is_told_as_that() {
     point_to(&env, "/Volumes/Models/lmstudio\n");
     env.run(["4096"])
         .exits(1)
-        .says("LM Studio's home /Volumes/Models/lmstudio is not there; is the disk that it is on connected?");
+        .says("LM Studio's home /Volumes/Models/lmstudio is not there; is its disk connected?");
 
     // Also where only the directory of backends is on such a disk.
     fs::remove_file(env.user().join(".lmstudio-home-pointer")).unwrap();
@@ -168,7 +168,7 @@ fn nothing_to_patch_is_no_success() {
         env.run([args])
             .exits(1)
             .says(".lmstudio is not there")
-            .says("install LM Studio, or give --home DIR");
+            .says("install LM Studio or give --home DIR");
     }
     fs::create_dir_all(
         env.amphibian()
@@ -350,9 +350,9 @@ fn a_backup_of_a_runtime_does_not_stand_in_for_it() {
     assert_eq!(report["missing_backends"], Value::Array(vec![]));
     // One that is not there at all is not known.
     select(&env.lmstudio(), "9.9.9");
-    env.run(["--check"]).exits(0).says(
-        "which runtime LM Studio uses is not known: its preferences name one that is not there",
-    );
+    env.run(["--check"])
+        .exits(0)
+        .says("the runtime of LM Studio is unknown: its preferences name one that is not there");
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
     finish(&mut env.ordinary(["4096"]))
         .exits(1)
         .says(backend.path("mlx_").to_str().unwrap())
-        .says("cannot be kept; run as both");
+        .says("cannot keep its owner");
     assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
 }
 
@@ -255,7 +255,7 @@ fn what_was_changed_is_told_also_where_stdout_is_full() {
     let ran = finish_into(&mut env.command(["4096"]), full, Stdio::piped());
     ran.exits(1)
         .says("1 backend: 1 changed")
-        .says("takes effect when a model is next loaded");
+        .says("Takes effect when a model is next loaded");
 }
 
 #[test]

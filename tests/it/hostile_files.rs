@@ -258,7 +258,7 @@ fn a_backend_whose_link_leads_nowhere_is_named() {
     env.finish(["--check"])
         .exits(1)
         .says(backend.root.to_str().unwrap())
-        .says("is the disk that it is on connected?");
+        .says("is its disk connected?");
     env.finish(["--revert"])
         .exits(1)
         .says(backend.root.to_str().unwrap());
@@ -320,7 +320,7 @@ fn a_file_of_three_gibibytes_is_refused_by_its_size_and_never_opened() {
     assert_refused(
         &env,
         &path,
-        "has 3221225472 bytes, more than the 16777216 that are read at most",
+        "has 3221225472 bytes, more than the limit of 16777216",
         &good,
     );
     if !has_tool("strace") {
@@ -388,7 +388,7 @@ fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
             .says(BAD)
             .says("mlx_lm/generate.py")
             .says("16777216")
-            .says("fewer digits");
+            .says("a shorter number");
         let changed = differences(&before, &snapshot(&env.user()));
         assert!(
             changed.iter().all(|path| path.contains(GOOD)),

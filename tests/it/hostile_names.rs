@@ -330,7 +330,7 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
         ("cannot be read", |path| {
             symlink(".lmstudio-home-pointer", path).unwrap();
         }),
-        ("more than the 16777216", |path| {
+        ("more than the limit of 16777216", |path| {
             File::create(path).unwrap().set_len(3 << 30).unwrap();
         }),
     ];

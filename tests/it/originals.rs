@@ -174,7 +174,7 @@ fn an_original_is_never_guessed() {
     let unknown = engine("PROMPT_PROCESSING_CHUNK_SIZE = 4096\n", None);
     let why = revert(&unknown).unwrap_err();
     assert!(
-        why.contains("the original is unknown: it is no known release"),
+        why.contains("the original is unknown: not a known release"),
         "{why}"
     );
     assert!(why.contains("the original is unknown"), "{why}");

@@ -50,7 +50,7 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
         env.run(["4096"])
             .exits(0)
             .says("1 backend: 1 changed")
-            .says("takes effect when a model is next loaded");
+            .says("Takes effect when a model is next loaded");
         assert_eq!(
             text(backend.engine()),
             engine.replace(&format!("= {stock}"), "= 4096")
@@ -128,7 +128,7 @@ fn set_twice_is_set_once_and_touches_nothing() {
     env.run(["--revert"])
         .exits(0)
         .says("1 unchanged")
-        .says_nothing_of("takes effect");
+        .says_nothing_of("Takes effect");
     env.run(["2048"]).exits(0).says("1 unchanged");
     assert_eq!(stamps(&files), untouched);
     env.run(["4096"]).exits(0);
@@ -137,7 +137,7 @@ fn set_twice_is_set_once_and_touches_nothing() {
     env.run(["4096"])
         .exits(0)
         .says("1 unchanged")
-        .says_nothing_of("takes effect");
+        .says_nothing_of("Takes effect");
     assert_eq!(stamps(&files), patched);
     assert_eq!(snapshot(&env.lmstudio()), tree);
     env.run(["--check"]).exits(0);
@@ -172,7 +172,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     let before = snapshot(&backend.root);
     env.run(["--revert"])
         .exits(1)
-        .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: it is no known release")
+        .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: not a known release")
         .says("`lmpatch 2048 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers")
         .says("1 changed, 1 refused");
     assert_eq!(snapshot(&backend.root), before);
@@ -196,7 +196,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
         .with_generate(generate("4096", "4096", "4096"));
     env.run(["--revert"])
         .exits(1)
-        .says("mlx_lm/generate.py: the original is unknown: it is no known release")
+        .says("mlx_lm/generate.py: the original is unknown: not a known release")
         .says("`lmpatch 512 --backend 'app-mlx-generate-mac14-arm64@34'` writes the stock numbers");
     env.run(["512"]).exits(0);
     assert_eq!(text(backend.generate()), stock_generate());

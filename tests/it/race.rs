@@ -31,10 +31,10 @@ fn race(sizes: &[u64], max_runs: u32) -> Race {
     Race::new(sizes, PROMPT, max_runs, true)
 }
 
-fn run(tokens_per_second: f64, course: Vec<Position>) -> Run {
+fn run(tokens_per_second: f64, positions: Vec<Position>) -> Run {
     Run {
         tokens_per_second,
-        course,
+        positions,
         ..Run::default()
     }
 }
@@ -71,7 +71,7 @@ impl Simulated {
             } else if step.is_measured {
                 self.measure(race, size);
             } else {
-                race.prepared(step.size);
+                race.set_loaded(step.size);
                 self.spent += step.tokens as f64 / self.speed(size);
                 race.row(step.size).is_warm = true;
             }
@@ -80,13 +80,13 @@ impl Simulated {
 
     fn measure(&mut self, race: &mut Race, size: u64) {
         let speed = self.speed(size);
-        let mut course = Vec::new();
+        let mut positions = Vec::new();
         for tokens in (1..=PROMPT / size).map(|step| (step * size) as f64) {
             let position = Position {
                 tokens,
                 seconds: tokens / speed,
             };
-            course.push(position);
+            positions.push(position);
             let cut = race.cut(Some(size), position);
             if cut.is_some() {
                 self.spent += position.seconds;
@@ -96,7 +96,7 @@ impl Simulated {
         }
         self.spent += PROMPT as f64 / speed;
         self.runs[lane(size)] += 1;
-        race.row(Some(size)).add(run(speed, course));
+        race.row(Some(size)).add(run(speed, positions));
     }
 }
 
@@ -228,11 +228,11 @@ fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
 fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
     let mut race = race(&[512, 8192, 2048, 4096, 1024], 3);
     assert_eq!(race.next(), Some(step(4096, 4096, false)));
-    race.prepared(Some(4096));
+    race.set_loaded(Some(4096));
     race.row(Some(4096)).is_warm = true;
     assert_eq!(race.next(), Some(step(4096, PROMPT, true)));
-    race.prepared(Some(2048));
-    race.prepared(Some(4096));
+    race.set_loaded(Some(2048));
+    race.set_loaded(Some(4096));
     assert_eq!(race.next(), Some(step(4096, 4096, false)));
     for expected in [4096, 2048, 8192, 1024, 512] {
         assert_eq!(race.next(), Some(step(expected, expected, false)));
@@ -244,10 +244,10 @@ fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
 fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
     let mut race = race(&[2048], 2);
     assert_eq!(race.tokens_at_most(), 2 * PROMPT + 2048);
-    race.prepared(Some(2048));
+    race.set_loaded(Some(2048));
     race.row(Some(2048)).is_warm = true;
     for _ in 0..2 {
-        race.prepared(Some(2048));
+        race.set_loaded(Some(2048));
         assert_eq!(race.next(), Some(step(2048, PROMPT, true)));
         race.row(Some(2048)).add(run(100.0, Vec::new()));
     }
@@ -264,8 +264,8 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
         "there is no best yet"
     );
     // Slower and slower, as attention makes it.
-    let course = vec![at(4096.0, 10.0), at(8192.0, 30.0), at(16_384.0, 90.0)];
-    race.row(Some(4096)).add(run(182.0, course));
+    let positions = vec![at(4096.0, 10.0), at(8192.0, 30.0), at(16_384.0, 90.0)];
+    race.row(Some(4096)).add(run(182.0, positions));
     assert_eq!(
         race.cut(Some(512), at(3584.0, 900.0)),
         None,

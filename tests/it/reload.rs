@@ -96,9 +96,9 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
         "{:#?}",
         fake.calls()
     );
-    ran.says("qwen/tiny is loaded again (context 12345, parallel 3)")
-        .says("my chat is loaded again (context 5000, parallel 1)")
-        .says("gemma/tiny is loaded again")
+    ran.says("qwen/tiny was reloaded (context 12345, parallel 3)")
+        .says("my chat was reloaded (context 5000, parallel 1)")
+        .says("gemma/tiny was reloaded")
         .says("qwen/tiny: TTL in ms 91000 instead of 90500");
     let report = env.json(["--check"]);
     assert_eq!(
@@ -189,7 +189,7 @@ fn without_lms_it_says_how_to_reload_by_hand() {
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
         env.run(arguments)
             .exits(1)
-            .says("the files are done")
+            .says("the files are written")
             .says("bin/lms is not there; unload and load the models in LM Studio");
     }
     env.run(["--check", "8192"]).exits(0);
@@ -264,7 +264,7 @@ fn what_could_not_be_loaded_again_is_not_touched() {
         let before = fake.loaded();
         env.run(["4096", "--reload"])
             .exits(1)
-            .says("the files are done, but qwen/tiny was not loaded again")
+            .says("the files are written, but qwen/tiny was not loaded again")
             .says(said)
             .says("it was left as it is");
         assert_eq!(fake.deeds(), NOTHING);
@@ -282,7 +282,7 @@ fn what_is_not_as_it_was_is_named() {
     );
     env.run(["4096", "--reload"])
         .exits(0)
-        .says("qwen/tiny is loaded again (context 34304, parallel 4)")
+        .says("qwen/tiny was reloaded (context 34304, parallel 4)")
         .says("context length 34304 instead of 129536")
         .says("parallel 4 instead of 2")
         .says("TTL in ms none instead of 60000");
@@ -301,8 +301,8 @@ fn a_load_that_fails_advises_the_old_size_and_not_the_call_that_failed() {
     fake.faults(json!({ "load-fails-at": [8192] }));
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     let ran = env.run(["8192", "--reload"]).exits(1);
-    ran.says("Loading again what is loaded")
-        .says("the files are done, but qwen/tiny was not loaded again")
+    ran.says("Reloading the loaded models")
+        .says("the files are written, but qwen/tiny was not loaded again")
         .says("Insufficient memory")
         .says("`lmpatch 2048 --reload` goes back to 2048, then load it in LM Studio")
         .says_nothing_of("lms load")
@@ -363,7 +363,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
             0,
             vec![row("qwen", 4096, 4096), row("qwen/tiny", 12345, 4096)],
             vec![
-                "qwen/tiny is loaded again (context 12345",
+                "qwen/tiny was reloaded (context 12345",
                 "another copy was loaded in between",
                 "`lms unload 'qwen'`",
             ],
@@ -484,8 +484,8 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
             .run(["4096", "--reload=app"])
             .exits(0)
             .says("The app was restarted")
-            .says("qwen/tiny is loaded again (context 12345, parallel 3)")
-            .says("llama/tiny is loaded again")
+            .says("qwen/tiny was reloaded (context 12345, parallel 3)")
+            .says("llama/tiny was reloaded")
             .says("gemma/tiny: context length 4096 instead of 8000");
         assert_eq!(
             fake.summary(),
@@ -542,7 +542,7 @@ fn a_restart_that_fails_says_what_was_loaded() {
         standins
             .run(["4096", "--reload=app"])
             .exits(1)
-            .says("the files are done")
+            .says("the files are written")
             .says(said)
             .says("what was loaded: qwen/tiny");
         standins.run(["--check", "4096"]).exits(0);

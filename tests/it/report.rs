@@ -172,7 +172,7 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         usual_backend(&env.lmstudio(), NAME).write(file, "");
         runtime(&env.lmstudio(), "1.10.0", &[NAME]);
         let ran = env.run(["4096"]).exits(0).says_nothing_of("update");
-        let note = format!("note: {NAME}: it fits less context into memory at a larger chunk");
+        let note = format!("note: {NAME}: a larger chunk leaves less memory for context");
         assert_eq!(ran.stderr.contains(&note), applies, "{}", ran.stderr);
         let advice = "if you need the longer context: `lmpatch 2048`";
         assert_eq!(ran.stderr.contains(advice), applies, "{}", ran.stderr);
@@ -180,6 +180,6 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         assert_eq!(checked.stderr.contains(&note), applies, "{checked:#?}");
         env.run(["1024"])
             .exits(0)
-            .says_nothing_of("fits less context");
+            .says_nothing_of("leaves less memory for context");
     }
 }

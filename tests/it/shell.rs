@@ -124,7 +124,7 @@ fn man_renders_the_page_without_a_warning() {
     for text in [
         "--backend <GLOB>",
         "lmpatch completions [OPTIONS] <SHELL>",
-        "  lmpatch --revert        give every backend the vendor's own files back\n",
+        "  lmpatch --revert        restore the vendor's files in every backend\n",
         "  3  --check SIZE found another value\n",
     ] {
         prints(&output, text);
