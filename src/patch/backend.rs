@@ -1,5 +1,7 @@
 //! PURE: one backend as it was read from disk, and the edits that bring it to a goal.
 
+use std::sync::Arc;
+
 use super::file::{Blocked, Edit, Source, State, VendorFile};
 use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
@@ -64,6 +66,17 @@ impl Surveyed {
         }
     }
 
+    /// The backend with `edits`, which leave what proves its originals as it is.
+    pub(super) fn edited(&self, edits: &[Edit]) -> Self {
+        let mut after = self.clone();
+        for file in &mut after.files {
+            let edit = edits.iter().find(|edit| edit.path == file.path);
+            let after = edit.map(|edit| Ok(edit.after.clone()));
+            file.content = after.unwrap_or(file.content.clone());
+        }
+        after
+    }
+
     /// What every file must hold for `goal`, including files that already hold it.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
         let is_original = |file: &VendorFile| match &file.content {
@@ -112,31 +125,38 @@ impl VendorFile {
             (Goal::Size(size), _) if size == stock => with_values(bytes, sites, |s| s.stock),
             (Goal::Size(size), _) => with_values(bytes, sites, |_| size),
         };
-        let after = fill(bytes, sites, &wanted);
+        let mut after = source.clone();
+        if wanted != now {
+            after.bytes = fill(bytes, sites, &wanted);
+            after.sites = self.read_back(&after, &wanted)?;
+        }
         let restores = original == Some(&wanted);
         let is_set = matches!(goal, Goal::Size(_));
-        if is_set && wanted != now {
-            self.read_back(&after, &wanted)?;
-        }
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
             receipt: (is_set && !restores && source.needs_receipt)
                 .then(|| Receipt::of(bytes, sites)),
             restores,
-            after,
+            after: Arc::new(after),
         })
     }
 
-    /// Reads a planned edit as Python again, before anything is written.
-    fn read_back(&self, after: &[u8], wanted: &[String]) -> Result<(), String> {
-        if u64::try_from(after.len()).is_ok_and(|size| size > MAX_BYTES) {
+    /// Reads a planned edit as Python again, before anything is written: the sites in it.
+    fn read_back(&self, after: &Source, wanted: &[String]) -> Result<Vec<Site>, String> {
+        let Source { bytes, sites, .. } = after;
+        if u64::try_from(bytes.len()).is_ok_and(|size| size > MAX_BYTES) {
             let why = format!("it would exceed the limit of {MAX_BYTES} bytes");
             return Err(why + "; give a shorter number");
         }
-        let read_back = literals(after, &locate(self.setting, after)?);
+        let mut now = locate(self.setting, bytes)?;
+        for (site, before) in now.iter_mut().zip(sites) {
+            site.stock = before.stock;
+        }
         let why = "the planned edit did not read back as planned; please report this";
-        (read_back == wanted).then_some(()).ok_or(why.to_owned())
+        (literals(bytes, &now) == wanted)
+            .then_some(now)
+            .ok_or(why.to_owned())
     }
 
     fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {

@@ -87,7 +87,8 @@ pub fn words(value: impl Serialize) -> String {
 pub struct Edit {
     pub path: PathBuf,
     pub before: Vec<u8>,
-    pub after: Vec<u8>,
+    /// The same file with other numbers.
+    pub after: Arc<Source>,
     /// The receipt that has to be written first.
     pub receipt: Option<Receipt>,
     /// Whether this restores the original, so that a receipt is no longer needed.
@@ -96,7 +97,7 @@ pub struct Edit {
 
 impl Edit {
     pub fn is_change(&self) -> bool {
-        self.after != self.before
+        self.after.bytes != self.before
     }
 }
 

@@ -79,6 +79,7 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
         let is_change = planned.outcome == Outcome::WouldChange;
+        let is_proof_kept = |edit: &Edit| edit.receipt.is_none() && !edit.restores;
         match write::apply(lock, &planned.edits) {
             Err(error) => {
                 planned.outcome = Outcome::Failed;
@@ -87,7 +88,13 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
             Ok(()) if is_change => planned.outcome = Outcome::Changed,
             Ok(()) => return planned,
         }
-        planned.after = survey::survey(planned.before.backend.clone());
+        // What was written has been read back; what proves the originals has to be looked for again.
+        planned.after = match planned.why {
+            None if planned.edits.iter().all(is_proof_kept) => {
+                planned.before.edited(&planned.edits)
+            }
+            _ => survey::survey(planned.before.backend.clone()),
+        };
         planned
     })
 }

@@ -66,20 +66,20 @@ fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Res
     // All content is on the disk before the first file is replaced: a full disk stops here.
     let mut staged = Vec::new();
     for edit in changes {
-        staged.push(stage(&edit.path, &edit.path, &edit.after)?);
+        staged.push(stage(&edit.path, &edit.path, &edit.after.bytes)?);
     }
     let mut paths = changes.iter().map(|edit| &edit.path);
     // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
     paths.clone().try_for_each(|path| bytecode::remove(path))?;
     for (temp, edit) in staged.into_iter().zip(changes) {
-        commit(temp, &edit.path, &edit.before, &edit.after)?;
+        commit(temp, &edit.path, &edit.before, &edit.after.bytes)?;
     }
     paths.try_for_each(|path| bytecode::remove(path))?;
     for edit in changes {
         let path = edit.path.display();
         let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
         let why = "does not read back as it was written; was LM Studio updating it?";
-        ensure!(now == edit.after, "{path} {why}");
+        ensure!(now == edit.after.bytes, "{path} {why}");
     }
     Ok(())
 }
@@ -104,9 +104,9 @@ fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error
 fn restore(edit: &Edit) -> Result<()> {
     let path = &edit.path;
     match files::read(path) {
-        Ok(now) if now == edit.after => {
+        Ok(now) if now == edit.after.bytes => {
             let temp = stage(path, path, &edit.before)?;
-            commit(temp, path, &edit.after, &edit.before)?;
+            commit(temp, path, &edit.after.bytes, &edit.before)?;
             bytecode::remove(path)
         }
         Err(why @ NotRead::Io(_)) => bail!("it {why}"),

@@ -18,7 +18,7 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
         let path = change.path.strip_prefix(&home).unwrap_or(&change.path);
         let path = printable(&path.display().to_string());
         let path = path.trim_start_matches('/');
-        let diff = TextDiff::from_lines(change.before.as_slice(), change.after.as_slice());
+        let diff = TextDiff::from_lines(change.before.as_slice(), change.after.bytes.as_slice());
         let mut unified = diff.unified_diff();
         unified.header(&format!("a/{path}"), &format!("b/{path}"));
         unified.to_writer(&mut bytes).expect("a Vec never fails");

@@ -5,6 +5,7 @@ use lmpatch::patch::file::{Edit, Source, VendorFile};
 use lmpatch::patch::original::{Evidence, Fingerprint, Proof, Receipt};
 use lmpatch::patch::settings::{Setting, Site};
 use lmpatch::patch::sites::locate;
+use serde_json::json;
 
 /// Sets `size` and reverts, whatever proves the original, or nothing. A source in which nothing is found has nothing
 /// to hold.
@@ -36,17 +37,32 @@ fn comes_back(setting: &'static Setting, source: &[u8], size: u64, evidence: &Ev
     let before = understand(setting, source, evidence, None);
     let edit = plan(&before, size);
     let receipt = Receipt::of(source, &before.source().unwrap().sites);
-    let now = understand(setting, &edit.after, evidence, edit.receipt.as_ref());
+    let now = understand(setting, &edit.after.bytes, evidence, edit.receipt.as_ref());
+    if edit.receipt.is_none() && !edit.restores {
+        let (planned, read) = (json!(edited(&before, &edit)), json!(now));
+        assert_eq!(planned, read, "what is reported is what is read again");
+        assert_eq!(
+            edit.after.needs_receipt,
+            now.source().unwrap().needs_receipt
+        );
+    }
     if edit.is_change() || !evidence.is_empty() {
         assert_eq!(revert(&now).unwrap(), source, "the very bytes come back");
     }
-    is_never_guessed(setting, source, &edit.after, evidence, None);
+    is_never_guessed(setting, source, &edit.after.bytes, evidence, None);
     let mut foreign = receipt.clone();
     foreign.fingerprint.size += 1;
-    is_never_guessed(setting, source, &edit.after, evidence, Some(&foreign));
+    is_never_guessed(setting, source, &edit.after.bytes, evidence, Some(&foreign));
     foreign = receipt;
     foreign.literals[0] += "0";
-    is_never_guessed(setting, source, &edit.after, evidence, Some(&foreign));
+    is_never_guessed(setting, source, &edit.after.bytes, evidence, Some(&foreign));
+}
+
+fn edited(before: &VendorFile, edit: &Edit) -> VendorFile {
+    VendorFile {
+        content: Ok(edit.after.clone()),
+        ..before.clone()
+    }
 }
 
 fn is_never_guessed(
@@ -69,7 +85,7 @@ fn is_never_guessed(
 
 /// The bytes for a chunk of `size`, which is no stock value.
 pub fn set(file: &VendorFile, size: u64) -> Vec<u8> {
-    plan(file, size).after
+    plan(file, size).after.bytes.clone()
 }
 
 fn plan(file: &VendorFile, size: u64) -> Edit {
@@ -81,7 +97,7 @@ fn plan(file: &VendorFile, size: u64) -> Edit {
 /// The bytes of the original.
 pub fn revert(file: &VendorFile) -> Result<Vec<u8>, String> {
     let edit = file.plan(file.source().unwrap(), Goal::Original, 0);
-    edit.map(|edit| edit.after)
+    edit.map(|edit| edit.after.bytes.clone())
 }
 
 /// A vendor file that reads `source`, as a survey understands it with this evidence and receipt.
