@@ -158,6 +158,7 @@ fn clearer(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
 fn parse_first_word(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| match text {
         "check" | "revert" | "dry-run" | "reload" => format!("did you mean --{text}?"),
+        "app" | "models" => format!("did you mean --reload={text}?"),
         _ if text.starts_with(|first: char| first.is_ascii_alphabetic()) => {
             "neither a size such as 4096 or 4k, nor a command (see --help)".to_owned()
         }

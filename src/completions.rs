@@ -12,7 +12,16 @@ use crate::cli::{AFTER_HELP, Cli};
 pub fn script(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "lmpatch", &mut script);
-    script
+    if shell != Shell::Zsh {
+        return script;
+    }
+    // Where there is a command, it is the first word: clap_complete counts the size, which cannot be there then, too.
+    let script = String::from_utf8_lossy(&script).replace("$line[2]", "$line[1]");
+    let lines = script.lines().filter(|line| !line.starts_with("'::size "));
+    lines
+        .flat_map(|line| [line, "\n"])
+        .collect::<String>()
+        .into_bytes()
 }
 
 /// The manual page in roff, for `man`. Fails only as writing to memory can.

@@ -75,7 +75,7 @@ impl Reloader<'_> {
         let before = self.wait_idle(wanted)?;
         if find(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
-            let left = self.lms.loaded().unwrap_or_default();
+            let left = self.lms.loaded()?;
             if let Some(now) = find(&left, &wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
                 let what =
@@ -91,7 +91,8 @@ impl Reloader<'_> {
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
-            if *id != wanted.identifier && find(&before, id).is_none() {
+            let is_wanted = *id == wanted.identifier || !other.is_here();
+            if !is_wanted && find(&before, id).is_none() {
                 let end = format!("`lms unload '{id}'` ends it");
                 notes.push(format!("another copy was loaded in between: {end}"));
             }
@@ -148,22 +149,22 @@ impl Reloader<'_> {
         let call = |program: &str, words: &[&str]| {
             command::output(Command::new(program).args(words), limit)
         };
-        for app in apps {
-            call("osascript", &["-e", &format!("quit app \"{app}\"")])?;
-        }
-        retry(limit, || {
+        let quit = |app| call("osascript", &["-e", &format!("quit app \"{app}\"")]).map(drop);
+        let ended = || {
             let now = workers::snapshot(self.home).workers;
             if old.iter().any(|worker| now.contains(worker)) {
                 bail!("a worker still runs after {limit:?}, perhaps in a service; use --reload");
             }
             Ok(())
-        })?;
-        // macOS may refuse to open an app that is still on its way out.
+        };
+        let has_ended = apps.iter().try_for_each(quit);
+        let has_ended = has_ended.and_then(|()| retry(limit, ended));
+        // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
         let opening = limit.min(Duration::from_secs(10));
         for app in apps {
             retry(opening, || call("open", &["-a", app]))?;
         }
-        retry(limit, || self.lms.loaded())
+        has_ended.and_then(|()| retry(limit, || self.lms.loaded()))
     }
 }
 

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use tempfile::NamedTempFile;
 
-use crate::files;
 use crate::lmstudio::backends::{amphibian, flag};
 use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
+use crate::{command, files};
 
 /// A command for each backend, by its name.
 pub type Commands = BTreeMap<String, String>;
@@ -21,12 +22,16 @@ fn marker(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/.lmpatch-bench")
 }
 
-/// The lock for a change; fails at once while a benchmark has it.
+/// The lock for a change; fails soon while a benchmark has it.
 pub fn lock(home: &Path) -> Result<Lock> {
-    if marker(home).exists() && Lock::try_take(home)?.is_none() {
-        bail!("a benchmark is running; wait for it, or end it with Ctrl-C");
+    if !marker(home).exists() {
+        return Lock::take(home);
     }
-    Lock::take(home)
+    // Anything else that has the lock beside the marker of an interrupted benchmark is done sooner.
+    let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
+    command::retry(Duration::from_secs(1), || {
+        Lock::try_take(home)?.context(is_running)
+    })
 }
 
 /// Writes the marker, before the first change.

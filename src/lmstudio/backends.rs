@@ -116,8 +116,8 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     if home.starts_with("~") {
         return format!("the ~ in {shown} was not expanded; write `--home {shown}`, unquoted");
     }
-    let next = "If so, install LM Studio or give --home DIR";
-    format!("LM Studio's home {shown} is not there; {IS_IT_CONNECTED} {next}")
+    let next = "install LM Studio, connect the disk that it is on, or give --home DIR";
+    format!("LM Studio's home {shown} is not there; {next}")
 }
 
 /// What `home` holds. If `wanted` is not empty, only backends whose names match one of its patterns.

@@ -78,24 +78,35 @@ impl Lms {
         self.run(&["unload", identifier], TIMEOUT).map(drop)
     }
 
-    /// Loads a model with its identifier, context, parallelism and TTL; an old `lms` has no flags for the last two.
+    /// Loads a model with its identifier, and with what this `lms` has flags for: context, parallelism, TTL.
     pub fn load(&self, model: &LoadedModel) -> Result<()> {
         let path = model.path.as_deref().unwrap_or_default();
-        let id = model.identifier.as_str();
-        let mut words = vec!["load", path, "--exact", "-y", "--identifier", id];
+        let words = [
+            "load",
+            path,
+            "--exact",
+            "-y",
+            "--identifier",
+            &model.identifier,
+        ];
         let ttl_seconds = model.ttl_ms.map(|ttl| ttl.div_ceil(1000).max(1));
-        let values = [model.context_length, model.parallel, ttl_seconds];
-        let [context, parallel, ttl] = values.map(|value| value.map(|n| n.to_string()));
-        words.extend(context.iter().flat_map(|n| ["--context-length", n]));
-        let basic = words.len();
-        words.push("--local");
-        words.extend(parallel.iter().flat_map(|n| ["--parallel", n]));
-        words.extend(ttl.iter().flat_map(|n| ["--ttl", n]));
-        let mut result = self.run(&words, self.load);
-        if matches!(&result, Err(error) if error.to_string().contains("unknown option")) {
-            result = self.run(&words[..basic], self.load);
+        let mut flags = vec![vec!["--local".to_owned()]];
+        for (flag, value) in [
+            ("--context-length", model.context_length),
+            ("--parallel", model.parallel),
+            ("--ttl", ttl_seconds),
+        ] {
+            flags.extend(value.map(|n| vec![flag.to_owned(), n.to_string()]));
         }
-        result.map(drop)
+        loop {
+            let values = flags.iter().flatten().map(String::as_str);
+            let result = self.run(&Vec::from_iter(words.into_iter().chain(values)), self.load);
+            let (said, count) = (format!("{result:?}"), flags.len());
+            flags.retain(|flag| !said.contains(&format!("unknown option '{}'", flag[0])));
+            if flags.len() == count {
+                return result.map(drop);
+            }
+        }
     }
 
     fn run(&self, arguments: &[&str], timeout: Duration) -> Result<String> {

@@ -100,7 +100,7 @@ fn a_pointer_of_no_use_is_an_error_that_names_the_other_home() {
     }
     env.run(["--check"])
         .exits(1)
-        .says("is its disk connected?")
+        .says("connect the disk that it is on")
         .says(&format!("lmpatch --home '{}'", env.lmstudio().display()));
     assert_eq!(snapshot(&env.lmstudio()), before);
 }
@@ -150,7 +150,7 @@ fn a_home_on_a_disk_that_is_not_connected_is_told_as_that() {
     point_to(&env, "/Volumes/Models/lmstudio\n");
     env.run(["4096"])
         .exits(1)
-        .says("LM Studio's home /Volumes/Models/lmstudio is not there; is its disk connected?");
+        .says("LM Studio's home /Volumes/Models/lmstudio is not there; install LM Studio, connect");
 
     // Also where only the directory of backends is on such a disk.
     fs::remove_file(env.user().join(".lmstudio-home-pointer")).unwrap();
@@ -168,7 +168,7 @@ fn nothing_to_patch_is_no_success() {
         env.run([args])
             .exits(1)
             .says(".lmstudio is not there")
-            .says("install LM Studio or give --home DIR");
+            .says("install LM Studio, connect the disk that it is on, or give --home DIR");
     }
     fs::create_dir_all(
         env.amphibian()
