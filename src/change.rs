@@ -12,9 +12,10 @@ use crate::lmstudio::lms::Lms;
 use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
-use crate::patch::{self, Outcome, Survey};
+use crate::patch::{self, Applied, Outcome, Survey};
 use crate::reload::{How, Reloaded, Reloader};
 use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
+use crate::signals;
 
 /// Brings every backend to the goal, or shows what that would change.
 pub fn run(
@@ -37,8 +38,8 @@ pub fn run(
         let done = report.with(Changed).chain(report.with(Unchanged));
         marker::forget(home, done.map(|row| &*row.backend.name));
     }
+    let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
     if cli.reload.is_none() && !cli.dry_run {
-        let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
         effect::add(cli, home, report, &after, None);
     }
     notes::on_change(report, &survey, &applied);
@@ -55,9 +56,14 @@ pub fn run(
         if !is_set {
             output.error("no model was reloaded: no selected backend was set");
         }
-        is_set && reload(cli, output, home, report, how)
+        is_set && reload(output, home, report, how, restore_commands(cli, &applied))
     });
-    let is_done = is_reloaded && !has_failed(report);
+    // A model of another app, which `lms` does not know, is still as it was.
+    let is_in_effect = !(cli.reload.is_some() && is_set) || {
+        effect::add(cli, home, report, &after, None);
+        effect::after_reload(output, report)
+    };
+    let is_done = is_reloaded && is_in_effect && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
@@ -73,10 +79,7 @@ fn print_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
 /// Whether this became of the backend in use, or may have, if it is unknown which one that is.
 fn is_in_use(report: &Report, survey: &Survey, outcome: Outcome) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
-        || report
-            .missing_backends
-            .iter()
-            .any(|missing| missing.selected)
+        || report.is_selected_missing()
         || !survey.home.left_out.is_empty();
     let mut such = report.with(outcome);
     such.any(|row| row.backend.selected || !is_known)
@@ -85,28 +88,30 @@ fn is_in_use(report: &Report, survey: &Survey, outcome: Outcome) -> bool {
 /// An unfinished update is not a failure, unless it is that of the backend in use or the only one.
 fn has_failed(report: &Report) -> bool {
     report.count(Refused) + report.count(Failed) > 0
-        || report
-            .missing_backends
-            .iter()
-            .any(|missing| missing.selected)
+        || report.is_selected_missing()
         || report.with(Incomplete).any(|row| row.backend.selected)
         || report.count(Incomplete) == report.backends.len()
 }
 
 /// Makes the values take effect and reports on it. Returns whether that worked.
-fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, how: How) -> bool {
-    let most_used = report.with(Changed).max_by_key(|row| row.backend.selected);
-    let size = most_used.and_then(|row| row.chunk_before);
-    let back = size.map(|n| {
-        let command = cli.limited(format!("lmpatch {n}"));
-        format!("`{command} --reload` goes back to {n}, then ")
-    });
+fn reload(
+    output: &Output,
+    home: &Path,
+    report: &mut Report,
+    how: How,
+    back: Option<String>,
+) -> bool {
+    let back = back.map(|commands| format!("{commands} goes back, then "));
     let reloader = Reloader {
         home,
         lms: Lms::of(home),
         advice: back.unwrap_or_default() + "load it in LM Studio",
     };
     output.say("Reloading the loaded models; a large one takes minutes …");
+    // Without them a signal just ends lmpatch, between an unload and a load.
+    if let Ok(signals) = signals::catch() {
+        signals::end_on_second(signals, false, *output);
+    }
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
@@ -114,8 +119,6 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, how: How
     if let Some(error) = &error {
         let what = "no model was loaded again";
         output.error(&format!("the files are written, but {what}: {error}"));
-    } else if models.is_empty() {
-        output.say("No MLX model is loaded; the next one takes these values.");
     } else if how == How::App {
         output.say("The app was restarted.");
     }
@@ -125,6 +128,14 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, how: How
     let worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
     report.reload = Some(ReloadReport { how, models, error });
     worked
+}
+
+/// What brings the backends that were changed back to where they were.
+fn restore_commands(cli: &Cli, applied: &[Applied]) -> Option<String> {
+    let changed = applied.iter().filter(|one| one.outcome == Changed);
+    let before = changed.map(|one| &one.before);
+    let commands = marker::commands(before, cli.backend.is_empty());
+    (!commands.is_empty()).then(|| marker::quoted(&commands))
 }
 
 fn print_reloaded(output: &Output, reloaded: &Reloaded) {

@@ -49,8 +49,8 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
         let command = cli.limited(format!("lmpatch {size}"));
         output.say(&table::verdict(size, &survey.backends, &command));
     }
-    let is_selected_missing = report.missing_backends.iter().any(|one| one.selected);
-    shown.map(|()| exit(&survey.backends, report.size, is_selected_missing))
+    let is_missing = report.is_selected_missing();
+    shown.map(|()| exit(&survey.backends, report.size, is_missing))
 }
 
 /// The backends that were asked for. Fails if there is none.
@@ -78,12 +78,12 @@ fn lacks_size(backends: &[Surveyed], size: u64) -> bool {
     backends.iter().any(lacks) || !backends.iter().any(|one| one.has(size))
 }
 
-/// `is_selected_missing`: whether the backend in use is not there at all.
-fn exit(backends: &[Surveyed], size: Option<u64>, is_selected_missing: bool) -> Exit {
+/// `is_missing`: whether the selected backend is not there at all.
+fn exit(backends: &[Surveyed], size: Option<u64>, is_missing: bool) -> Exit {
     let is_refused = |backend: &Surveyed| backend.state() == State::Refused;
     match size {
         _ if backends.iter().any(is_refused) => Exit::Failed,
-        Some(size) if is_selected_missing || lacks_size(backends, size) => Exit::OtherValue,
+        Some(size) if is_missing || lacks_size(backends, size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

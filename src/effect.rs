@@ -6,9 +6,11 @@ use crate::cli::Cli;
 use crate::files;
 use crate::lmstudio::backends::flag;
 use crate::lmstudio::lms::{Lms, LoadedModel};
+use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use crate::lmstudio::workers::{self, WorkerSnapshot};
-use crate::output::Level::{Note, Warning};
+use crate::output::Level::{self, Note};
+use crate::output::Output;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
@@ -22,7 +24,7 @@ pub fn add(
     seen: Option<WorkerSnapshot>,
 ) {
     // A run that prints only errors does not report it.
-    if cli.quiet && !cli.json {
+    if cli.quiet && !cli.json && cli.reload.is_none() {
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
@@ -43,8 +45,8 @@ pub fn add(
         found = states(&snapshot);
     }
     for (row, state) in report.backends.iter_mut().zip(found) {
-        if let ReloadNeeded(pids) = &state {
-            row.stale_workers.clone_from(pids);
+        if let ReloadNeeded(older) = &state {
+            row.stale_workers = older.iter().map(|worker| worker.pid).collect();
         }
         row.in_effect = Some(state);
     }
@@ -58,26 +60,45 @@ fn written(surveyed: &Surveyed) -> Option<u64> {
     times.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
-/// Adds a finding if loaded models do not have a backend's values, or if that is unknown.
-pub fn on_row(found: &mut Findings, row: &BackendReport) {
+/// Adds a finding, of `level` at most, if loaded models do not have a backend's values, or if that is unknown.
+pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
     match &row.in_effect {
         Some(Unknown(why)) => {
             let what = format!("it is unknown whether loaded models have its values: {why}");
             found.add(Note, Some(row), &what, "load them again to be sure");
         }
-        Some(ReloadNeeded(pids)) => {
-            let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+        Some(ReloadNeeded(older)) => {
+            let pids: Vec<_> = older.iter().map(|worker| worker.pid.to_string()).collect();
             let pids = pids.join(", ");
-            let what = format!("a loaded model still has older values (worker {pids})");
-            let only = flag(&row.backend.name);
-            let mut next = "load it again in LM Studio".to_owned();
-            if let (State::Stock | State::Patched, Some(chunk)) = (row.state, row.chunk) {
+            let why = format!("worker {pids} started before its files were last written");
+            let what = format!("a loaded model may still have older values: {why}");
+            let is_other = |app: &&str| !["", LM_STUDIO, "llmster"].contains(app);
+            let other = older.iter().map(|worker| &*worker.app).find(is_other);
+            let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
+            let values = (row.state, row.chunk, other);
+            if let (State::Stock | State::Patched, Some(chunk), None) = values {
+                let only = flag(&row.backend.name);
                 next = format!("`lmpatch {chunk}{only} --reload` loads it again");
             }
-            found.add(Warning, Some(row), &what, &next);
+            found.add(level, Some(row), &what, &next);
         }
         _ => {}
     }
+}
+
+/// Says whether the values are in effect now, and returns whether they may be.
+pub fn after_reload(output: &Output, report: &mut Report) -> bool {
+    let mut found = Findings::default();
+    for row in &report.backends {
+        on_row(&mut found, row, Level::Error);
+    }
+    found.print(output);
+    summary(report).lines().for_each(|line| output.say(line));
+    report.findings.append(found);
+    report
+        .backends
+        .iter()
+        .all(|row| row.stale_workers.is_empty())
 }
 
 /// Whether the values are in effect, unless a finding already says so.

@@ -18,6 +18,7 @@ pub mod output;
 pub mod patch;
 pub mod reload;
 pub mod report;
+mod signals;
 
 use anyhow::Result;
 
@@ -61,6 +62,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         action,
         dry_run: cli.dry_run,
         size,
+        limit: cli.limited(String::new()),
         ..Report::default()
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {

@@ -159,6 +159,8 @@ impl Reloader<'_> {
         };
         let has_ended = apps.iter().try_for_each(quit);
         let has_ended = has_ended.and_then(|()| retry(limit, ended));
+        // As in a reload of one model.
+        thread::sleep(Duration::from_secs(1));
         // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
         let opening = limit.min(Duration::from_secs(10));
         for app in apps {

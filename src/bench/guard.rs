@@ -35,6 +35,8 @@ pub struct Guard {
     lock: Lock,
     how: Reload,
     before: Vec<Surveyed>,
+    /// Whether `--backend` leaves none out.
+    is_all: bool,
     /// If `lms` reloads: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
@@ -66,6 +68,7 @@ impl Guard {
             lock,
             how,
             before,
+            is_all: wanted.is_empty(),
             loaded: Vec::new(),
             wanted: None,
             files: Mutex::default(),
@@ -117,7 +120,8 @@ impl Guard {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
         if !files.are_changed {
-            let written = marker::write(&self.home, &marker::commands(&self.before));
+            let commands = marker::commands(self.before.iter(), self.is_all);
+            let written = marker::write(&self.home, &commands);
             written.context("cannot write beside the backends")?;
             files.are_changed = true;
         }

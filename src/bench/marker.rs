@@ -71,24 +71,28 @@ pub fn interrupted(home: &Path) -> Option<String> {
 pub fn restore_commands(home: &Path) -> Option<String> {
     let mut commands = read(home)?;
     commands.retain(|name, _| amphibian(home).join(name).exists());
-    let different: BTreeSet<_> = commands.into_values().collect();
-    let quoted = different.iter().map(|command| format!("`{command}`"));
-    let quoted = quoted.collect::<Vec<_>>().join(", then ");
-    (!quoted.is_empty()).then_some(quoted)
+    (!commands.is_empty()).then(|| quoted(&commands))
 }
 
-/// What sets these backends to the sizes that they have here.
-pub fn commands(before: &[Surveyed]) -> Commands {
+/// The commands as a message has them.
+pub fn quoted(commands: &Commands) -> String {
+    let different: BTreeSet<_> = commands.values().collect();
+    let quoted = different.iter().map(|command| format!("`{command}`"));
+    quoted.collect::<Vec<_>>().join(", then ")
+}
+
+/// What sets these backends to the sizes that they have here; `is_all`: whether there are no others.
+pub fn commands<'s>(before: impl Iterator<Item = &'s Surveyed> + Clone, is_all: bool) -> Commands {
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),
     };
-    let first = command(&before[0]);
-    let is_one = before.iter().all(|one| command(one) == first);
+    let different: BTreeSet<_> = before.clone().map(command).collect();
+    let is_one = is_all && different.len() == 1;
     let of = |one: &Surveyed| {
         let name = &one.backend.name;
         let limit = if is_one { String::new() } else { flag(name) };
         (name.clone(), command(one) + &limit)
     };
-    before.iter().map(of).collect()
+    before.map(of).collect()
 }

@@ -24,16 +24,15 @@ mod served;
 mod server;
 
 use std::path::Path;
-use std::process;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::output::{Exit, Output};
+use crate::signals;
 use args::BenchArgs;
 use measure::Benchmark;
 use results::Results;
@@ -54,7 +53,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     }
     let (benchmark, guard) = prepared?;
     let count = benchmark.race.rows.len();
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
+    let mut signals = signals::catch().context("cannot catch Ctrl-C")?;
     let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
     // A model that is still at work on a prompt could not be loaded again.
     agent.shutdown();
@@ -65,8 +64,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         let before = results.error.map(|error| error + "; ");
         results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
     }
-    let talk = *output;
-    thread::spawn(move || end_on_signal(signals, is_stopped, talk));
+    signals::end_on_second(signals, is_stopped, *output);
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped, output));
     let failures = [reported, models].into_iter().filter_map(Result::err);
@@ -127,19 +125,6 @@ pub fn supervise(
     results.error = failure.map(|error| format!("{error:#}"));
     (results, is_stopped)
 }
-/// Exits on the second signal, of the run or of the time after measuring, now that the files are restored.
-fn end_on_signal(mut signals: Signals, is_stopped: bool, output: Output) {
-    let mut signals = signals.forever();
-    if !is_stopped && signals.next().is_some() {
-        output.say("The model is still to be loaded; Ctrl-C again ends lmpatch without that.");
-    }
-    if signals.next().is_some() {
-        let what = "stopped before the model was loaded as it was";
-        output.error(&format!("{what}; `lms ps` shows what is loaded"));
-        process::exit(Exit::Failed as i32);
-    }
-}
-
 /// What the thread returned; an error also if it panicked, which would be a defect.
 fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
     let failed = |_| Err(anyhow!("lmpatch itself failed; please report this"));

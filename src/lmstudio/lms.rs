@@ -37,7 +37,7 @@ impl LoadedModel {
     }
 
     pub(crate) fn is_mlx(&self) -> bool {
-        self.format.as_deref() == Some("safetensors")
+        self.format.as_deref().unwrap_or("safetensors") == "safetensors"
     }
 
     pub(crate) fn is_busy(&self) -> bool {
@@ -99,8 +99,9 @@ impl Lms {
             flags.extend(value.map(|n| vec![flag.to_owned(), n.to_string()]));
         }
         loop {
-            let values = flags.iter().flatten().map(String::as_str);
-            let result = self.run(&Vec::from_iter(words.into_iter().chain(values)), self.load);
+            let more = flags.iter().flatten().map(String::as_str);
+            let words: Vec<_> = words.into_iter().chain(more).collect();
+            let result = self.run(&words, self.load);
             let (said, count) = (format!("{result:?}"), flags.len());
             flags.retain(|flag| !said.contains(&format!("unknown option '{}'", flag[0])));
             if flags.len() == count {

@@ -37,7 +37,7 @@ pub struct WorkerSnapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LoadState {
-    ReloadNeeded(#[serde(skip)] Vec<u32>),
+    ReloadNeeded(#[serde(skip)] Vec<Worker>),
     InEffect,
     #[serde(rename = "not-running")]
     NotLoaded,
@@ -122,12 +122,15 @@ impl WorkerSnapshot {
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
             return Err(format!("process {pid} may use it, but is no known worker"));
         }
-        if self.workers.is_empty() || self.loaded.is_some_and(|(mlx, _)| mlx == 0) {
+        // `lms` knows no model of another app, and none that is still being loaded.
+        let are_others = |(mlx, others)| mlx == 0 && others >= self.workers.len();
+        if self.workers.is_empty() || self.loaded.is_some_and(are_others) {
             return Ok(LoadState::NotLoaded);
         }
         let written = written.ok_or("its files have no date, or one in the future")?;
         let (mut is_used, mut older) = (false, Vec::new());
-        for Worker { pid, started, app } in &self.workers {
+        for worker in &self.workers {
+            let Worker { pid, started, app } = worker;
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
             let selected = self.selected_since.iter().find(|(of, _)| app.contains(of));
@@ -140,7 +143,7 @@ impl WorkerSnapshot {
             if backend.selected_by().contains(app) {
                 is_used = true;
                 // Start times are whole seconds: a worker of the same second may have started before the edit.
-                older.extend((*started <= written).then_some(*pid));
+                older.extend((*started <= written).then(|| worker.clone()));
             }
         }
         match (self.loaded, older.len()) {
@@ -148,7 +151,7 @@ impl WorkerSnapshot {
             (_, 0) => Ok(LoadState::NotLoaded),
             (Some((_, others)), count) if count <= others => Err(format!(
                 "worker {} is older than its files, but may run a model of another engine",
-                older[0]
+                older[0].pid
             )),
             _ => Ok(LoadState::ReloadNeeded(older)),
         }

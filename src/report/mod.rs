@@ -26,6 +26,9 @@ pub struct Report {
     /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
+    /// The `--backend` flags that commands for the same backends have.
+    #[serde(skip)]
+    pub limit: String,
     pub exit_code: u8,
     /// Why the run as a whole failed.
     pub error: Option<String>,
@@ -126,6 +129,10 @@ impl Findings {
             what,
             next,
         });
+    }
+
+    pub fn append(&mut self, mut more: Self) {
+        self.0.append(&mut more.0);
     }
 
     /// Prints them all to stderr, the most serious first.

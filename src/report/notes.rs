@@ -22,12 +22,12 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
 /// What a check finds.
 pub fn on_check(report: &mut Report, survey: &Survey) {
-    let (rows, found) = (&report.backends, &mut report.findings);
+    let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
     let is_set = |row: &&BackendReport| row.state == State::Patched && row.chunk != row.stock;
     let others = rows.iter().find(is_set).and_then(|row| row.chunk);
     for row in rows {
-        on_backend(found, row, row.chunk);
-        on_values(found, row, others);
+        on_backend(found, row, row.chunk, limit);
+        on_values(found, row, others, limit);
     }
     on_missing(found, survey, Warning);
     for why in &survey.home.selection_unknown {
@@ -51,9 +51,9 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
 
 /// What a run that sets or reverts tells besides its table.
 pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
-    let (rows, found) = (&report.backends, &mut report.findings);
+    let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
     for (row, applied) in rows.iter().zip(applied) {
-        on_backend(found, row, report.size);
+        on_backend(found, row, report.size, limit);
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
             let path = file.setting.record_path();
@@ -91,9 +91,9 @@ fn agent_of(home: Option<&str>) -> Option<agent::Status> {
     agent.home.as_deref().is_none_or(is_here).then_some(agent)
 }
 
-fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
+fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, limit: &str) {
     on_blocked(found, row);
-    effect::on_row(found, row);
+    effect::on_row(found, row, Warning);
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
@@ -104,7 +104,7 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>) {
         && size != stock
         && SIZES.contains(&size)
     {
-        on_size(found, row, size, stock);
+        on_size(found, row, (size, stock), limit);
     }
 }
 
@@ -126,16 +126,16 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     found.add(level, Some(row), &what, next);
 }
 
-fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
+fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>, limit: &str) {
     if row.state == State::Mixed {
         let set = row
             .chunk
             .filter(|chunk| Some(*chunk) != row.stock && SIZES.contains(chunk));
         let what = "its sites have different values, so it is set only in part";
         let size = set.unwrap_or(DEFAULT_SIZE);
-        let mut next = format!("`lmpatch {size}` sets them all");
+        let mut next = format!("`lmpatch {size}{limit}` sets them all");
         if can_revert(row) {
-            next += ", `lmpatch --revert` restores them";
+            next += &format!(", `lmpatch --revert{limit}` restores them");
         }
         found.add(Warning, Some(row), what, &next);
     } else if let Some(size) = others.filter(|size| row.chunk != Some(*size))
@@ -155,30 +155,33 @@ fn can_revert(row: &BackendReport) -> bool {
     sources.all(|source| source.is_stock() || source.original.is_some() && !source.is_as_found())
 }
 
-fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64) {
+fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64), limit: &str) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
         let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
-        found.add(Note, None, &what, &format!("`lmpatch {below}` keeps it"));
+        let next = format!("`lmpatch {below}{limit}` keeps it");
+        found.add(Note, None, &what, &next);
     }
     if size > MEMORY_CAUTION {
         let why = "people have run out of memory there without gaining speed";
         let what = format!("{size} is above 8192: {why}");
-        let next = "go lower if a model fails to load or answer: `lmpatch 4096`";
-        found.add(Note, None, &what, next);
+        let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{limit}`");
+        found.add(Note, None, &what, &next);
     }
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
-        let restores = "`lmpatch --revert` restores the vendor's files";
-        let sets = format!("`lmpatch {stock}` sets that again");
-        let next = if can_revert(row) { restores } else { &sets };
-        found.add(Note, Some(row), &what, next);
+        let next = if can_revert(row) {
+            format!("`lmpatch --revert{limit}` restores the vendor's files")
+        } else {
+            format!("`lmpatch {stock}{limit}` sets that again")
+        };
+        found.add(Note, Some(row), &what, &next);
     } else if fits_context(&row.backend) {
         let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("a larger chunk leaves less memory for context: {case}");
-        let next = format!("if you need the longer context: `lmpatch {stock}`");
+        let next = format!("if you need the longer context: `lmpatch {stock}{limit}`");
         found.add(Note, Some(row), &what, &next);
     }
 }

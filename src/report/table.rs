@@ -99,6 +99,10 @@ impl Report {
         rows.filter(move |row| row.result == Some(outcome))
     }
 
+    pub fn is_selected_missing(&self) -> bool {
+        self.missing_backends.iter().any(|one| one.selected)
+    }
+
     pub fn count(&self, outcome: Outcome) -> usize {
         self.with(outcome).count()
     }

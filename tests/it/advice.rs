@@ -125,10 +125,10 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     env.run(["512", "--backend", OLDER]).exits(0);
     let cut_off = |env: &Env| {
         let before = survey(&env.lmstudio(), &[]).unwrap().backends;
-        marker::write(&env.lmstudio(), &marker::commands(&before)).unwrap();
+        marker::write(&env.lmstudio(), &marker::commands(before.iter(), true)).unwrap();
         env.run(["64"]).says("2 changed");
         // That set them all, so nothing is left to give back.
-        marker::write(&env.lmstudio(), &marker::commands(&before)).unwrap();
+        marker::write(&env.lmstudio(), &marker::commands(before.iter(), true)).unwrap();
     };
     cut_off(&env);
     let home = env.lmstudio();
@@ -162,6 +162,20 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     older.with_engine(engine_since_2026("2048"));
     env.run(["4096"]).exits(0);
     env.run(["--check"]).exits(0).says_nothing_of("interrupted");
+}
+
+#[test]
+fn what_a_limited_run_advises_is_limited_too() {
+    let env = one(&engine_since_2026("2048"));
+    usual_backend(&env.lmstudio(), OLDER);
+    for size in ["16384", "1000", "512"] {
+        let ran = env.run([size, "--backend", "*@34"]).exits(0);
+        let advised = ran.stderr.split('`').skip(1).step_by(2);
+        let own = advised.filter(|advised| advised.starts_with("lmpatch"));
+        for advised in own {
+            assert!(advised.contains(" --backend '*@34'"), "{}", ran.stderr);
+        }
+    }
 }
 
 #[test]

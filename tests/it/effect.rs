@@ -78,7 +78,7 @@ fn the_start_of_a_worker_is_held_against_the_last_write_of_the_files() {
     );
     env.run(["--check"])
         .exits(0)
-        .says(&format!("(worker {})", worker.pid()));
+        .says(&format!("worker {} started before", worker.pid()));
     // A date in the future says nothing about the past.
     written(
         &used.engine(),
@@ -218,7 +218,7 @@ fn a_change_names_the_workers_that_hold_old_values_and_touches_nothing() {
         env.run(arguments)
             .exits(0)
             .says(&format!(
-                "a loaded model still has older values (worker {pid})"
+                "a loaded model may still have older values: worker {pid} started before"
             ))
             .says("--reload");
     }
@@ -301,23 +301,31 @@ fn the_decision_from_literals() {
         (with(&[new.clone()], None), InEffect),
         (
             with(&[worker(4, 101, "LM Studio")], None),
-            ReloadNeeded(vec![4]),
+            ReloadNeeded(vec![worker(4, 101, "LM Studio")]),
         ),
         (
             with(&[old.clone(), new.clone()], None),
-            ReloadNeeded(vec![1]),
+            ReloadNeeded(vec![old.clone()]),
         ),
         (with(&[bionic.clone()], None), NotLoaded),
         (with(&[bionic, new.clone()], None), InEffect),
         (
             with(&[worker(5, 100, "llmster")], None),
-            ReloadNeeded(vec![5]),
+            ReloadNeeded(vec![worker(5, 100, "llmster")]),
         ),
         (with(&[old.clone()], Some((0, 1))), NotLoaded),
-        (with(&[old.clone()], Some((1, 0))), ReloadNeeded(vec![1])),
+        (
+            with(&[old.clone()], Some((1, 0))),
+            ReloadNeeded(vec![old.clone()]),
+        ),
+        // Of another app, which lms does not know, or still being loaded.
+        (
+            with(&[old.clone()], Some((0, 0))),
+            ReloadNeeded(vec![old.clone()]),
+        ),
         (
             with(&[old.clone(), worker(6, 99, "LM Studio")], Some((1, 1))),
-            ReloadNeeded(vec![1, 6]),
+            ReloadNeeded(vec![old.clone(), worker(6, 99, "LM Studio")]),
         ),
     ] {
         assert_eq!(

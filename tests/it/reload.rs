@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::Env;
-use crate::support::home::{BackendDir, runtime, select, usual_backend};
+use crate::support::home::{BackendDir, runtime, select, select_in, usual_backend};
 use crate::support::lms::{FakeLms, Running};
-use crate::support::standins::{StandIns, ago, written};
+use crate::support::standins::{StandIns, ago, until, written};
+use crate::support::{Env, Ran};
 use lmpatch::lmstudio::lms::{Lms, LoadedModel};
 use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::reload::{How, Reloaded, Reloader};
@@ -133,7 +134,9 @@ fn after_a_reload_the_values_are_in_effect() {
     let env = Env::new();
     let (_backend, fake) = home(&env);
     fake.add(json!({ "path": "qwen/tiny" }));
-    env.run(["8192"]).exits(0).says("still has older values");
+    env.run(["8192"])
+        .exits(0)
+        .says("may still have older values");
     let check = || env.json(["--check"])["backends"][0]["in_effect"].clone();
     assert_eq!(check(), "reload-needed");
     env.run(["8192", "--reload"])
@@ -148,9 +151,7 @@ fn without_a_worker_lms_is_never_called() {
     let (_backend, fake) = home(&env);
     fake.set("running", json!(false));
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
-        env.run(arguments)
-            .exits(0)
-            .says("No MLX model is loaded; the next one takes these values");
+        env.run(arguments).exits(0).says("No model is loaded.");
     }
     assert_eq!(fake.calls(), NOTHING, "it would start LM Studio");
     // Nor for an engine that was started by hand, which it cannot reload.
@@ -173,11 +174,49 @@ fn with_other_models_only_nothing_is_done_and_said_so() {
     fake.add(json!({ "path": "llama/tiny", "format": "gguf" }));
     env.run(["4096", "--reload"])
         .exits(0)
-        .says("No MLX model is loaded");
-    assert_eq!(fake.calls(), ["ps --json"]);
+        .says("No loaded model uses these backends.");
+    assert!(fake.calls().iter().all(|call| call == "ps --json"));
     env.run(["--check"])
         .exits(0)
         .shows("No loaded model uses these backends.");
+}
+
+#[test]
+fn a_model_of_another_app_that_lms_does_not_list_is_told() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    select_in(&env.lmstudio(), APPS[1].1, "1.12.0");
+    written(&env.lmstudio().join(APPS[1].1), ago(7200));
+    fake.set("app", json!("/Applications/Bionic.app/Contents"));
+    fake.add(json!({ "path": "qwen/tiny" }));
+    fake.faults(json!({ "ps-says": "[]" }));
+    env.run(["4096", "--reload"])
+        .exits(1)
+        .says("a loaded model may still have older values")
+        .says("load it again in Bionic");
+    env.run(["8192", "--reload", "--quiet"])
+        .exits(1)
+        .says("error: ");
+}
+
+#[test]
+fn a_signal_does_not_come_between_an_unload_and_the_load() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    fake.faults(json!({ "load-takes": 2 }));
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    let mut command = env.command(["4096", "--reload"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let is_load = |call: &String| call.starts_with("load ");
+    until("it loads", || fake.calls().iter().any(is_load));
+    let mut kill = Command::new("kill");
+    let killed = kill.args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+    Ran::of(&child.wait_with_output().unwrap())
+        .exits(0)
+        .says("Ctrl-C again ends lmpatch without that")
+        .says("qwen/tiny was reloaded (context 12345");
+    assert_eq!(fake.summary(), [row("qwen/tiny", 12345, 4096)]);
 }
 
 #[test]
@@ -304,7 +343,7 @@ fn a_load_that_fails_advises_the_old_size_and_not_the_call_that_failed() {
     ran.says("Reloading the loaded models")
         .says("the files are written, but qwen/tiny was not loaded again")
         .says("Insufficient memory")
-        .says("`lmpatch 2048 --reload` goes back to 2048, then load it in LM Studio")
+        .says("`lmpatch --revert` goes back, then load it in LM Studio")
         .says_nothing_of("lms load")
         .says_nothing_of("lmpatch 8192");
     env.run(["--check", "8192"]).exits(0);

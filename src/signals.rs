@@ -1,0 +1,28 @@
+//! Ctrl-C and its like, while something has to be brought to its end.
+
+use std::{process, thread};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::output::{Exit, Output};
+
+/// Catches what would end lmpatch from now on.
+pub fn catch() -> std::io::Result<Signals> {
+    Signals::new([SIGINT, SIGTERM, SIGHUP])
+}
+
+/// Has the second signal end lmpatch while a model is loaded again. `is_first_over`: whether one has come already.
+pub fn end_on_second(mut signals: Signals, is_first_over: bool, output: Output) {
+    thread::spawn(move || {
+        let mut signals = signals.forever();
+        if !is_first_over && signals.next().is_some() {
+            output.say("The model is still to be loaded; Ctrl-C again ends lmpatch without that.");
+        }
+        if signals.next().is_some() {
+            let what = "stopped before the model was loaded as it was";
+            output.error(&format!("{what}; `lms ps` shows what is loaded"));
+            process::exit(Exit::Failed as i32);
+        }
+    });
+}
