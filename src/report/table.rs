@@ -1,7 +1,7 @@
 //! The report for people: tables, and the lines below them.
 
 use anstyle::Style;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::{Action, BackendReport, Report};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
@@ -28,6 +28,10 @@ pub fn backends(report: &Report, output: &Output) -> String {
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
+        if index == 0 {
+            // A name that is broken cannot be copied.
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
         if numbers.contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
         }

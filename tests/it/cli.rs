@@ -253,6 +253,6 @@ fn model_and_models_are_one_reload() {
     for what in ["models", "model"] {
         env.run(["4096", &format!("--reload={what}")])
             .exits(0)
-            .says("No MLX model is loaded; the next one takes these values.");
+            .says("No model is loaded.");
     }
 }
