@@ -43,7 +43,8 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         let selected = rows.iter().filter(|row| row.backend.selected);
         for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {
             let what = format!("the agent sets {size}, and the selected backend has {chunk}");
-            let next = format!("`lmpatch agent install {chunk}` keeps {chunk}");
+            let keeps = format!("`lmpatch agent install {chunk}` keeps {chunk}");
+            let next = format!("{keeps}, `lmpatch {size}` sets {size}");
             found.add(Note, None, &what, &next);
         }
     }

@@ -723,7 +723,7 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     user.run(&["--check"])
         .exits(0)
         .says("the agent sets 4096, and the selected backend has 8192")
-        .says("`lmpatch agent install 8192` keeps 8192");
+        .says("`lmpatch agent install 8192` keeps 8192, `lmpatch 4096` sets 4096");
     // It does nothing in another home.
     let elsewhere = env.user().join("elsewhere");
     usual_backend(&elsewhere, OLD);
