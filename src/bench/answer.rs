@@ -1,42 +1,35 @@
-//! PURE: what the lines of an event stream say about a prefill.
+//! What the lines of an event stream say about a prefill: of LM Studio's, which `direct.py` speaks too, or `OpenAI`'s.
+
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::results::{Position, Run};
 
-/// One event of LM Studio's own stream, which `direct.py` speaks too.
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-enum Event {
-    #[serde(rename = "chat.start")]
-    Start { model_instance_id: Value },
-    #[serde(rename = "model_load.start")]
-    Load,
-    #[serde(rename = "prompt_processing.progress")]
-    Progress { progress: f64, seconds: Option<f64> },
-    #[serde(rename = "reasoning.delta", alias = "message.delta")]
-    Token,
-    #[serde(rename = "chat.end")]
-    End { result: Value },
-    #[serde(other)]
-    Other,
-}
-
 /// An answer that is coming in.
-#[derive(Default)]
 pub struct Answer<'a> {
-    pub model: &'a str,
-    pub is_v1: bool,
+    model: &'a str,
     /// About how many tokens the prompt has.
-    pub tokens: u64,
+    tokens: u64,
+    start: Instant,
     pub run: Run,
 }
 
-impl Answer<'_> {
-    /// Takes a line that came after `seconds`; returns the position that it reports.
-    pub fn line(&mut self, seconds: f64, line: &str) -> Result<Option<Position>> {
+impl<'a> Answer<'a> {
+    /// The answer of `model` to a prompt of about `tokens` tokens, which is sent now.
+    pub fn new(model: &'a str, tokens: u64) -> Self {
+        Self {
+            model,
+            tokens,
+            start: Instant::now(),
+            run: Run::default(),
+        }
+    }
+
+    /// Takes a line; returns the position that it reports.
+    pub fn line(&mut self, line: &str) -> Result<Option<Position>> {
+        let seconds = self.start.elapsed().as_secs_f64();
         let mut position = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             self.run.bare_steps += u64::from(comment == "prompt-progress");
@@ -45,35 +38,32 @@ impl Answer<'_> {
             position = tokens.map(|tokens| Position { tokens, seconds });
         } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
             let data = serde_json::from_str(data);
-            let data: Value = data.map_err(|_| anyhow!("the server did not send JSON"))?;
+            let data = data.map_err(|_| anyhow!("the server did not send JSON"))?;
             if let Some(why) = reason(&data) {
                 bail!(why);
             }
-            if self.is_v1 {
-                position = self.event(seconds, data)?;
-            } else {
-                self.chunk(seconds, &data)?;
-            }
+            position = self.event(seconds, &data)?;
         }
         self.run.positions.extend(position);
         Ok(position)
     }
 
-    fn event(&mut self, seconds: f64, data: Value) -> Result<Option<Position>> {
+    fn event(&mut self, seconds: f64, data: &Value) -> Result<Option<Position>> {
         let run = &mut self.run;
-        match serde_json::from_value(data).unwrap_or(Event::Other) {
-            Event::Start { model_instance_id } => self.check_model(&model_instance_id)?,
-            Event::Load => run.ignored = Some("LM Studio loaded the model first".to_owned()),
-            Event::Progress {
-                progress,
-                seconds: told,
-            } => {
-                let (tokens, seconds) = (progress * self.tokens as f64, told.unwrap_or(seconds));
-                return Ok(Some(Position { tokens, seconds }));
+        match data["type"].as_str() {
+            None => self.chunk(seconds, data)?,
+            Some("chat.start") => self.check_model(&data["model_instance_id"])?,
+            Some("model_load.start") => {
+                run.ignored = Some("LM Studio loaded the model first".to_owned());
             }
-            Event::Token => self.token(seconds),
-            Event::End { result } => {
-                let stats = &result["stats"];
+            Some("prompt_processing.progress") => {
+                let tokens = data["progress"].as_f64().map(|n| n * self.tokens as f64);
+                let seconds = data["seconds"].as_f64().unwrap_or(seconds);
+                return Ok(tokens.map(|tokens| Position { tokens, seconds }));
+            }
+            Some("reasoning.delta" | "message.delta") => self.token(seconds),
+            Some("chat.end") => {
+                let (result, stats) = (&data["result"], &data["result"]["stats"]);
                 run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
                 run.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
                 run.engine = result["engine"].as_str().map(str::to_owned);
@@ -81,8 +71,11 @@ impl Answer<'_> {
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
                     (run.prefill_seconds, run.source) = (seconds, "server");
                 }
+                let counted = run.prompt_tokens as f64 / self.tokens as f64;
+                let positions = run.positions.iter_mut();
+                positions.for_each(|position| position.tokens *= counted);
             }
-            Event::Other => {}
+            Some(_) => {}
         }
         Ok(None)
     }
@@ -120,27 +113,20 @@ impl Answer<'_> {
         }
     }
 
-    pub fn end(mut self) -> Result<Run> {
-        let run = &mut self.run;
+    pub fn end(self) -> Result<Run> {
+        let mut run = self.run;
         let broken = "the server broke off before the first token; did the model or the app end?";
         ensure!(!run.source.is_empty(), broken);
-        let prompt_tokens = run.prompt_tokens;
         let unknown = "the server did not report the prompt's token count";
-        ensure!(prompt_tokens > 0, unknown);
-        run.tokens_per_second = prompt_tokens as f64 / run.prefill_seconds;
+        ensure!(run.prompt_tokens > 0, unknown);
+        run.tokens_per_second = run.prompt_tokens as f64 / run.prefill_seconds;
         // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
-        let cached = run.cached_tokens.unwrap_or_default();
-        if cached * 100 > prompt_tokens {
+        if run.cached_tokens.unwrap_or_default() * 100 > run.prompt_tokens {
             run.ignored = Some("a part of it came out of the prompt cache".to_owned());
         }
         // The first comment comes before the first step.
         run.bare_steps = run.bare_steps.saturating_sub(1);
-        if self.is_v1 {
-            let counted = prompt_tokens as f64 / self.tokens as f64;
-            let positions = run.positions.iter_mut();
-            positions.for_each(|position| position.tokens *= counted);
-        }
-        Ok(self.run)
+        Ok(run)
     }
 }
 

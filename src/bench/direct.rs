@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -32,7 +32,6 @@ pub struct Direct {
     job: Value,
     /// How long a process may say nothing.
     silence: Duration,
-    size: u64,
     process: Option<Process>,
 }
 
@@ -64,7 +63,6 @@ impl Direct {
             packages,
             job: json!({ "model": model, "text": text }),
             silence: Duration::from_secs(args.timeout),
-            size: args.sizes[0],
             process: None,
         })
     }
@@ -108,24 +106,14 @@ impl Direct {
 }
 
 impl Engine for Direct {
-    fn prepare(&mut self, size: u64) -> Result<()> {
-        self.size = size;
-        Ok(())
-    }
-
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
+    fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
         let mut process = match self.process.take() {
             Some(process) => process,
             None => self.start()?,
         };
-        process.say(json!({ "size": self.size, "tokens": tokens }));
-        let mut answer = Answer {
-            is_v1: true,
-            tokens,
-            ..Answer::default()
-        };
-        let start = Instant::now();
-        while answer.run.prompt_tokens == 0 {
+        process.say(json!({ "size": chunk, "tokens": tokens }));
+        let mut answer = Answer::new("", tokens);
+        let run = loop {
             // Returning early drops the process, which ends it.
             let line = match process.lines.recv_timeout(self.silence) {
                 Ok(line) => line,
@@ -136,20 +124,16 @@ impl Engine for Direct {
             if !line.starts_with("data: {") {
                 continue;
             }
-            match answer.line(start.elapsed().as_secs_f64(), &line) {
-                Ok(None) => {}
-                Ok(Some(position)) => {
-                    let answer = if on_progress(position) { "go" } else { "stop" };
-                    process.say(json!(answer));
-                }
-                Err(why) => {
-                    self.process = Some(process);
-                    return Err(why);
-                }
+            match answer.line(&line) {
+                Ok(Some(position)) if on_progress(position) => process.say(json!("go")),
+                Ok(Some(_)) => process.say(json!("stop")),
+                Ok(None) if answer.run.prompt_tokens == 0 => {}
+                Ok(None) => break answer.end(),
+                Err(why) => break Err(why),
             }
-        }
+        };
         self.process = Some(process);
-        answer.end()
+        run
     }
 }
 

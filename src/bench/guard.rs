@@ -6,9 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use glob::Pattern;
 
-use super::args::Reload;
+use super::args::{BenchArgs, Reload};
 use super::marker;
 use super::server::Server;
 use crate::command;
@@ -34,6 +33,7 @@ pub struct Guard {
     home: PathBuf,
     lock: Lock,
     how: Reload,
+    output: Output,
     before: Vec<Surveyed>,
     /// If `lms` reloads: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
@@ -46,11 +46,17 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
-    pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
+    /// Takes the lock and reads what restoring needs. Of `model`, that is its identifier and the context that it needs.
+    /// Fails if a sweep could not work; changes nothing yet.
+    pub fn new(
+        home: &Path,
+        args: &BenchArgs,
+        model: Option<(&str, u64)>,
+        output: Output,
+    ) -> Result<Self> {
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
-        for backend in patch::survey(home, wanted)?.backends {
+        for backend in patch::survey(home, &args.backend)?.backends {
             let Some(blocked) = backend.blocked() else {
                 before.push(backend);
                 continue;
@@ -61,24 +67,26 @@ impl Guard {
             output.note(&format!("{name} is not benchmarked: {why}"));
         }
         ensure!(!before.is_empty(), "there is no backend that can be set");
-        Ok(Self {
+        let mut guard = Self {
             home: home.to_owned(),
             lock,
-            how,
+            how: args.reload.clone(),
+            output,
             before,
             loaded: Vec::new(),
             wanted: None,
             files: Mutex::default(),
             is_reloaded: Mutex::default(),
             server: None,
-        })
+        };
+        let is_command = matches!(guard.how, Reload::Command(_));
+        if let Some((identifier, context)) = model.filter(|_| !is_command) {
+            guard.find_model(identifier, context)?;
+        }
+        Ok(guard)
     }
 
-    /// Finds the measured model, which needs a context of `context` tokens. Fails if it could not be loaded again.
-    pub fn hold_model(&mut self, identifier: &str, context: u64, output: &Output) -> Result<()> {
-        if matches!(self.how, Reload::Command(_)) {
-            return Ok(());
-        }
+    fn find_model(&mut self, identifier: &str, context: u64) -> Result<()> {
         let reloader = self.reloader();
         let program = &reloader.lms.program;
         let missing =
@@ -94,7 +102,7 @@ impl Guard {
         known.with_context(|| identifier.to_owned())?;
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
-            output.note(&format!(
+            self.output.note(&format!(
                 "{identifier} has a context of {has}; it is loaded with {context} while it is measured"
             ));
             wanted.context_length = Some(context);
@@ -103,14 +111,15 @@ impl Guard {
         Ok(())
     }
 
-    /// Sets every backend to `size` and makes it take effect.
-    pub fn prepare(&self, size: u64) -> Result<()> {
+    /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
+    pub fn prepare(&self, size: u64) -> Result<Option<u64>> {
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
         self.reload(self.wanted.as_ref())?;
         drop(is_reloaded);
-        self.wait_for_server()
+        self.wait_for_server()?;
+        self.context()
     }
 
     fn set(&self, size: u64) -> Result<()> {
@@ -163,13 +172,13 @@ impl Guard {
     }
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
-    pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> Result<()> {
+    pub fn finish_files(&self, keep: Option<u64>) -> Result<()> {
         let is_changed = self.restore_files()?;
         if let Some(size) = keep {
-            return self.keep(size, output);
+            return self.keep(size);
         }
         if is_changed {
-            output.say("Every backend is as it was.");
+            self.output.say("Every backend is as it was.");
         }
         Ok(())
     }
@@ -191,7 +200,7 @@ impl Guard {
         Ok(true)
     }
 
-    fn keep(&self, size: u64, output: &Output) -> Result<()> {
+    fn keep(&self, size: u64) -> Result<()> {
         let done = self.apply(Goal::Size(size))?;
         let set = done.iter().filter(|(_, why)| why.is_none());
         let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
@@ -200,20 +209,21 @@ impl Guard {
                 Some(_) => "",
                 None => "; it takes effect when a model is next loaded",
             };
-            output.say(&format!("{size} is set in {}{effect}.", set.join(", ")));
+            self.output
+                .say(&format!("{size} is set in {}{effect}.", set.join(", ")));
         }
         let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
         match check(&done).with_context(|| format!("not set to {size}")) {
-            Err(why) if !is_wrong && !set.is_empty() => output.note(&format!("{why:#}")),
+            Err(why) if !is_wrong && !set.is_empty() => self.output.note(&format!("{why:#}")),
             checked => return checked,
         }
         Ok(())
     }
 
     /// Loads the model again as it was, if it was reloaded; first waits for a load that is under way.
-    pub fn finish_models(&self, is_stopped: bool, output: &Output) -> Result<()> {
+    pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
         if let Err(TryLockError::WouldBlock) = self.is_reloaded.try_lock() {
-            output.say("Waiting for the load that is under way …");
+            self.output.say("Waiting for the load that is under way …");
         }
         if !*locked(&self.is_reloaded) {
             return Ok(());
@@ -221,7 +231,7 @@ impl Guard {
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
         let name = id.map_or("the model", |id| id);
-        output.say(&format!("Loading {name} again …"));
+        self.output.say(&format!("Loading {name} again …"));
         let reloaded = self.reload(was);
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
             bail!("{name} is not as it was: {note}");

@@ -20,7 +20,6 @@ mod prepare;
 mod prompt;
 pub mod race;
 pub mod results;
-mod served;
 mod server;
 
 use std::path::Path;
@@ -49,18 +48,18 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     if let (Err(why), true) = (&prepared, is_json) {
         output.print_json(&Results {
             error: Some(format!("{why:#}")),
-            ..Results::new()
+            ..Results::new([])
         })?;
     }
-    let (benchmark, guard) = prepared?;
-    let count = benchmark.race.rows.len();
+    let benchmark = prepared?;
+    let (guard, count) = (benchmark.guard.clone(), benchmark.results.rows.len());
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch Ctrl-C")?;
     let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
     // A model that is still at work on a prompt could not be loaded again.
     agent.shutdown();
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
-    let files = guard.as_ref().map(|guard| guard.finish_files(keep, output));
+    let files = guard.as_ref().map(|guard| guard.finish_files(keep));
     if let Some(Err(why)) = files {
         let before = results.error.map(|error| error + "; ");
         results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
@@ -68,7 +67,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let talk = *output;
     thread::spawn(move || end_on_signal(signals, is_stopped, talk));
     let reported = report(&results, is_json, args, output);
-    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped, output));
+    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
     let failures = [reported, models].into_iter().filter_map(Result::err);
     let count_failed = failures
         .map(|why| output.error(&format!("{why:#}")))
@@ -97,6 +96,7 @@ pub fn supervise(
 ) -> (Results, bool) {
     let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
     let (mut results, bar) = (benchmark.results.clone(), benchmark.bar.clone());
+    results.rows.clear();
     let (sender, known) = mpsc::channel();
     let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
     let mut is_stopped = false;

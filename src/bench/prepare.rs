@@ -16,9 +16,8 @@ use super::export;
 use super::guard::Guard;
 use super::marker;
 use super::measure::{Benchmark, Engine};
-use super::race::Race;
+use super::prompt::context_for;
 use super::results::Results;
-use super::served::Served;
 use super::server::Server;
 use crate::command;
 use crate::lmstudio::home;
@@ -27,13 +26,13 @@ use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
 
-/// The benchmark that `args` ask for, and what restores everything after it. Fails if it could not work.
+/// The benchmark that `args` ask for. Fails if it could not work.
 pub fn prepare(
     home: Option<&Path>,
     args: &BenchArgs,
     output: &Output,
     agent: &Agent,
-) -> Result<(Benchmark, Option<Arc<Guard>>)> {
+) -> Result<Benchmark> {
     export::check(&args.output)?;
     let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
     let found = match home::find(home) {
@@ -45,37 +44,32 @@ pub fn prepare(
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
     let backends = home.map_or(Ok(vec![]), |home| backends(home, args))?;
-    let in_use = backends.into_iter().max_by_key(|one| one.backend.selected);
-    let in_use = in_use.as_ref();
-    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
-    let sizes: BTreeSet<_> = match &args.sizes[..] {
-        [] => [chunk].into(),
-        sizes => sizes.iter().copied().map(Some).collect(),
+    let in_use = backends.iter().max_by_key(|one| one.backend.selected);
+    let mut results = initial_results(args, in_use)?;
+    let guard = |model| -> Result<_> {
+        let home = home.filter(|_| sets);
+        home.map(|home| Guard::new(home, args, model, *output))
+            .transpose()
     };
-    let tokens = prompt_tokens(args, &sizes)?;
-    let mut results = initial_results(args, in_use);
-    (results.prompt_tokens, results.stock) = (tokens, stock);
-    let new = |home| Guard::new(home, &args.backend, args.reload.clone(), output);
-    let guard = home.filter(|_| sets).map(new).transpose()?;
     let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let engine = Direct::new(args, home, backend, &mut results)?;
-        (Box::new(engine), guard.map(Arc::new))
+        (Box::new(engine), guard(None)?)
     } else {
-        let server = Server::new(args, home, agent);
-        let engine = Served::new(args, server, guard, &mut results, output)?;
-        let guard = engine.guard.clone();
-        (Box::new(engine), guard)
+        let server = Server::new(args, home, agent, &mut results)?;
+        let context = context_for(results.prompt_tokens);
+        let mut guard = guard(Some((&server.model, context)))?;
+        if let Some(guard) = &mut guard {
+            guard.server = Some(server.clone());
+        }
+        (Box::new(server), guard)
     };
-    Ok((
-        Benchmark {
-            engine,
-            race: Race::new(sizes, tokens, args.runs, !args.direct),
-            results,
-            bar: bar(output),
-        },
-        guard,
-    ))
+    Ok(Benchmark {
+        engine,
+        guard: guard.map(Arc::new),
+        results,
+        bar: bar(output),
+    })
 }
 
 fn backends(home: &Path, args: &BenchArgs) -> Result<Vec<Surveyed>> {
@@ -86,16 +80,23 @@ fn backends(home: &Path, args: &BenchArgs) -> Result<Vec<Surveyed>> {
     Ok(survey.backends)
 }
 
-/// What is known of the machine and of the backend in use.
-fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Results {
+/// What is known of the sizes, of the machine and of the backend in use.
+fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Results> {
+    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+    let sizes: BTreeSet<_> = match &args.sizes[..] {
+        [] => [chunk].into(),
+        sizes => sizes.iter().copied().map(Some).collect(),
+    };
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
-    Results {
+    Ok(Results {
+        prompt_tokens: prompt_tokens(args, &sizes)?,
+        stock,
         machine: machine(),
         runtime: runtime.map(|runtime| runtime.label.clone()),
         runs_per_size: args.runs,
-        ..Results::new()
-    }
+        ..Results::new(sizes)
+    })
 }
 
 /// The length of every prompt in tokens. Fails if that says nothing about the largest size.

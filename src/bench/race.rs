@@ -1,6 +1,6 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
-use super::results::{Cut, Position, Row, Run, Verdict};
+use super::results::{Cut, Position, Results, Row, Run, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
@@ -22,56 +22,27 @@ pub struct Step {
     pub is_measured: bool,
 }
 
-/// A race between sizes.
-#[derive(Debug)]
-pub struct Race {
-    /// In the order of their first runs.
-    pub rows: Vec<Row>,
-    prompt_tokens: u64,
-    max_runs: usize,
+impl Results {
     /// Whether a change of the size loads the model again, which makes it cold.
-    reloads: bool,
-}
-
-impl Race {
-    /// A race between `sizes` over prompts of `prompt_tokens`, each size measured `max_runs` times at most.
-    pub fn new(
-        sizes: impl IntoIterator<Item = Option<u64>>,
-        prompt_tokens: u64,
-        max_runs: u32,
-        reloads: bool,
-    ) -> Self {
-        let row = |size| Row {
-            size,
-            ..Row::default()
-        };
-        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
-        // The size that most machines like best first, then its half and its double, and so on.
-        rows.sort_by_key(|row| {
-            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
-            (1000 * large / small, row.size)
-        });
-        Self {
-            rows,
-            prompt_tokens,
-            max_runs: max_runs as usize,
-            reloads,
-        }
+    pub fn is_reloading(&self) -> bool {
+        self.api != "direct"
     }
 
     /// The next step; `None` once the answer is settled.
-    pub fn next(&self) -> Option<Step> {
+    pub fn next_step(&self) -> Option<Step> {
         let mut open = self.undecided();
         open.extend(self.rows.iter().filter(|row| row.speeds().is_empty()));
-        open.retain(|row| !row.is_out() && row.speeds().len() < self.max_runs);
-        // What is loaded needs neither another load nor another warm-up.
-        let turn = |row: &&Row| (row.speeds().len(), !row.is_loaded);
+        open.retain(|row| !row.is_out() && row.speeds().len() < self.runs_per_size as usize);
+        // What is warm needs neither another load nor another warm-up.
+        let is_warm = |row: &Row| self.warm.contains(&row.size);
+        let turn = |row: &&Row| (row.speeds().len(), !is_warm(row));
         let row = open.into_iter().min_by_key(turn)?;
-        let tokens = if row.is_warm { u64::MAX } else { row.chunk() };
+        let is_measured = is_warm(row);
+        let tokens = if is_measured { u64::MAX } else { row.chunk() };
         Some(Step {
             size: row.size,
             tokens: tokens.min(self.prompt_tokens),
-            is_measured: row.is_warm,
+            is_measured,
         })
     }
 
@@ -111,24 +82,10 @@ impl Race {
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
-    /// Marks every size as not loaded.
-    pub fn set_unloaded(&mut self) {
-        self.rows.iter_mut().for_each(|row| row.is_loaded = false);
-    }
-
-    /// `size` is set and loaded.
-    pub fn set_loaded(&mut self, size: Option<u64>) {
-        let is_cold = self.reloads && !self.row(size).is_loaded;
-        for row in &mut self.rows {
-            row.is_warm &= !is_cold;
-            row.is_loaded = row.size == size;
-        }
-    }
-
-    /// The row of a size of the race.
+    /// The row of one of its sizes.
     pub fn row(&mut self, size: Option<u64>) -> &mut Row {
         let row = self.rows.iter_mut().find(|row| row.size == size);
-        row.expect("only sizes of the race are asked for")
+        row.expect("only its sizes are asked for")
     }
 
     fn measured(&self) -> impl Iterator<Item = &Row> {
@@ -147,19 +104,22 @@ impl Race {
 
     /// An upper bound on the tokens of the whole race.
     pub fn tokens_at_most(&self) -> u64 {
-        let of_row = |row: &Row| {
-            let is_cold = self.reloads && self.rows.len() > 1;
-            let warm_ups = if is_cold { self.max_runs } else { 1 } as u64;
-            let runs = self.max_runs as u64 * self.prompt_tokens;
-            runs + warm_ups * row.chunk().min(self.prompt_tokens)
-        };
-        self.rows.iter().map(of_row).sum()
+        let runs = u64::from(self.runs_per_size);
+        let is_cold = self.is_reloading() && self.rows.len() > 1;
+        let warm_ups = if is_cold { runs } else { 1 };
+        let chunks = self.rows.iter().map(Row::chunk);
+        let of_size =
+            |chunk: u64| runs * self.prompt_tokens + warm_ups * chunk.min(self.prompt_tokens);
+        chunks.map(of_size).sum()
     }
 
-    /// Which size to keep, and why. `is_proven`: whether it is certain that sizes took effect.
-    pub fn verdict(&self, stock: Option<u64>, is_proven: bool) -> Verdict {
+    /// Which size to keep, and why.
+    pub fn verdict(&self) -> Verdict {
         let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
         let compared = self.rows.iter().filter(is_compared).count();
+        // The size of a direct run is an argument: it needs no proof of effect.
+        let is_seen = |row: &Row| row.observed_chunk.is_some();
+        let is_proven = !self.is_reloading() || self.rows.iter().any(is_seen);
         let nothing = match self.standing() {
             None => "no size could be measured",
             Some(_) if self.rows.len() == 1 => {
@@ -175,7 +135,7 @@ impl Race {
                 let is_partial = compared < self.rows.len();
                 return Verdict {
                     keep: keep.size,
-                    reason: reason(keep, best, stock, is_partial),
+                    reason: reason(keep, best, self.stock, is_partial),
                 };
             }
         };
