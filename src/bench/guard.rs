@@ -28,6 +28,9 @@ struct Files {
     is_over: bool,
 }
 
+/// A backend that did not reach a goal, and why.
+type Failed<'a> = (&'a Backend, String);
+
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
     home: PathBuf,
@@ -118,7 +121,7 @@ impl Guard {
         *is_reloaded = true;
         self.reload(self.wanted.as_ref())?;
         drop(is_reloaded);
-        self.wait_for_server()?;
+        self.server.iter().try_for_each(Server::wait)?;
         self.context()
     }
 
@@ -130,27 +133,29 @@ impl Guard {
             written.context("cannot write beside the backends")?;
             files.are_changed = true;
         }
-        let mut done = self.apply(Goal::Size(size))?;
-        done.retain(|(backend, _)| backend.selected);
-        check(&done)
+        let (_, mut failed) = self.apply(Goal::Size(size))?;
+        failed.retain(|(backend, _)| backend.selected);
+        check(&failed)
     }
 
-    /// Applies `goal` to the backends in `before`. Returns each with why that failed, if it did.
-    fn apply(&self, goal: Goal<'_>) -> Result<Vec<(&Backend, Option<String>)>> {
-        let paths: Vec<_> = self.before.iter().map(|one| &one.backend.path).collect();
+    /// Applies `goal` to the backends in `before`. Returns the names of those that reached it, and why others did not.
+    fn apply(&self, goal: Goal<'_>) -> Result<(Vec<&str>, Vec<Failed<'_>>)> {
+        let before = || self.before.iter().map(|one| &one.backend);
         let mut now = patch::survey(&self.home, &[])?.backends;
-        now.retain(|now| paths.contains(&&now.backend.path));
+        now.retain(|now| before().any(|one| one.path == now.backend.path));
         let applied = patch::apply(&self.lock, now, goal);
-        let why = |path: &Path| {
+        let (mut reached, mut failed) = (Vec::new(), Vec::new());
+        for backend in before() {
             let mut applied = applied.iter();
-            let Some(one) = applied.find(|one| one.before.backend.path == path) else {
-                return Some("it is gone".to_owned());
-            };
-            let is_right = matches!(one.outcome, Outcome::Changed | Outcome::Unchanged);
-            (!is_right).then(|| one.why.clone().unwrap_or_default())
-        };
-        let backends = self.before.iter().map(|one| &one.backend);
-        Ok(backends.map(|one| (one, why(&one.path))).collect())
+            match applied.find(|one| one.before.backend.path == backend.path) {
+                None => failed.push((backend, "it is gone".to_owned())),
+                Some(one) => match one.outcome {
+                    Outcome::Changed | Outcome::Unchanged => reached.push(&*backend.name),
+                    _ => failed.push((backend, one.why.clone().unwrap_or_default())),
+                },
+            }
+        }
+        Ok((reached, failed))
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
@@ -173,48 +178,41 @@ impl Guard {
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
     pub fn finish_files(&self, keep: Option<u64>) -> Result<()> {
-        let is_changed = self.restore_files()?;
-        if let Some(size) = keep {
-            return self.keep(size);
+        let mut files = locked(&self.files);
+        files.is_over = true;
+        if files.are_changed {
+            self.restore()?;
         }
-        if is_changed {
-            self.output.say("Every backend is as it was.");
+        match keep {
+            Some(size) => return self.keep(size),
+            None if files.are_changed => self.output.say("Every backend is as it was."),
+            None => {}
         }
         Ok(())
     }
 
-    /// Returns whether there was anything to restore.
-    fn restore_files(&self) -> Result<bool> {
-        let mut files = locked(&self.files);
-        files.is_over = true;
-        if !files.are_changed {
-            return Ok(false);
-        }
-        let done = self.apply(Goal::Earlier(&self.before))?;
-        let back = done.iter().filter(|(_, why)| why.is_none());
-        marker::forget(&self.home, back.map(|(backend, _)| &*backend.name));
-        check(&done).map_err(|why| match marker::restore_commands(&self.home) {
+    fn restore(&self) -> Result<()> {
+        let (back, failed) = self.apply(Goal::Earlier(&self.before))?;
+        marker::forget(&self.home, back);
+        check(&failed).map_err(|why| match marker::restore_commands(&self.home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),
-        })?;
-        Ok(true)
+        })
     }
 
     fn keep(&self, size: u64) -> Result<()> {
-        let done = self.apply(Goal::Size(size))?;
-        let set = done.iter().filter(|(_, why)| why.is_none());
-        let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
+        let (set, failed) = self.apply(Goal::Size(size))?;
         if !set.is_empty() {
             let effect = match self.server {
                 Some(_) => "",
                 None => "; it takes effect when a model is next loaded",
             };
-            self.output
-                .say(&format!("{size} is set in {}{effect}.", set.join(", ")));
+            let set = set.join(", ");
+            self.output.say(&format!("{size} is set in {set}{effect}."));
         }
-        let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
-        match check(&done).with_context(|| format!("not set to {size}")) {
-            Err(why) if !is_wrong && !set.is_empty() => self.output.note(&format!("{why:#}")),
+        let is_wrong = set.is_empty() || failed.iter().any(|(one, _)| one.selected);
+        match check(&failed).with_context(|| format!("not set to {size}")) {
+            Err(why) if !is_wrong => self.output.note(&format!("{why:#}")),
             checked => return checked,
         }
         Ok(())
@@ -222,6 +220,8 @@ impl Guard {
 
     /// Loads the model again as it was, if it was reloaded; first waits for a load that is under way.
     pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
+        // A model that is still at work on a prompt could not be loaded again.
+        self.server.iter().for_each(Server::hang_up);
         if let Err(TryLockError::WouldBlock) = self.is_reloaded.try_lock() {
             self.output.say("Waiting for the load that is under way …");
         }
@@ -237,11 +237,8 @@ impl Guard {
             bail!("{name} is not as it was: {note}");
         }
         // Leave the server as it was: answering.
-        if is_stopped {
-            Ok(())
-        } else {
-            self.wait_for_server()
-        }
+        let mut server = self.server.iter().filter(|_| !is_stopped);
+        server.try_for_each(Server::wait)
     }
 
     /// Returns how the loaded model differs from `model`, if it does.
@@ -275,21 +272,13 @@ impl Guard {
             advice: "load it in LM Studio".to_owned(),
         }
     }
-
-    fn wait_for_server(&self) -> Result<()> {
-        let server = self.server.as_ref();
-        server.map_or(Ok(()), |server| server.wait().map(drop))
-    }
 }
 
-/// Fails if a backend did not reach the goal.
-fn check(done: &[(&Backend, Option<String>)]) -> Result<()> {
-    let failed = done.iter().filter_map(|(backend, why)| {
-        let why = why.as_ref()?;
-        Some(format!("{}: {why}", backend.name))
-    });
-    let failed: Vec<_> = failed.collect();
-    ensure!(failed.is_empty(), failed.join("; "));
+/// Fails if there is a backend that did not reach the goal.
+fn check(failed: &[Failed<'_>]) -> Result<()> {
+    let why = |(backend, why): &Failed<'_>| format!("{}: {why}", backend.name);
+    let whys: Vec<_> = failed.iter().map(why).collect();
+    ensure!(whys.is_empty(), whys.join("; "));
     Ok(())
 }
 

@@ -40,11 +40,13 @@ pub fn write(home: &Path, commands: &Commands) -> Result<()> {
 }
 
 /// Takes backends that have been set since out of the marker of a benchmark that was interrupted.
-pub fn forget<'n>(home: &Path, set: impl Iterator<Item = &'n str>) {
+pub fn forget<'n>(home: &Path, set: impl IntoIterator<Item = &'n str>) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    set.for_each(|name| drop(commands.remove(name)));
+    for name in set {
+        commands.remove(name);
+    }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {
         0 => fs::remove_file(marker(home)).map_err(Into::into),

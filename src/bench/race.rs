@@ -31,11 +31,11 @@ impl Results {
     /// The next step; `None` once the answer is settled.
     pub fn next_step(&self) -> Option<Step> {
         let mut open = self.undecided();
-        open.extend(self.rows.iter().filter(|row| row.speeds().is_empty()));
-        open.retain(|row| !row.is_out() && row.speeds().len() < self.runs_per_size as usize);
+        open.extend(self.rows.iter().filter(|row| row.valid().count() == 0));
+        open.retain(|row| !row.is_out() && row.valid().count() < self.runs_per_size as usize);
         // What is warm needs neither another load nor another warm-up.
         let is_warm = |row: &Row| self.warm.contains(&row.size);
-        let turn = |row: &&Row| (row.speeds().len(), !is_warm(row));
+        let turn = |row: &&Row| (row.valid().count(), !is_warm(row));
         let row = open.into_iter().min_by_key(turn)?;
         let is_measured = is_warm(row);
         let tokens = if is_measured { u64::MAX } else { row.chunk() };
@@ -97,7 +97,7 @@ impl Results {
     pub fn standing(&self) -> Option<(&Row, &Row)> {
         let by_speed = |one: &&Row, other: &&Row| one.speed().total_cmp(&other.speed());
         let best = self.measured().max_by(by_speed)?;
-        let limit = |row: &Row| best.speed() * (1.0 - noise(&row.speeds(), &best.speeds()));
+        let limit = |row: &Row| best.speed() * (1.0 - noise(row.spread, best.spread));
         let near = self.measured().filter(|row| row.speed() >= limit(row));
         Some((near.min_by_key(|row| row.size)?, best))
     }
@@ -120,7 +120,7 @@ impl Results {
         // The size of a direct run is an argument: it needs no proof of effect.
         let is_seen = |row: &Row| row.observed_chunk.is_some();
         let is_proven = !self.is_reloading() || self.rows.iter().any(is_seen);
-        let nothing = match self.standing() {
+        let reason = match self.standing() {
             None => "no size could be measured",
             Some(_) if self.rows.len() == 1 => {
                 "one size was measured; give several with --sizes to compare"
@@ -131,34 +131,32 @@ impl Results {
             Some(_) if !is_proven => {
                 "the engine's chunk could not be observed at any size, so nothing shows that a size took effect"
             }
-            Some((keep, best)) => {
-                let is_partial = compared < self.rows.len();
-                return Verdict {
-                    keep: keep.size,
-                    reason: reason(keep, best, self.stock, is_partial),
-                };
-            }
+            Some((keep, best)) => return self.choice(keep, best, compared),
         };
         Verdict {
             keep: None,
-            reason: nothing.to_owned(),
+            reason: reason.to_owned(),
         }
     }
-}
 
-fn reason(keep: &Row, best: &Row, stock: Option<u64>, is_partial: bool) -> String {
-    let is_stock = stock == keep.size;
-    let stock = if is_stock { "keep stock: " } else { "" };
-    let partial = "of the sizes that could be measured, ";
-    let partial = if is_partial { partial } else { "" };
-    let noise = noise(&keep.speeds(), &best.speeds()) * 100.0;
-    let noise = format!("within the noise ({noise:.1} %) of");
-    let mut why = format!("the fastest, and no smaller size comes {noise} it");
-    if keep.size != best.size {
-        let (best, cost) = (best.name(), "a larger chunk costs memory and context");
-        why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+    fn choice(&self, keep: &Row, best: &Row, compared: usize) -> Verdict {
+        let is_stock = self.stock == keep.size;
+        let stock = if is_stock { "keep stock: " } else { "" };
+        let is_partial = compared < self.rows.len();
+        let partial = "of the sizes that could be measured, ";
+        let partial = if is_partial { partial } else { "" };
+        let noise = noise(keep.spread, best.spread) * 100.0;
+        let noise = format!("within the noise ({noise:.1} %) of");
+        let mut why = format!("the fastest, and no smaller size comes {noise} it");
+        if keep.size != best.size {
+            let (best, cost) = (best.name(), "a larger chunk costs memory and context");
+            why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+        }
+        Verdict {
+            keep: keep.size,
+            reason: format!("{stock}{partial}{} is {why}", keep.name()),
+        }
     }
-    format!("{stock}{partial}{} is {why}", keep.name())
 }
 
 impl Row {
@@ -171,16 +169,11 @@ impl Row {
     pub fn add(&mut self, run: Run) {
         self.runs.push(run);
         let seconds: Vec<_> = self.valid().map(|run| run.prefill_seconds).collect();
-        let speeds = self.speeds();
+        let speeds: Vec<_> = self.valid().map(|run| run.tokens_per_second).collect();
         self.peak_memory_bytes = self.valid().filter_map(|run| run.peak_memory_bytes).max();
         self.median_tokens_per_second = median(&speeds);
         self.median_prefill_seconds = median(&seconds);
         self.spread = spread(&speeds);
-    }
-
-    /// The speeds of the runs that count, in tokens per second.
-    pub fn speeds(&self) -> Vec<f64> {
-        self.valid().map(|run| run.tokens_per_second).collect()
     }
 
     /// The runs that count.
@@ -196,30 +189,25 @@ impl Row {
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
 fn is_close([small, large]: [&Row; 2]) -> bool {
-    let noise = noise(&small.speeds(), &large.speeds());
+    let noise = noise(small.spread, large.spread);
     let behind = 1.0 - small.speed() / large.speed();
-    let part = |row: &Row| 1.0 / row.speeds().len() as f64;
+    let part = |row: &Row| 1.0 / row.valid().count() as f64;
     let error = noise / 2.0 * (part(small) + part(large)).sqrt();
     (behind - noise).abs() < CERTAIN * error
 }
 
-/// The part by which two sizes may differ by chance: both spreads, and never less than 2 %.
-pub fn noise(one: &[f64], other: &[f64]) -> f64 {
-    let spread = |speeds| spread(speeds).unwrap_or_default();
-    LEAST_NOISE.max(spread(one) + spread(other))
+/// The part by which sizes of these spreads may differ by chance: the sum, and never less than 2 %.
+pub fn noise(one: Option<f64>, other: Option<f64>) -> f64 {
+    LEAST_NOISE.max(one.unwrap_or_default() + other.unwrap_or_default())
 }
 
 /// The seconds at which a prefill reached `tokens`, interpolated.
 fn seconds_at(positions: &[Position], tokens: f64) -> Option<f64> {
-    let mut before = Position::default();
-    for now in positions {
-        if now.tokens >= tokens && now.tokens > before.tokens {
-            let part = (tokens - before.tokens) / (now.tokens - before.tokens);
-            return Some(before.seconds + part * (now.seconds - before.seconds));
-        }
-        before = *now;
-    }
-    None
+    let index = positions.partition_point(|position| position.tokens < tokens);
+    let after = positions.get(index)?;
+    let before = positions[..index].last().copied().unwrap_or_default();
+    let part = (tokens - before.tokens) / (after.tokens - before.tokens);
+    Some(before.seconds + part * (after.seconds - before.seconds))
 }
 
 /// The median; none of nothing.

@@ -59,7 +59,7 @@ pub struct Server {
     authorization: Option<String>,
     /// How long it may say nothing.
     silence: Duration,
-    /// For prefills; shutting it down closes their connections.
+    /// For prefills.
     agent: Agent,
     is_v1: bool,
     /// What it is asked by.
@@ -70,18 +70,14 @@ pub struct Server {
 impl Server {
     /// The loaded model that `args` name on the server that they name, or on that of an LM Studio home: this machine, at
     /// the port in its settings. Fails if prompts would not fit.
-    pub fn new(
-        args: &BenchArgs,
-        home: Option<&Path>,
-        agent: &Agent,
-        results: &mut Results,
-    ) -> Result<Self> {
+    pub fn new(args: &BenchArgs, home: Option<&Path>, results: &mut Results) -> Result<Self> {
+        let silence = Duration::from_secs(args.timeout);
         let token = std::env::var("LM_API_TOKEN").ok();
         let mut server = Self {
             base: args.url.clone().unwrap_or_else(|| usual_url(home)),
             authorization: token.map(|token| format!("Bearer {token}")),
-            silence: Duration::from_secs(args.timeout),
-            agent: agent.clone(),
+            silence,
+            agent: agent(None, Some(silence)),
             is_v1: false,
             model: args.model.clone().unwrap_or_default(),
             prompts: Prompts::new(args.prompt_file.as_deref())?,
@@ -114,6 +110,11 @@ impl Server {
     /// Waits until it answers: a restarted server takes a while.
     pub fn wait(&self) -> Result<()> {
         command::retry(self.silence, || self.models().map(drop))
+    }
+
+    /// Closes the connections of prefills, which ends these.
+    pub fn hang_up(&self) {
+        self.agent.clone().shutdown();
     }
 
     fn whole(&self, mut response: Response<Body>) -> Result<(u16, Vec<u8>)> {
@@ -186,7 +187,7 @@ impl Engine for Server {
 }
 
 /// No proxy: it could only lead away from this machine. No redirects: they would carry the token along.
-pub fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
+fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
@@ -253,18 +254,19 @@ fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
     let Some(name) = wanted else {
         return anyhow!("no MLX model is loaded; load one in LM Studio, or with `lms load`");
     };
-    if let Some(model) = models.iter().find(|model| model.key == name) {
-        if !model.is_mlx() {
-            return not_mlx(model);
+    match models.iter().find(|model| model.key == name) {
+        Some(model) if !model.is_mlx() => not_mlx(model),
+        Some(_) => {
+            let load = format!("lms load '{name}' --context-length {}", context_for(16_384));
+            anyhow!("{name} is not loaded; load it with `{load}`")
         }
-        let context = context_for(16_384);
-        let load = format!("lms load '{name}' --context-length {context}");
-        return anyhow!("{name} is not loaded; load it with `{load}`");
+        None => {
+            let keys = models.iter().filter(|model| model.is_mlx());
+            let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
+            let keys = keys.join(", ");
+            anyhow!("LM Studio has no model {name}; its MLX models are: {keys}")
+        }
     }
-    let keys = models.iter().filter(|model| model.is_mlx());
-    let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
-    let keys = keys.join(", ");
-    anyhow!("LM Studio has no model {name}; its MLX models are: {keys}")
 }
 
 /// What an answer that is no stream says.

@@ -290,8 +290,9 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
 
 #[test]
 fn the_noise_comes_from_the_runs_and_is_never_below_two_percent() {
-    assert_eq!(noise(&[100.0], &[50.0, 50.0]), 0.02);
-    let both = noise(&[98.0, 100.0, 103.0], &[98.0, 100.0, 103.0]);
+    assert_eq!(noise(spread(&[100.0]), spread(&[50.0, 50.0])), 0.02);
+    let three = spread(&[98.0, 100.0, 103.0]);
+    let both = noise(three, three);
     assert!((both - 4.0 * 0.014_826).abs() < 1e-9, "{both}");
     assert_eq!(
         (median(&[]), median(&[9.0, 1.0]), median(&[3.0, 900.0, 1.0])),
