@@ -1,38 +1,17 @@
 //! What the lines of an event stream say about a prefill: of LM Studio's, which `direct.py` speaks too, or `OpenAI`'s.
 
-use std::time::Instant;
-
 use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::results::{Position, Run};
 
-/// An answer that is coming in.
-pub struct Answer<'a> {
-    model: &'a str,
-    /// About how many tokens the prompt has.
-    tokens: u64,
-    start: Instant,
-    pub run: Run,
-}
-
-impl<'a> Answer<'a> {
-    /// The answer of `model` to a prompt of about `tokens` tokens, which is sent now.
-    pub fn new(model: &'a str, tokens: u64) -> Self {
-        Self {
-            model,
-            tokens,
-            start: Instant::now(),
-            run: Run::default(),
-        }
-    }
-
-    /// Takes a line; returns the position that it reports.
-    pub fn line(&mut self, line: &str) -> Result<Option<Position>> {
-        let seconds = self.start.elapsed().as_secs_f64();
+impl Run {
+    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns the position that the
+    /// line reports.
+    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<Option<Position>> {
         let mut position = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
-            self.run.bare_steps += u64::from(comment == "prompt-progress");
+            self.bare_steps += u64::from(comment == "prompt-progress");
             let last = comment.rsplit(' ').next().unwrap_or_default();
             let tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
             position = tokens.map(|tokens| Position { tokens, seconds });
@@ -42,98 +21,97 @@ impl<'a> Answer<'a> {
             if let Some(why) = reason(&data) {
                 bail!(why);
             }
-            position = self.event(seconds, &data)?;
+            position = self.event(&data, seconds, tokens as f64);
         }
-        self.run.positions.extend(position);
+        self.positions.extend(position);
         Ok(position)
     }
 
-    fn event(&mut self, seconds: f64, data: &Value) -> Result<Option<Position>> {
-        let run = &mut self.run;
+    fn event(&mut self, data: &Value, seconds: f64, tokens: f64) -> Option<Position> {
         match data["type"].as_str() {
-            None => self.chunk(seconds, data)?,
-            Some("chat.start") => self.check_model(&data["model_instance_id"])?,
+            None => self.chunk(data, seconds),
+            Some("chat.start") => self.model = text(&data["model_instance_id"]),
             Some("model_load.start") => {
-                run.ignored = Some("LM Studio loaded the model first".to_owned());
+                self.ignored = Some("LM Studio loaded the model first".to_owned());
             }
             Some("prompt_processing.progress") => {
-                let tokens = data["progress"].as_f64().map(|n| n * self.tokens as f64);
                 let seconds = data["seconds"].as_f64().unwrap_or(seconds);
-                return Ok(tokens.map(|tokens| Position { tokens, seconds }));
+                let part = data["progress"].as_f64();
+                return part.map(|part| Position {
+                    tokens: part * tokens,
+                    seconds,
+                });
             }
             Some("reasoning.delta" | "message.delta") => self.token(seconds),
             Some("chat.end") => {
                 let (result, stats) = (&data["result"], &data["result"]["stats"]);
-                run.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
-                run.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
-                run.engine = result["engine"].as_str().map(str::to_owned);
+                self.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
+                self.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
+                self.engine = text(&result["engine"]);
                 let seconds = stats["time_to_first_token_seconds"].as_f64();
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
-                    (run.prefill_seconds, run.source) = (seconds, "server");
+                    (self.prefill_seconds, self.source) = (seconds, "server");
                 }
-                let counted = run.prompt_tokens as f64 / self.tokens as f64;
-                let positions = run.positions.iter_mut();
+                let counted = self.prompt_tokens as f64 / tokens;
+                let positions = self.positions.iter_mut();
                 positions.for_each(|position| position.tokens *= counted);
             }
             Some(_) => {}
         }
-        Ok(None)
+        None
     }
 
-    fn chunk(&mut self, seconds: f64, data: &Value) -> Result<()> {
-        self.check_model(&data["model"])?;
+    fn chunk(&mut self, data: &Value, seconds: f64) {
+        self.model = text(&data["model"]);
         let choice = &data["choices"][0];
         let delta = &choice["delta"];
-        let content = [&delta["content"], &delta["reasoning_content"]];
-        let mut texts = content.into_iter().chain([&choice["finish_reason"]]);
+        let mut texts = [
+            &delta["content"],
+            &delta["reasoning_content"],
+            &choice["finish_reason"],
+        ]
+        .into_iter();
         if texts.any(|text| text.as_str().is_some_and(|text| !text.is_empty())) {
             self.token(seconds);
         }
         let usage = &data["usage"];
-        let run = &mut self.run;
-        run.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
-        run.prompt_tokens = usage["prompt_tokens"].as_u64().unwrap_or(run.prompt_tokens);
-        Ok(())
-    }
-
-    fn check_model(&self, answered: &Value) -> Result<()> {
-        let (answered, model) = (answered.as_str().unwrap_or(self.model), self.model);
-        ensure!(
-            answered == model,
-            "the model that answered is {answered}, not {model}"
-        );
-        Ok(())
+        self.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        self.prompt_tokens = usage["prompt_tokens"]
+            .as_u64()
+            .unwrap_or(self.prompt_tokens);
     }
 
     /// The first token ends the prefill, unless the server says when that was.
     fn token(&mut self, seconds: f64) {
-        let run = &mut self.run;
-        if run.source.is_empty() {
-            (run.prefill_seconds, run.source) = (seconds, "client");
+        if self.source.is_empty() {
+            (self.prefill_seconds, self.source) = (seconds, "client");
         }
     }
 
-    pub fn end(self) -> Result<Run> {
-        let mut run = self.run;
+    /// The whole run, after its last line.
+    pub fn end(mut self) -> Result<Self> {
         let broken = "the server broke off before the first token; did the model or the app end?";
-        ensure!(!run.source.is_empty(), broken);
+        ensure!(!self.source.is_empty(), broken);
         let unknown = "the server did not report the prompt's token count";
-        ensure!(run.prompt_tokens > 0, unknown);
-        run.tokens_per_second = run.prompt_tokens as f64 / run.prefill_seconds;
+        ensure!(self.prompt_tokens > 0, unknown);
+        self.tokens_per_second = self.prompt_tokens as f64 / self.prefill_seconds;
         // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
-        if run.cached_tokens.unwrap_or_default() * 100 > run.prompt_tokens {
-            run.ignored = Some("a part of it came out of the prompt cache".to_owned());
+        if self.cached_tokens.unwrap_or_default() * 100 > self.prompt_tokens {
+            self.ignored = Some("a part of it came out of the prompt cache".to_owned());
         }
         // The first comment comes before the first step.
-        run.bare_steps = run.bare_steps.saturating_sub(1);
-        Ok(run)
+        self.bare_steps = self.bare_steps.saturating_sub(1);
+        Ok(self)
     }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
 }
 
 /// The reason in `{"error":{"message":…}}` or `{"error":…}`.
 pub fn reason(data: &Value) -> Option<String> {
     let error = data.get("error").filter(|error| !error.is_null())?;
-    let text = error.get("message").unwrap_or(error);
-    let plain = text.as_str().map(str::to_owned);
-    Some(plain.unwrap_or_else(|| text.to_string()))
+    let told = error.get("message").unwrap_or(error);
+    Some(text(told).unwrap_or_else(|| told.to_string()))
 }

@@ -89,6 +89,9 @@ pub struct Run {
     pub peak_memory_bytes: Option<u64>,
     /// Why it does not count.
     pub ignored: Option<String>,
+    /// The model that answered, if the server says so.
+    #[serde(skip)]
+    pub model: Option<String>,
     /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
     #[serde(skip)]
     pub engine: Option<String>,

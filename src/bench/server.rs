@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder, Timeout};
 
-use super::answer::{Answer, reason};
+use super::answer::reason;
 use super::args::BenchArgs;
 use super::measure::{Engine, OnProgress, silent};
-use super::prompt::{Prompts, context_for};
+use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
 use super::results::{Results, Run};
 use crate::{command, files};
 
@@ -64,7 +64,10 @@ pub struct Server {
     is_v1: bool,
     /// What it is asked by.
     pub model: String,
-    prompts: Prompts,
+    /// What prompts are made of, and how long a token of it is in the longest prompt so far.
+    text: String,
+    characters_per_token: f64,
+    longest: u64,
 }
 
 impl Server {
@@ -80,7 +83,9 @@ impl Server {
             agent: agent(None, Some(silence)),
             is_v1: false,
             model: args.model.clone().unwrap_or_default(),
-            prompts: Prompts::new(args.prompt_file.as_deref())?,
+            text: prompt::text(args.prompt_file.as_deref())?,
+            characters_per_token: CHARACTERS_PER_TOKEN,
+            longest: 0,
         };
         results.api = "openai";
         if let Some(models) = server.models()? {
@@ -173,15 +178,25 @@ impl Server {
 
 impl Engine for Server {
     fn prefill(&mut self, _: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let prompt = self.prompts.next(tokens);
-        let mut answer = Answer::new(&self.model, tokens);
+        let characters = tokens as f64 * self.characters_per_token;
+        let prompt = prompt::new(&self.text, characters);
+        let (start, mut run) = (Instant::now(), Run::default());
         for line in self.stream(&prompt)?.lines() {
-            let position = answer.line(&line.map_err(|error| self.failed(error, true))?)?;
+            let line = line.map_err(|error| self.failed(error, true))?;
+            let position = run.line(&line, start.elapsed().as_secs_f64(), tokens)?;
+            let model = &self.model;
+            let answered = run.model.as_ref().unwrap_or(model);
+            let other = format!("the model that answered is {answered}, not {model}");
+            ensure!(answered == model, other);
             // Leaving here closes the connection.
             ensure!(position.is_none_or(&mut *on_progress), "stopped");
         }
-        let run = answer.end()?;
-        self.prompts.correct(&prompt, run.prompt_tokens);
+        let run = run.end()?;
+        // In a shorter prompt the template weighs more.
+        if run.prompt_tokens >= self.longest {
+            self.longest = run.prompt_tokens;
+            self.characters_per_token = characters / self.longest as f64;
+        }
         Ok(run)
     }
 }
