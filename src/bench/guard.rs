@@ -45,7 +45,7 @@ pub struct Guard {
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
     /// Waited for after a reload.
-    pub server: Option<Server>,
+    server: Option<Server>,
 }
 
 impl Guard {
@@ -55,6 +55,7 @@ impl Guard {
         home: &Path,
         args: &BenchArgs,
         model: Option<(&str, u64)>,
+        server: Option<Server>,
         output: Output,
     ) -> Result<Self> {
         let lock = marker::lock(home)?;
@@ -80,7 +81,7 @@ impl Guard {
             wanted: None,
             files: Mutex::default(),
             is_reloaded: Mutex::default(),
-            server: None,
+            server,
         };
         let is_command = matches!(guard.how, Reload::Command(_));
         if let Some((identifier, context)) = model.filter(|_| !is_command) {

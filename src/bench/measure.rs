@@ -78,7 +78,15 @@ impl Benchmark {
             self.bar.set_message(format!("{chunk}, loading"));
             // If this fails, what is loaded is unknown.
             self.results.warm.clear();
-            self.load(chunk)?;
+            if let Some(guard) = &self.guard {
+                let tokens = self.results.prompt_tokens;
+                let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
+                ensure!(
+                    context >= tokens,
+                    "LM Studio gave the model a context of {context} at this size, less than the {tokens} tokens of \
+                     the prompt"
+                );
+            }
         }
         let (results, bar) = (&mut self.results, &self.bar);
         bar.set_message(chunk.to_string());
@@ -104,19 +112,6 @@ impl Benchmark {
             run.ignored = Some(format!("{why:#}"));
         }
         take(results.row(step.size), run)
-    }
-
-    fn load(&self, chunk: u64) -> Result<()> {
-        let Some(guard) = &self.guard else {
-            return Ok(());
-        };
-        let tokens = self.results.prompt_tokens;
-        let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
-        ensure!(
-            context >= tokens,
-            "LM Studio gave the model a context of {context} at this size, less than the {tokens} tokens of the prompt"
-        );
-        Ok(())
     }
 }
 

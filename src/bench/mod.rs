@@ -106,18 +106,18 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     let in_use = backends.max_by_key(|one| one.backend.selected);
     let mut results = initial_results(args, in_use)?;
     let home_to_set = home.filter(|_| sets);
-    let guard = |model| home_to_set.map(|home| Guard::new(home, args, model, *output));
+    let guard = |model, server| {
+        let guard = home_to_set.map(|home| Guard::new(home, args, model, server, *output));
+        guard.transpose()
+    };
     let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let engine = Direct::new(args, home, backend, &mut results)?;
-        (Box::new(engine), guard(None).transpose()?)
+        (Box::new(engine), guard(None, None)?)
     } else {
         let server = Server::new(args, home, &mut results)?;
         let context = context_for(results.prompt_tokens);
-        let mut guard = guard(Some((&server.model, context))).transpose()?;
-        if let Some(guard) = &mut guard {
-            guard.server = Some(server.clone());
-        }
+        let guard = guard(Some((&server.model, context)), Some(server.clone()))?;
         (Box::new(server), guard)
     };
     Ok(Benchmark {

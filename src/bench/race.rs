@@ -48,13 +48,16 @@ impl Results {
 
     /// The rows for which another run could change the verdict.
     fn undecided(&self) -> Vec<&Row> {
-        let Some((keep, best)) = self.standing() else {
-            return Vec::new();
-        };
         let mut open = Vec::new();
+        let Some((keep, best)) = self.standing() else {
+            return open;
+        };
         for row in self.measured() {
-            let is_below = row.size < keep.size;
-            let pair = if is_below { [row, best] } else { [keep, row] };
+            let pair = if row.size < keep.size {
+                [row, best]
+            } else {
+                [keep, row]
+            };
             if self.rows.len() == 1 || row.size != keep.size && is_close(pair) {
                 open.extend(pair);
             }
@@ -107,10 +110,9 @@ impl Results {
         let runs = u64::from(self.runs_per_size);
         let is_cold = self.is_reloading() && self.rows.len() > 1;
         let warm_ups = if is_cold { runs } else { 1 };
-        let chunks = self.rows.iter().map(Row::chunk);
-        let of_size =
-            |chunk: u64| runs * self.prompt_tokens + warm_ups * chunk.min(self.prompt_tokens);
-        chunks.map(of_size).sum()
+        let tokens = self.prompt_tokens;
+        let of_row = |row: &Row| runs * tokens + warm_ups * row.chunk().min(tokens);
+        self.rows.iter().map(of_row).sum()
     }
 
     /// Which size to keep, and why.
