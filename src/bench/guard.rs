@@ -15,8 +15,8 @@ use crate::lmstudio::backends::Backend;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
 use crate::output::Output;
+use crate::patch;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Outcome};
 use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -148,12 +148,10 @@ impl Guard {
         let (mut reached, mut failed) = (Vec::new(), Vec::new());
         for backend in before() {
             let mut applied = applied.iter();
-            match applied.find(|one| one.before.backend.path == backend.path) {
-                None => failed.push((backend, "it is gone".to_owned())),
-                Some(one) => match one.outcome {
-                    Outcome::Changed | Outcome::Unchanged => reached.push(&*backend.name),
-                    _ => failed.push((backend, one.why.clone().unwrap_or_default())),
-                },
+            let one = applied.find(|one| one.before.backend.path == backend.path);
+            match one.map_or(Some("it is gone".to_owned()), |one| one.why.clone()) {
+                Some(why) => failed.push((backend, why)),
+                None => reached.push(&*backend.name),
             }
         }
         Ok((reached, failed))
