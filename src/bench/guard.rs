@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::args::{BenchArgs, Reload};
 use super::marker;
+use super::prompt::context_for;
+use super::results::Results;
 use super::server::Server;
 use crate::command;
 use crate::lmstudio::backends::Backend;
@@ -49,12 +51,11 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Takes the lock and reads what restoring needs. Of `model`, that is its identifier and the context that it needs.
-    /// Fails if a sweep could not work; changes nothing yet.
+    /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
     pub fn new(
         home: &Path,
         args: &BenchArgs,
-        model: Option<(&str, u64)>,
+        results: &Results,
         server: Option<Server>,
         output: Output,
     ) -> Result<Self> {
@@ -84,12 +85,13 @@ impl Guard {
             server,
         };
         let is_command = matches!(guard.how, Reload::Command(_));
-        if let Some((identifier, context)) = model.filter(|_| !is_command) {
-            guard.find_model(identifier, context)?;
+        if results.is_reloading() && !is_command {
+            guard.find_model(&results.model, context_for(results.prompt_tokens))?;
         }
         Ok(guard)
     }
 
+    /// Finds the measured model, which needs a context of `context` tokens. Fails if it could not be loaded again.
     fn find_model(&mut self, identifier: &str, context: u64) -> Result<()> {
         let reloader = self.reloader();
         let program = &reloader.lms.program;

@@ -13,9 +13,6 @@ use crate::lmstudio::backends::{amphibian, flag};
 use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
 
-/// A command for each backend, by its name.
-pub type Commands = BTreeMap<String, String>;
-
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/.lmpatch-bench")
@@ -29,8 +26,8 @@ pub fn lock(home: &Path) -> Result<Lock> {
     Lock::take(home)
 }
 
-/// Writes the marker, before the first change.
-pub fn write(home: &Path, commands: &Commands) -> Result<()> {
+/// Writes the marker, a command for each backend by its name, before the first change.
+pub fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     let path = marker(home);
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
     file.write_all(&serde_json::to_vec(commands)?)?;
@@ -54,7 +51,7 @@ pub fn forget<'n>(home: &Path, set: impl IntoIterator<Item = &'n str>) {
     };
 }
 
-fn read(home: &Path) -> Option<Commands> {
+fn read(home: &Path) -> Option<BTreeMap<String, String>> {
     serde_json::from_slice(&files::read(&marker(home)).ok()?).ok()
 }
 
@@ -75,7 +72,7 @@ pub fn restore_commands(home: &Path) -> Option<String> {
 }
 
 /// What sets these backends to the sizes that they have here.
-pub fn commands(before: &[Surveyed]) -> Commands {
+pub fn commands(before: &[Surveyed]) -> BTreeMap<String, String> {
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),

@@ -73,17 +73,22 @@ impl Benchmark {
     }
 
     fn step(&mut self, step: Step) -> Result<()> {
-        let chunk = self.results.row(step.size).chunk();
-        if !step.is_measured && self.results.is_reloading() {
+        let Step {
+            size,
+            tokens,
+            is_measured,
+        } = step;
+        let chunk = self.results.row(size).chunk();
+        if !is_measured && self.results.is_reloading() {
             self.bar.set_message(format!("{chunk}, loading"));
             // If this fails, what is loaded is unknown.
             self.results.warm.clear();
             if let Some(guard) = &self.guard {
-                let tokens = self.results.prompt_tokens;
+                let needed = self.results.prompt_tokens;
                 let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
                 ensure!(
-                    context >= tokens,
-                    "LM Studio gave the model a context of {context} at this size, less than the {tokens} tokens of \
+                    context >= needed,
+                    "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of \
                      the prompt"
                 );
             }
@@ -91,27 +96,25 @@ impl Benchmark {
         let (results, bar) = (&mut self.results, &self.bar);
         bar.set_message(chunk.to_string());
         let (mut cut, mut last) = (None, 0.0);
-        let run = self.engine.prefill(chunk, step.tokens, &mut |position| {
+        let run = self.engine.prefill(chunk, tokens, &mut |position| {
             bar.inc((position.tokens - last) as u64);
             last = position.tokens;
-            cut = results
-                .cut(step.size, position)
-                .filter(|_| step.is_measured);
+            cut = results.cut(size, position).filter(|_| is_measured);
             cut.is_none()
         });
-        results.row(step.size).cut = cut;
+        results.row(size).cut = cut;
         if cut.is_some() {
             return Ok(());
         }
         let mut run = run?;
-        if !step.is_measured {
-            results.warm.push(step.size);
+        if !is_measured {
+            results.warm.push(size);
             return Ok(());
         }
         if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.context()) {
             run.ignored = Some(format!("{why:#}"));
         }
-        take(results.row(step.size), run)
+        take(results.row(size), run)
     }
 }
 

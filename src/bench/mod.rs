@@ -44,7 +44,6 @@ use args::BenchArgs;
 use direct::Direct;
 use guard::Guard;
 use measure::{Benchmark, Engine};
-use prompt::context_for;
 use results::Results;
 use server::Server;
 
@@ -105,24 +104,19 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     let backends = survey.iter().flat_map(|survey| &survey.backends);
     let in_use = backends.max_by_key(|one| one.backend.selected);
     let mut results = initial_results(args, in_use)?;
-    let home_to_set = home.filter(|_| sets);
-    let guard = |model, server| {
-        let guard = home_to_set.map(|home| Guard::new(home, args, model, server, *output));
-        guard.transpose()
-    };
-    let (engine, guard): (Box<dyn Engine>, _) = if args.direct {
+    let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
-        let engine = Direct::new(args, home, backend, &mut results)?;
-        (Box::new(engine), guard(None, None)?)
+        let direct = Direct::new(args, home, backend, &mut results)?;
+        (Box::new(direct), None)
     } else {
         let server = Server::new(args, home, &mut results)?;
-        let context = context_for(results.prompt_tokens);
-        let guard = guard(Some((&server.model, context)), Some(server.clone()))?;
-        (Box::new(server), guard)
+        (Box::new(server.clone()), Some(server))
     };
+    let guard = home.filter(|_| sets);
+    let guard = guard.map(|home| Guard::new(home, args, &results, server, *output));
     Ok(Benchmark {
         engine,
-        guard: guard.map(Arc::new),
+        guard: guard.transpose()?.map(Arc::new),
         results,
         bar: bar(output),
     })

@@ -63,7 +63,7 @@ pub struct Server {
     agent: Agent,
     is_v1: bool,
     /// What it is asked by.
-    pub model: String,
+    model: String,
     /// What prompts are made of, and how long a token of it is in the longest prompt so far.
     text: String,
     characters_per_token: f64,

@@ -433,7 +433,8 @@ fn a_backend_that_is_gone_is_told() {
         is_verbose: false,
     };
     let args = bench_args(&["--sizes", "4096", "--reload", "true"]);
-    let guard = Guard::new(&stage.env.lmstudio(), &args, None, None, output).unwrap();
+    let results = Results::new([Some(4096)]);
+    let guard = Guard::new(&stage.env.lmstudio(), &args, &results, None, output).unwrap();
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
@@ -825,7 +826,12 @@ fn a_panic_puts_everything_back() {
     };
     let home = stage.env.lmstudio();
     let args = bench_args(&["--sizes", "4096"]);
-    let guard = Guard::new(&home, &args, Some((MODEL, 8192)), None, output).unwrap();
+    let results = Results {
+        model: MODEL.to_owned(),
+        prompt_tokens: 8192,
+        ..Results::new([Some(4096)])
+    };
+    let guard = Guard::new(&home, &args, &results, None, output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
             guard.prepare(4096).unwrap();
