@@ -104,8 +104,8 @@ impl Guard {
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
         ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
-        let known = reloader.wait_idle(&wanted);
-        known.with_context(|| identifier.to_owned())?;
+        let idle = reloader.wait_idle(&wanted);
+        idle.with_context(|| identifier.to_owned())?;
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
             self.output.note(&format!(
@@ -245,10 +245,9 @@ impl Guard {
     /// Returns how the loaded model differs from `model`, if it does.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
         if let Reload::Command(text) = &self.how {
-            let mut shell = Command::new("sh");
-            let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
-            let ran = ran.with_context(|| format!("--reload '{text}'"));
-            return ran.map(|_| None);
+            let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
+            ran.with_context(|| format!("--reload '{text}'"))?;
+            return Ok(None);
         }
         let Some(model) = model else { return Ok(None) };
         let reloader = self.reloader();

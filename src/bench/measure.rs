@@ -131,9 +131,9 @@ fn take(row: &mut Row, mut run: Run) -> Result<()> {
     } else if let Some((chunk, steps)) = observed {
         (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
         // Some engines report progress as a rounded fraction.
+        let off = row.size.map_or(0, |size| chunk.abs_diff(size));
         ensure!(
-            row.size
-                .is_none_or(|size| chunk.abs_diff(size) * 100 <= size),
+            off * 100 <= row.chunk(),
             "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
              that --home is the home of the app that answers"
         );

@@ -75,11 +75,11 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     thread::spawn(move || end_on_signal(signals, is_stopped, talk));
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
-    let failures = [reported, models].into_iter().filter_map(Result::err);
-    let count_failed = failures
-        .map(|why| output.error(&format!("{why:#}")))
-        .count();
-    let is_good = count_failed == 0 && is_answer(&results, count);
+    let mut is_good = is_answer(&results, count);
+    for why in [reported, models].into_iter().filter_map(Result::err) {
+        output.error(&format!("{why:#}"));
+        is_good = false;
+    }
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 

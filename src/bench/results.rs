@@ -153,9 +153,8 @@ impl Results {
     pub fn known(&self) -> Self {
         let mut known = self.clone();
         known.verdict = self.verdict();
-        known
-            .rows
-            .retain(|row| row.is_out() || !row.runs.is_empty());
+        let is_begun = |row: &Row| row.is_out() || !row.runs.is_empty();
+        known.rows.retain(is_begun);
         known.rows.sort_by_key(|row| row.size);
         let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
         let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
