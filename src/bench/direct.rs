@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::iter;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::answer::Answer;
 use super::args::BenchArgs;
 use super::measure::{Engine, OnProgress, silent};
-use super::prompt::Prompts;
+use super::prompt::{self, CHARACTERS_PER_TOKEN};
 use super::results::{Results, Run};
 use crate::command;
 use crate::lmstudio::backends::{Backend, amphibian};
@@ -25,14 +24,12 @@ const SCRIPT: &str = include_str!("direct.py");
 
 /// One process after another: if one crashes, its size has failed, and the next process goes on.
 pub struct Direct {
-    python: PathBuf,
-    /// The `site-packages` of the backend; `None` if the user chose the Python.
-    packages: Option<PathBuf>,
+    /// A Python that runs the script.
+    command: Command,
     /// The model, and what prompts are made of.
     job: Value,
     /// How long a process may say nothing.
     silence: Duration,
-    size: u64,
     process: Option<Process>,
 }
 
@@ -49,39 +46,39 @@ impl Direct {
         let mut places = [PathBuf::from(named), home.join("models").join(named)].into_iter();
         let model = places.find(|path| path.is_dir());
         let model = model.with_context(|| format!("{named} is not a directory of an MLX model"))?;
-        let (python, packages) = match (&args.python, backend) {
-            (Some(python), _) => (python.clone(), None),
+        (results.api, results.model) = ("direct", named.to_owned());
+        let mut command = match (&args.python, backend) {
+            (Some(python), _) => {
+                results.runtime = None;
+                Command::new(python)
+            }
             (None, Some(backend)) => python_of(home, backend)?,
             _ => {
                 bail!("there is no MLX backend whose Python could be used; name one with --python")
             }
         };
-        (results.api, results.model) = ("direct", named.to_owned());
-        results.runtime = results.runtime.take().filter(|_| packages.is_some());
-        let text = Prompts::new(args.prompt_file.as_deref())?.next(8192);
+        command.args(["-c", SCRIPT]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Ctrl-C is for lmpatch alone, and no bytecode is left in the backend.
+        command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
+        let text = prompt::text(args.prompt_file.as_deref())?;
+        let text = prompt::new(&text, 8192.0 * CHARACTERS_PER_TOKEN);
         Ok(Self {
-            python,
-            packages,
+            command,
             job: json!({ "model": model, "text": text }),
             silence: Duration::from_secs(args.timeout),
-            size: args.sizes[0],
             process: None,
         })
     }
 
-    fn start(&self) -> Result<Process> {
-        let mut command = Command::new(&self.python);
+    fn python(&self) -> path::Display<'_> {
+        Path::new(self.command.get_program()).display()
+    }
+
+    fn start(&mut self) -> Result<Process> {
         let errors = tempfile::tempfile()?;
-        command.arg("-c").arg(SCRIPT).stdin(Stdio::piped());
-        command.stdout(Stdio::piped()).stderr(errors.try_clone()?);
-        // Ctrl-C is for lmpatch alone; no bytecode is left in the backend, and no package of the user's is imported.
-        command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
-        if let Some(packages) = &self.packages {
-            command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
-            command.env("PYTHONNOUSERSITE", "1");
-        }
-        let child = command.spawn();
-        let mut child = child.with_context(|| format!("cannot run {}", self.python.display()))?;
+        let child = self.command.stderr(errors.try_clone()?).spawn();
+        let mut child = child.with_context(|| format!("cannot run {}", self.python()))?;
         let piped = "the stream was asked for";
         let stdout = BufReader::new(child.stdout.take().expect(piped));
         let (sender, lines) = mpsc::channel();
@@ -108,53 +105,37 @@ impl Direct {
 }
 
 impl Engine for Direct {
-    fn prepare(&mut self, size: u64) -> Result<()> {
-        self.size = size;
-        Ok(())
-    }
-
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let mut process = match self.process.take() {
-            Some(process) => process,
-            None => self.start()?,
-        };
-        process.say(json!({ "size": self.size, "tokens": tokens }));
-        let mut answer = Answer {
-            is_v1: true,
-            tokens,
-            ..Answer::default()
-        };
-        let start = Instant::now();
-        while answer.run.prompt_tokens == 0 {
+    fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
+        let running = self.process.take().map(Ok);
+        let mut process = running.unwrap_or_else(|| self.start())?;
+        process.say(json!({ "size": chunk, "tokens": tokens }));
+        let (start, mut run) = (Instant::now(), Run::default());
+        let ended = loop {
             // Returning early drops the process, which ends it.
             let line = match process.lines.recv_timeout(self.silence) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
-                Err(_) => bail!("{} {}", self.python.display(), process.ending()),
+                Err(_) => bail!("{} {}", self.python(), process.ending()),
             };
             // Whatever else is printed is not an answer.
             if !line.starts_with("data: {") {
                 continue;
             }
-            match answer.line(start.elapsed().as_secs_f64(), &line) {
-                Ok(None) => {}
-                Ok(Some(position)) => {
-                    let answer = if on_progress(position) { "go" } else { "stop" };
-                    process.say(json!(answer));
-                }
-                Err(why) => {
-                    self.process = Some(process);
-                    return Err(why);
-                }
+            match run.line(&line, start.elapsed().as_secs_f64(), tokens) {
+                Ok(Some(position)) if on_progress(position) => process.say(json!("go")),
+                Ok(Some(_)) => process.say(json!("stop")),
+                Ok(None) if run.prompt_tokens == 0 => {}
+                Ok(None) => break run.end(),
+                Err(why) => break Err(why),
             }
-        }
+        };
         self.process = Some(process);
-        answer.end()
+        ended
     }
 }
 
-/// The Python of a backend, its own or that of the directory that its runtime names, and the backend's packages.
-fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>)> {
+/// The Python of a backend, its own or that of the directory that its runtime names, with the backend's packages.
+fn python_of(home: &Path, backend: &Backend) -> Result<Command> {
     let shown = backend.path.display();
     let mut packages = backend.site_packages.iter().flatten();
     let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
@@ -163,13 +144,16 @@ fn python_of(home: &Path, backend: &Backend) -> Result<(PathBuf, Option<PathBuf>
     let others = others.map(|name| amphibian(home).join(name));
     // `lib/python3.11/site-packages` is for `bin/python3.11`.
     let name = packages.parent().and_then(Path::file_name);
-    let program = |place: PathBuf| Some(place.join("bin").join(name?));
-    let mut programs = iter::once(backend.path.clone())
-        .chain(others)
-        .filter_map(program);
+    let name = Path::new("bin").join(name.unwrap_or_default());
+    let places = iter::once(backend.path.clone()).chain(others);
+    let mut programs = places.map(|place| place.join(&name));
     let python = programs.find(|path| path.exists());
     let missing = || format!("{shown} has no Python; name one with --python");
-    Ok((python.with_context(missing)?, Some(packages.clone())))
+    let mut command = Command::new(python.with_context(missing)?);
+    // No package of the user's is imported.
+    command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
+    command.env("PYTHONNOUSERSITE", "1");
+    Ok(command)
 }
 
 /// A Python that runs the script.

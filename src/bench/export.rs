@@ -95,10 +95,8 @@ pub fn table(results: &Results, width: Option<u16>) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let lines = table.lines();
-    lines
-        .map(|line| line.trim_end().to_owned() + "\n")
-        .collect()
+    let trimmed = |line: String| line.trim_end().to_owned() + "\n";
+    table.lines().map(trimmed).collect()
 }
 
 fn csv(results: &Results) -> Result<String> {

@@ -6,18 +6,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use glob::Pattern;
 
-use super::args::Reload;
+use super::args::{BenchArgs, Reload};
 use super::marker;
+use super::prompt::context_for;
+use super::results::Results;
 use super::server::Server;
 use crate::command;
 use crate::lmstudio::backends::Backend;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
 use crate::output::Output;
+use crate::patch;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Outcome};
 use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -29,11 +30,15 @@ struct Files {
     is_over: bool,
 }
 
+/// A backend that did not reach a goal, and why.
+type Failed<'a> = (&'a Backend, String);
+
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
     home: PathBuf,
     lock: Lock,
     how: Reload,
+    output: Output,
     before: Vec<Surveyed>,
     /// Whether `--backend` leaves none out.
     is_all: bool,
@@ -44,15 +49,21 @@ pub struct Guard {
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
     /// Waited for after a reload.
-    pub server: Option<Server>,
+    server: Option<Server>,
 }
 
 impl Guard {
     /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
-    pub fn new(home: &Path, wanted: &[Pattern], how: Reload, output: &Output) -> Result<Self> {
+    pub fn new(
+        home: &Path,
+        args: &BenchArgs,
+        results: &Results,
+        server: Option<Server>,
+        output: Output,
+    ) -> Result<Self> {
         let lock = marker::lock(home)?;
         let mut before = Vec::new();
-        for backend in patch::survey(home, wanted)?.backends {
+        for backend in patch::survey(home, &args.backend)?.backends {
             let Some(blocked) = backend.blocked() else {
                 before.push(backend);
                 continue;
@@ -63,25 +74,28 @@ impl Guard {
             output.note(&format!("{name} is not benchmarked: {why}"));
         }
         ensure!(!before.is_empty(), "there is no backend that can be set");
-        Ok(Self {
+        let mut guard = Self {
             home: home.to_owned(),
             lock,
-            how,
+            how: args.reload.clone(),
+            output,
             before,
-            is_all: wanted.is_empty(),
+            is_all: args.backend.is_empty(),
             loaded: Vec::new(),
             wanted: None,
             files: Mutex::default(),
             is_reloaded: Mutex::default(),
-            server: None,
-        })
+            server,
+        };
+        let is_command = matches!(guard.how, Reload::Command(_));
+        if results.is_reloading() && !is_command {
+            guard.find_model(&results.model, context_for(results.prompt_tokens))?;
+        }
+        Ok(guard)
     }
 
     /// Finds the measured model, which needs a context of `context` tokens. Fails if it could not be loaded again.
-    pub fn hold_model(&mut self, identifier: &str, context: u64, output: &Output) -> Result<()> {
-        if matches!(self.how, Reload::Command(_)) {
-            return Ok(());
-        }
+    fn find_model(&mut self, identifier: &str, context: u64) -> Result<()> {
         let reloader = self.reloader();
         let program = &reloader.lms.program;
         let missing =
@@ -93,11 +107,11 @@ impl Guard {
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
         ensure!(!wanted.is_busy(), "{identifier} is at work; {advice}");
-        let known = reloader.wait_idle(&wanted);
-        known.with_context(|| identifier.to_owned())?;
+        let idle = reloader.wait_idle(&wanted);
+        idle.with_context(|| identifier.to_owned())?;
         let has = wanted.context_length.unwrap_or_default();
         if has < context {
-            output.note(&format!(
+            self.output.note(&format!(
                 "{identifier} has a context of {has}; it is loaded with {context} while it is measured"
             ));
             wanted.context_length = Some(context);
@@ -106,14 +120,15 @@ impl Guard {
         Ok(())
     }
 
-    /// Sets every backend to `size` and makes it take effect.
-    pub fn prepare(&self, size: u64) -> Result<()> {
+    /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
+    pub fn prepare(&self, size: u64) -> Result<Option<u64>> {
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
         self.reload(self.wanted.as_ref())?;
         drop(is_reloaded);
-        self.wait_for_server()
+        self.server.iter().try_for_each(Server::wait)?;
+        self.context()
     }
 
     fn set(&self, size: u64) -> Result<()> {
@@ -125,27 +140,27 @@ impl Guard {
             written.context("cannot write beside the backends")?;
             files.are_changed = true;
         }
-        let mut done = self.apply(Goal::Size(size))?;
-        done.retain(|(backend, _)| backend.selected);
-        check(&done)
+        let (_, mut failed) = self.apply(Goal::Size(size))?;
+        failed.retain(|(backend, _)| backend.selected);
+        check(&failed)
     }
 
-    /// Applies `goal` to the backends in `before`. Returns each with why that failed, if it did.
-    fn apply(&self, goal: Goal<'_>) -> Result<Vec<(&Backend, Option<String>)>> {
-        let paths: Vec<_> = self.before.iter().map(|one| &one.backend.path).collect();
+    /// Applies `goal` to the backends in `before`. Returns the names of those that reached it, and why others did not.
+    fn apply(&self, goal: Goal<'_>) -> Result<(Vec<&str>, Vec<Failed<'_>>)> {
+        let before = || self.before.iter().map(|one| &one.backend);
         let mut now = patch::survey(&self.home, &[])?.backends;
-        now.retain(|now| paths.contains(&&now.backend.path));
+        now.retain(|now| before().any(|one| one.path == now.backend.path));
         let applied = patch::apply(&self.lock, now, goal);
-        let why = |path: &Path| {
+        let (mut reached, mut failed) = (Vec::new(), Vec::new());
+        for backend in before() {
             let mut applied = applied.iter();
-            let Some(one) = applied.find(|one| one.before.backend.path == path) else {
-                return Some("it is gone".to_owned());
-            };
-            let is_right = matches!(one.outcome, Outcome::Changed | Outcome::Unchanged);
-            (!is_right).then(|| one.why.clone().unwrap_or_default())
-        };
-        let backends = self.before.iter().map(|one| &one.backend);
-        Ok(backends.map(|one| (one, why(&one.path))).collect())
+            let one = applied.find(|one| one.before.backend.path == backend.path);
+            match one.map_or(Some("it is gone".to_owned()), |one| one.why.clone()) {
+                Some(why) => failed.push((backend, why)),
+                None => reached.push(&*backend.name),
+            }
+        }
+        Ok((reached, failed))
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
@@ -167,57 +182,53 @@ impl Guard {
     }
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
-    pub fn finish_files(&self, keep: Option<u64>, output: &Output) -> Result<()> {
-        let is_changed = self.restore_files()?;
-        if let Some(size) = keep {
-            return self.keep(size, output);
+    pub fn finish_files(&self, keep: Option<u64>) -> Result<()> {
+        let mut files = locked(&self.files);
+        files.is_over = true;
+        if files.are_changed {
+            self.restore()?;
         }
-        if is_changed {
-            output.say("Every backend is as it was.");
+        match keep {
+            Some(size) => return self.keep(size),
+            None if files.are_changed => self.output.say("Every backend is as it was."),
+            None => {}
         }
         Ok(())
     }
 
-    /// Returns whether there was anything to restore.
-    fn restore_files(&self) -> Result<bool> {
-        let mut files = locked(&self.files);
-        files.is_over = true;
-        if !files.are_changed {
-            return Ok(false);
-        }
-        let done = self.apply(Goal::Earlier(&self.before))?;
-        let back = done.iter().filter(|(_, why)| why.is_none());
-        marker::forget(&self.home, back.map(|(backend, _)| &*backend.name));
-        check(&done).map_err(|why| match marker::restore_commands(&self.home) {
+    fn restore(&self) -> Result<()> {
+        let (back, failed) = self.apply(Goal::Earlier(&self.before))?;
+        marker::forget(&self.home, back);
+        check(&failed).map_err(|why| match marker::restore_commands(&self.home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),
-        })?;
-        Ok(true)
+        })
     }
 
-    fn keep(&self, size: u64, output: &Output) -> Result<()> {
-        let done = self.apply(Goal::Size(size))?;
-        let set = done.iter().filter(|(_, why)| why.is_none());
-        let set: Vec<_> = set.map(|(backend, _)| &*backend.name).collect();
+    fn keep(&self, size: u64) -> Result<()> {
+        let (set, failed) = self.apply(Goal::Size(size))?;
         if !set.is_empty() {
             let effect = match self.server {
                 Some(_) => "",
                 None => "; it takes effect when a model is next loaded",
             };
-            output.say(&format!("{size} is set in {}{effect}.", set.join(", ")));
+            let set = set.join(", ");
+            self.output.say(&format!("{size} is set in {set}{effect}."));
         }
-        let is_wrong = done.iter().any(|(one, why)| one.selected && why.is_some());
-        match check(&done).with_context(|| format!("not set to {size}")) {
-            Err(why) if !is_wrong && !set.is_empty() => output.note(&format!("{why:#}")),
+        let is_wrong = set.is_empty() || failed.iter().any(|(one, _)| one.selected);
+        match check(&failed).with_context(|| format!("not set to {size}")) {
+            Err(why) if !is_wrong => self.output.note(&format!("{why:#}")),
             checked => return checked,
         }
         Ok(())
     }
 
     /// Loads the model again as it was, if it was reloaded; first waits for a load that is under way.
-    pub fn finish_models(&self, is_stopped: bool, output: &Output) -> Result<()> {
+    pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
+        // A model that is still at work on a prompt could not be loaded again.
+        self.server.iter().for_each(Server::hang_up);
         if let Err(TryLockError::WouldBlock) = self.is_reloaded.try_lock() {
-            output.say("Waiting for the load that is under way …");
+            self.output.say("Waiting for the load that is under way …");
         }
         if !*locked(&self.is_reloaded) {
             return Ok(());
@@ -225,26 +236,22 @@ impl Guard {
         let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
         let was = id.and_then(|id| find(&self.loaded, id));
         let name = id.map_or("the model", |id| id);
-        output.say(&format!("Loading {name} again …"));
+        self.output.say(&format!("Loading {name} again …"));
         let reloaded = self.reload(was);
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
             bail!("{name} is not as it was: {note}");
         }
         // Leave the server as it was: answering.
-        if is_stopped {
-            Ok(())
-        } else {
-            self.wait_for_server()
-        }
+        let mut server = self.server.iter().filter(|_| !is_stopped);
+        server.try_for_each(Server::wait)
     }
 
     /// Returns how the loaded model differs from `model`, if it does.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
         if let Reload::Command(text) = &self.how {
-            let mut shell = Command::new("sh");
-            let ran = command::output(shell.arg("-c").arg(text), COMMAND_TIMEOUT);
-            let ran = ran.with_context(|| format!("--reload '{text}'"));
-            return ran.map(|_| None);
+            let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
+            ran.with_context(|| format!("--reload '{text}'"))?;
+            return Ok(None);
         }
         let Some(model) = model else { return Ok(None) };
         let reloader = self.reloader();
@@ -269,21 +276,13 @@ impl Guard {
             advice: "load it in LM Studio".to_owned(),
         }
     }
-
-    fn wait_for_server(&self) -> Result<()> {
-        let server = self.server.as_ref();
-        server.map_or(Ok(()), |server| server.wait().map(drop))
-    }
 }
 
-/// Fails if a backend did not reach the goal.
-fn check(done: &[(&Backend, Option<String>)]) -> Result<()> {
-    let failed = done.iter().filter_map(|(backend, why)| {
-        let why = why.as_ref()?;
-        Some(format!("{}: {why}", backend.name))
-    });
-    let failed: Vec<_> = failed.collect();
-    ensure!(failed.is_empty(), failed.join("; "));
+/// Fails if there is a backend that did not reach the goal.
+fn check(failed: &[Failed<'_>]) -> Result<()> {
+    let why = |(backend, why): &Failed<'_>| format!("{}: {why}", backend.name);
+    let whys: Vec<_> = failed.iter().map(why).collect();
+    ensure!(whys.is_empty(), whys.join("; "));
     Ok(())
 }
 

@@ -14,9 +14,6 @@ use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
 use crate::{command, files};
 
-/// A command for each backend, by its name.
-pub type Commands = BTreeMap<String, String>;
-
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/.lmpatch-bench")
@@ -34,8 +31,8 @@ pub fn lock(home: &Path) -> Result<Lock> {
     })
 }
 
-/// Writes the marker, before the first change.
-pub fn write(home: &Path, commands: &Commands) -> Result<()> {
+/// Writes the marker, a command for each backend by its name, before the first change.
+pub fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     let path = marker(home);
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
     file.write_all(&serde_json::to_vec(commands)?)?;
@@ -45,11 +42,13 @@ pub fn write(home: &Path, commands: &Commands) -> Result<()> {
 }
 
 /// Takes backends that have been set since out of the marker of a benchmark that was interrupted.
-pub fn forget<'n>(home: &Path, set: impl Iterator<Item = &'n str>) {
+pub fn forget<'n>(home: &Path, set: impl IntoIterator<Item = &'n str>) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    set.for_each(|name| drop(commands.remove(name)));
+    for name in set {
+        commands.remove(name);
+    }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {
         0 => fs::remove_file(marker(home)).map_err(Into::into),
@@ -57,7 +56,7 @@ pub fn forget<'n>(home: &Path, set: impl Iterator<Item = &'n str>) {
     };
 }
 
-fn read(home: &Path) -> Option<Commands> {
+fn read(home: &Path) -> Option<BTreeMap<String, String>> {
     serde_json::from_slice(&files::read(&marker(home)).ok()?).ok()
 }
 
@@ -75,14 +74,17 @@ pub fn restore_commands(home: &Path) -> Option<String> {
 }
 
 /// The commands as a message has them.
-pub fn quoted(commands: &Commands) -> String {
+pub fn quoted(commands: &BTreeMap<String, String>) -> String {
     let different: BTreeSet<_> = commands.values().collect();
     let quoted = different.iter().map(|command| format!("`{command}`"));
     quoted.collect::<Vec<_>>().join(", then ")
 }
 
 /// What sets these backends to the sizes that they have here; `is_all`: whether there are no others.
-pub fn commands<'s>(before: impl Iterator<Item = &'s Surveyed> + Clone, is_all: bool) -> Commands {
+pub fn commands<'s>(
+    before: impl Iterator<Item = &'s Surveyed> + Clone,
+    is_all: bool,
+) -> BTreeMap<String, String> {
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),

@@ -1,13 +1,15 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
 use std::iter;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 use indicatif::ProgressBar;
 
-use super::race::{Race, Step};
+use super::guard::Guard;
+use super::race::Step;
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
 
@@ -21,10 +23,9 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
 
 /// A server or a Python process.
 pub trait Engine: Send {
-    /// Makes the engine use chunks of `size` tokens.
-    fn prepare(&mut self, size: u64) -> Result<()>;
-    /// Generates one token after a new prompt of about `tokens` tokens. Also fails if `on_progress` ends it.
-    fn prefill(&mut self, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
+    /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
+    /// the engine lets that be chosen. Also fails if `on_progress` ends it.
+    fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
 }
 
 pub fn silent(limit: Duration) -> Error {
@@ -34,7 +35,8 @@ pub fn silent(limit: Duration) -> Error {
 /// A benchmark that is under way.
 pub struct Benchmark {
     pub engine: Box<dyn Engine>,
-    pub race: Race,
+    /// Where sizes are changed.
+    pub guard: Option<Arc<Guard>>,
     pub results: Results,
     pub bar: ProgressBar,
 }
@@ -43,84 +45,76 @@ impl Benchmark {
     /// Probes, says how long it takes at most, and races until the answer is settled. Sends what is known after each
     /// step, and fails once nobody receives it.
     pub fn run(mut self, budget: Duration, output: Output, known: &Sender<Results>) -> Result<()> {
-        let (start, tokens) = (Instant::now(), self.results.prompt_tokens);
-        let at_most = self.race.tokens_at_most();
-        let probe = self
-            .engine
-            .prefill(PROBE_TOKENS.min(tokens), &mut |_| true)?;
-        let runtime = self.results.runtime.iter().chain(&probe.engine);
+        let (start, results) = (Instant::now(), &mut self.results);
+        let (tokens, at_most) = (results.prompt_tokens, results.tokens_at_most());
+        let probe_tokens = PROBE_TOKENS.min(tokens);
+        let chunk = results.rows[0].chunk();
+        let probe = self.engine.prefill(chunk, probe_tokens, &mut |_| true)?;
+        let runtime = results.runtime.iter().chain(&probe.engine);
         let runtime: Vec<_> = runtime.map(String::as_str).collect();
-        self.results.runtime = (!runtime.is_empty()).then(|| runtime.join(", "));
+        results.runtime = (!runtime.is_empty()).then(|| runtime.join(", "));
         let seconds = at_most as f64 / probe.tokens_per_second;
         let minutes = (seconds.min(budget.as_secs_f64()) / 60.0).ceil();
-        let (model, count) = (&self.results.model, self.race.rows.len());
+        let (model, count) = (&results.model, results.rows.len());
         output.say(&format!(
             "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} min of prefill"
         ));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.
         self.bar.enable_steady_tick(Duration::from_millis(250));
-        while let Some(step) = self.race.next() {
+        while let Some(step) = self.results.next_step() {
             if let Err(why) = self.step(step) {
-                self.race.row(step.size).failed = Some(format!("{why:#}"));
+                self.results.row(step.size).failed = Some(format!("{why:#}"));
             }
             self.results.seconds = start.elapsed().as_secs_f64();
-            self.conclude();
-            known.send(self.results.clone()).context("stopped")?;
+            known.send(self.results.known()).context("stopped")?;
         }
         Ok(())
     }
 
     fn step(&mut self, step: Step) -> Result<()> {
-        let Self {
-            engine, race, bar, ..
-        } = self;
-        let size = step.size;
-        let chunk = race.row(size).chunk();
-        if !race.row(size).is_loaded {
-            bar.set_message(format!("{chunk}, loading"));
+        let Step {
+            size,
+            tokens,
+            is_measured,
+        } = step;
+        let chunk = self.results.row(size).chunk();
+        if !is_measured && self.results.is_reloading() {
+            self.bar.set_message(format!("{chunk}, loading"));
             // If this fails, what is loaded is unknown.
-            race.set_unloaded();
-            engine.prepare(chunk)?;
-            race.set_loaded(size);
-        }
-        bar.set_message(chunk.to_string());
-        let (mut cut, mut last) = (None, 0.0);
-        let run = engine.prefill(step.tokens, &mut |position| {
-            bar.inc((position.tokens - last) as u64);
-            last = position.tokens;
-            cut = race.cut(size, position).filter(|_| step.is_measured);
-            cut.is_none()
-        });
-        let row = race.row(size);
-        row.cut = cut;
-        if cut.is_none() {
-            let run = run?;
-            row.is_warm = true;
-            if step.is_measured {
-                return take(row, run);
+            self.results.warm.clear();
+            if let Some(guard) = &self.guard {
+                let needed = self.results.prompt_tokens;
+                let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
+                ensure!(
+                    context >= needed,
+                    "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of \
+                     the prompt"
+                );
             }
         }
-        Ok(())
-    }
-
-    /// Brings the results up to date with the race.
-    fn conclude(&mut self) {
-        let (race, results) = (&self.race, &mut self.results);
-        let rows = race.rows.iter();
-        let rows = rows.filter(|row| row.is_out() || !row.runs.is_empty());
-        results.rows = rows.cloned().collect();
-        results.rows.sort_by_key(|row| row.size);
-        let is_stock = |row: &&Row| row.size.is_some() && row.size == results.stock;
-        let stock = results.rows.iter().find(is_stock);
-        let stock = stock.map_or(0.0, Row::speed);
-        for row in &mut results.rows {
-            let times = row.speed() / stock;
-            row.times_stock = Some(times).filter(|times| times.is_normal());
+        let (results, bar) = (&mut self.results, &self.bar);
+        bar.set_message(chunk.to_string());
+        let (mut cut, mut last) = (None, 0.0);
+        let run = self.engine.prefill(chunk, tokens, &mut |position| {
+            bar.inc((position.tokens - last) as u64);
+            last = position.tokens;
+            cut = results.cut(size, position).filter(|_| is_measured);
+            cut.is_none()
+        });
+        results.row(size).cut = cut;
+        if cut.is_some() {
+            return Ok(());
         }
-        let is_seen = results.rows.iter().any(|row| row.observed_chunk.is_some());
-        // The size of a direct run is an argument: it needs no proof of effect.
-        results.verdict = race.verdict(results.stock, is_seen || results.api == "direct");
+        let mut run = run?;
+        if !is_measured {
+            results.warm.push(size);
+            return Ok(());
+        }
+        if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.context()) {
+            run.ignored = Some(format!("{why:#}"));
+        }
+        take(results.row(size), run)
     }
 }
 
@@ -137,9 +131,9 @@ fn take(row: &mut Row, mut run: Run) -> Result<()> {
     } else if let Some((chunk, steps)) = observed {
         (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
         // Some engines report progress as a rounded fraction.
+        let off = row.size.map_or(0, |size| chunk.abs_diff(size));
         ensure!(
-            row.size
-                .is_none_or(|size| chunk.abs_diff(size) * 100 <= size),
+            off * 100 <= row.chunk(),
             "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
              that --home is the home of the app that answers"
         );

@@ -16,26 +16,36 @@ mod export;
 pub mod guard;
 pub mod marker;
 pub mod measure;
-mod prepare;
 mod prompt;
 pub mod race;
 pub mod results;
-mod served;
 mod server;
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
 
+use crate::command;
+use crate::lmstudio::home;
 use crate::output::{Exit, Output};
+use crate::patch;
+use crate::patch::backend::Surveyed;
+use crate::patch::settings::DEFAULT_SIZE;
 use crate::signals;
 use args::BenchArgs;
-use measure::Benchmark;
+use direct::Direct;
+use guard::Guard;
+use measure::{Benchmark, Engine};
 use results::Results;
+use server::Server;
 
 /// How often the main thread looks for signals.
 const TICK: Duration = Duration::from_millis(50);
@@ -43,36 +53,128 @@ const TICK: Duration = Duration::from_millis(50);
 /// Runs a benchmark and reports on it. Fails if it could not begin.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
     let start = Instant::now();
-    let agent = server::agent(None, Some(Duration::from_secs(args.timeout)));
-    let prepared = prepare::prepare(home, args, output, &agent);
+    let prepared = prepare(home, args, output);
     if let (Err(why), true) = (&prepared, is_json) {
         output.print_json(&Results {
             error: Some(format!("{why:#}")),
-            ..Results::new()
+            ..Results::new([])
         })?;
     }
-    let (benchmark, guard) = prepared?;
-    let count = benchmark.race.rows.len();
+    let benchmark = prepared?;
+    let (guard, count) = (benchmark.guard.clone(), benchmark.results.rows.len());
     let mut signals = signals::catch().context("cannot catch Ctrl-C")?;
     let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
-    // A model that is still at work on a prompt could not be loaded again.
-    agent.shutdown();
     let is_best_set = args.apply_best && results.error.is_none();
     let keep = results.verdict.keep.filter(|_| is_best_set);
-    let files = guard.as_ref().map(|guard| guard.finish_files(keep, output));
+    let files = guard.as_ref().map(|guard| guard.finish_files(keep));
     if let Some(Err(why)) = files {
         let before = results.error.map(|error| error + "; ");
         results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
     }
     signals::end_on_second(signals, is_stopped, *output);
     let reported = report(&results, is_json, args, output);
-    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped, output));
-    let failures = [reported, models].into_iter().filter_map(Result::err);
-    let count_failed = failures
-        .map(|why| output.error(&format!("{why:#}")))
-        .count();
-    let is_good = count_failed == 0 && is_answer(&results, count);
+    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
+    let mut is_good = is_answer(&results, count);
+    for why in [reported, models].into_iter().filter_map(Result::err) {
+        output.error(&format!("{why:#}"));
+        is_good = false;
+    }
     Ok(if is_good { Exit::Done } else { Exit::Failed })
+}
+
+/// The benchmark that `args` ask for. Fails if it could not work.
+pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result<Benchmark> {
+    export::check(&args.output)?;
+    let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
+    let found = match home::find(home) {
+        Err(error) if home.is_some() || sets => return Err(error),
+        found => found.ok(),
+    };
+    let home = found.as_deref();
+    if let Some(commands) = home.and_then(marker::interrupted) {
+        bail!("a benchmark was interrupted; first restore the sizes: {commands}");
+    }
+    let survey = home.map(|home| patch::survey(home, &args.backend));
+    let survey = survey.transpose()?;
+    let left_out = survey.as_ref().and_then(|one| one.home.left_out.last());
+    if let (Some(name), false) = (left_out, args.direct) {
+        bail!("{name} is selected, but --backend omits it");
+    }
+    let backends = survey.iter().flat_map(|survey| &survey.backends);
+    let in_use = backends.max_by_key(|one| one.backend.selected);
+    let mut results = initial_results(args, in_use)?;
+    let (engine, server): (Box<dyn Engine>, _) = if args.direct {
+        let backend = in_use.map(|one| &one.backend);
+        let direct = Direct::new(args, home, backend, &mut results)?;
+        (Box::new(direct), None)
+    } else {
+        let server = Server::new(args, home, &mut results)?;
+        (Box::new(server.clone()), Some(server))
+    };
+    let guard = home.filter(|_| sets);
+    let guard = guard.map(|home| Guard::new(home, args, &results, server, *output));
+    Ok(Benchmark {
+        engine,
+        guard: guard.transpose()?.map(Arc::new),
+        results,
+        bar: bar(output),
+    })
+}
+
+/// What is known of the sizes, of the machine and of the backend in use.
+fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Results> {
+    let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
+    let sizes: BTreeSet<_> = match &args.sizes[..] {
+        [] => [chunk].into(),
+        sizes => sizes.iter().copied().map(Some).collect(),
+    };
+    let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
+    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
+    Ok(Results {
+        prompt_tokens: prompt_tokens(args, &sizes)?,
+        stock,
+        machine: machine(),
+        runtime: runtime.map(|runtime| runtime.label.clone()),
+        runs_per_size: args.runs,
+        ..Results::new(sizes)
+    })
+}
+
+/// The length of every prompt in tokens. Fails if that says nothing about the largest size.
+fn prompt_tokens(args: &BenchArgs, sizes: &BTreeSet<Option<u64>>) -> Result<u64> {
+    let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
+    let chunks = if args.sizes.is_empty() { 4 } else { 2 };
+    let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
+    let least = 2 * largest;
+    ensure!(
+        tokens >= least,
+        "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give more \
+         with --prompt-tokens, or smaller --sizes"
+    );
+    Ok(tokens)
+}
+
+/// A progress bar over prompt tokens; the library shows it on a terminal only.
+fn bar(output: &Output) -> ProgressBar {
+    if output.is_quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
+    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
+}
+
+/// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
+fn machine() -> String {
+    let words = "-n machdep.cpu.brand_string hw.memsize kern.osproductversion".split(' ');
+    let said = command::output(Command::new("sysctl").args(words), Duration::from_secs(2));
+    let said = said.unwrap_or_default();
+    match said.lines().collect::<Vec<_>>()[..] {
+        [cpu, memory, version] => {
+            let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
+            format!("{cpu}, {gigabytes} GB, macOS {version}")
+        }
+        _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+    }
 }
 
 /// Whether the `count` sizes were compared, or the only one was measured, and nothing failed.
@@ -95,6 +197,7 @@ pub fn supervise(
 ) -> (Results, bool) {
     let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
     let (mut results, bar) = (benchmark.results.clone(), benchmark.bar.clone());
+    results.rows.clear();
     let (sender, known) = mpsc::channel();
     let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
     let mut is_stopped = false;
@@ -105,17 +208,22 @@ pub fn supervise(
                 // Whether that worked is reported in the end.
                 let _ = export::write(&args.output, &results);
             }
-            Err(RecvTimeoutError::Disconnected) => break joined(measuring).err(),
+            Err(RecvTimeoutError::Disconnected) => {
+                break match measuring.join() {
+                    Ok(ended) => ended.err(),
+                    Err(_) => Some(anyhow!("lmpatch itself failed; please report this")),
+                };
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
         if signals.pending().next().is_some() {
             is_stopped = true;
             break Some(anyhow!("stopped before there was a verdict"));
         }
-        if start.elapsed() > budget && results.rows.is_empty() {
-            break Some(anyhow!("the budget ran out before anything was measured"));
-        }
         if start.elapsed() > budget {
+            if results.rows.is_empty() {
+                break Some(anyhow!("the budget ran out before anything was measured"));
+            }
             let note = "The budget ran out before there was a verdict.";
             results.notes.push(note.to_owned());
             break None;
@@ -124,11 +232,6 @@ pub fn supervise(
     bar.finish_and_clear();
     results.error = failure.map(|error| format!("{error:#}"));
     (results, is_stopped)
-}
-/// What the thread returned; an error also if it panicked, which would be a defect.
-fn joined(thread: JoinHandle<Result<()>>) -> Result<()> {
-    let failed = |_| Err(anyhow!("lmpatch itself failed; please report this"));
-    thread.join().unwrap_or_else(failed)
 }
 
 /// Prints the results and writes every file.

@@ -1,6 +1,6 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
-use super::results::{Cut, Position, Row, Run, Verdict};
+use super::results::{Cut, Position, Results, Row, Run, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
@@ -22,68 +22,42 @@ pub struct Step {
     pub is_measured: bool,
 }
 
-/// A race between sizes.
-#[derive(Debug)]
-pub struct Race {
-    /// In the order of their first runs.
-    pub rows: Vec<Row>,
-    prompt_tokens: u64,
-    max_runs: usize,
+impl Results {
     /// Whether a change of the size loads the model again, which makes it cold.
-    reloads: bool,
-}
-
-impl Race {
-    /// A race between `sizes` over prompts of `prompt_tokens`, each size measured `max_runs` times at most.
-    pub fn new(
-        sizes: impl IntoIterator<Item = Option<u64>>,
-        prompt_tokens: u64,
-        max_runs: u32,
-        reloads: bool,
-    ) -> Self {
-        let row = |size| Row {
-            size,
-            ..Row::default()
-        };
-        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
-        // The size that most machines like best first, then its half and its double, and so on.
-        rows.sort_by_key(|row| {
-            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
-            (1000 * large / small, row.size)
-        });
-        Self {
-            rows,
-            prompt_tokens,
-            max_runs: max_runs as usize,
-            reloads,
-        }
+    pub fn is_reloading(&self) -> bool {
+        self.api != "direct"
     }
 
     /// The next step; `None` once the answer is settled.
-    pub fn next(&self) -> Option<Step> {
+    pub fn next_step(&self) -> Option<Step> {
         let mut open = self.undecided();
-        open.extend(self.rows.iter().filter(|row| row.speeds().is_empty()));
-        open.retain(|row| !row.is_out() && row.speeds().len() < self.max_runs);
-        // What is loaded needs neither another load nor another warm-up.
-        let turn = |row: &&Row| (row.speeds().len(), !row.is_loaded);
+        open.extend(self.rows.iter().filter(|row| row.valid().count() == 0));
+        open.retain(|row| !row.is_out() && row.valid().count() < self.runs_per_size as usize);
+        // What is warm needs neither another load nor another warm-up.
+        let is_warm = |row: &Row| self.warm.contains(&row.size);
+        let turn = |row: &&Row| (row.valid().count(), !is_warm(row));
         let row = open.into_iter().min_by_key(turn)?;
-        let tokens = if row.is_warm { u64::MAX } else { row.chunk() };
+        let is_measured = is_warm(row);
+        let tokens = if is_measured { u64::MAX } else { row.chunk() };
         Some(Step {
             size: row.size,
             tokens: tokens.min(self.prompt_tokens),
-            is_measured: row.is_warm,
+            is_measured,
         })
     }
 
     /// The rows for which another run could change the verdict.
     fn undecided(&self) -> Vec<&Row> {
-        let Some((keep, best)) = self.standing() else {
-            return Vec::new();
-        };
         let mut open = Vec::new();
+        let Some((keep, best)) = self.standing() else {
+            return open;
+        };
         for row in self.measured() {
-            let is_below = row.size < keep.size;
-            let pair = if is_below { [row, best] } else { [keep, row] };
+            let pair = if row.size < keep.size {
+                [row, best]
+            } else {
+                [keep, row]
+            };
             if self.rows.len() == 1 || row.size != keep.size && is_close(pair) {
                 open.extend(pair);
             }
@@ -111,24 +85,10 @@ impl Race {
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
-    /// Marks every size as not loaded.
-    pub fn set_unloaded(&mut self) {
-        self.rows.iter_mut().for_each(|row| row.is_loaded = false);
-    }
-
-    /// `size` is set and loaded.
-    pub fn set_loaded(&mut self, size: Option<u64>) {
-        let is_cold = self.reloads && !self.row(size).is_loaded;
-        for row in &mut self.rows {
-            row.is_warm &= !is_cold;
-            row.is_loaded = row.size == size;
-        }
-    }
-
-    /// The row of a size of the race.
+    /// The row of one of its sizes.
     pub fn row(&mut self, size: Option<u64>) -> &mut Row {
         let row = self.rows.iter_mut().find(|row| row.size == size);
-        row.expect("only sizes of the race are asked for")
+        row.expect("only its sizes are asked for")
     }
 
     fn measured(&self) -> impl Iterator<Item = &Row> {
@@ -140,27 +100,29 @@ impl Race {
     pub fn standing(&self) -> Option<(&Row, &Row)> {
         let by_speed = |one: &&Row, other: &&Row| one.speed().total_cmp(&other.speed());
         let best = self.measured().max_by(by_speed)?;
-        let limit = |row: &Row| best.speed() * (1.0 - noise(&row.speeds(), &best.speeds()));
+        let limit = |row: &Row| best.speed() * (1.0 - noise(row.spread, best.spread));
         let near = self.measured().filter(|row| row.speed() >= limit(row));
         Some((near.min_by_key(|row| row.size)?, best))
     }
 
     /// An upper bound on the tokens of the whole race.
     pub fn tokens_at_most(&self) -> u64 {
-        let of_row = |row: &Row| {
-            let is_cold = self.reloads && self.rows.len() > 1;
-            let warm_ups = if is_cold { self.max_runs } else { 1 } as u64;
-            let runs = self.max_runs as u64 * self.prompt_tokens;
-            runs + warm_ups * row.chunk().min(self.prompt_tokens)
-        };
+        let runs = u64::from(self.runs_per_size);
+        let is_cold = self.is_reloading() && self.rows.len() > 1;
+        let warm_ups = if is_cold { runs } else { 1 };
+        let tokens = self.prompt_tokens;
+        let of_row = |row: &Row| runs * tokens + warm_ups * row.chunk().min(tokens);
         self.rows.iter().map(of_row).sum()
     }
 
-    /// Which size to keep, and why. `is_proven`: whether it is certain that sizes took effect.
-    pub fn verdict(&self, stock: Option<u64>, is_proven: bool) -> Verdict {
+    /// Which size to keep, and why.
+    pub fn verdict(&self) -> Verdict {
         let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
         let compared = self.rows.iter().filter(is_compared).count();
-        let nothing = match self.standing() {
+        // The size of a direct run is an argument: it needs no proof of effect.
+        let is_seen = |row: &Row| row.observed_chunk.is_some();
+        let is_proven = !self.is_reloading() || self.rows.iter().any(is_seen);
+        let reason = match self.standing() {
             None => "no size could be measured",
             Some(_) if self.rows.len() == 1 => {
                 "one size was measured; give several with --sizes to compare"
@@ -171,34 +133,32 @@ impl Race {
             Some(_) if !is_proven => {
                 "the engine's chunk could not be observed at any size, so nothing shows that a size took effect"
             }
-            Some((keep, best)) => {
-                let is_partial = compared < self.rows.len();
-                return Verdict {
-                    keep: keep.size,
-                    reason: reason(keep, best, stock, is_partial),
-                };
-            }
+            Some((keep, best)) => return self.choice(keep, best, compared),
         };
         Verdict {
             keep: None,
-            reason: nothing.to_owned(),
+            reason: reason.to_owned(),
         }
     }
-}
 
-fn reason(keep: &Row, best: &Row, stock: Option<u64>, is_partial: bool) -> String {
-    let is_stock = stock == keep.size;
-    let stock = if is_stock { "keep stock: " } else { "" };
-    let partial = "of the sizes that could be measured, ";
-    let partial = if is_partial { partial } else { "" };
-    let noise = noise(&keep.speeds(), &best.speeds()) * 100.0;
-    let noise = format!("within the noise ({noise:.1} %) of");
-    let mut why = format!("the fastest, and no smaller size comes {noise} it");
-    if keep.size != best.size {
-        let (best, cost) = (best.name(), "a larger chunk costs memory and context");
-        why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+    fn choice(&self, keep: &Row, best: &Row, compared: usize) -> Verdict {
+        let is_stock = self.stock == keep.size;
+        let stock = if is_stock { "keep stock: " } else { "" };
+        let is_partial = compared < self.rows.len();
+        let partial = "of the sizes that could be measured, ";
+        let partial = if is_partial { partial } else { "" };
+        let noise = noise(keep.spread, best.spread) * 100.0;
+        let noise = format!("within the noise ({noise:.1} %) of");
+        let mut why = format!("the fastest, and no smaller size comes {noise} it");
+        if keep.size != best.size {
+            let (best, cost) = (best.name(), "a larger chunk costs memory and context");
+            why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+        }
+        Verdict {
+            keep: keep.size,
+            reason: format!("{stock}{partial}{} is {why}", keep.name()),
+        }
     }
-    format!("{stock}{partial}{} is {why}", keep.name())
 }
 
 impl Row {
@@ -211,16 +171,11 @@ impl Row {
     pub fn add(&mut self, run: Run) {
         self.runs.push(run);
         let seconds: Vec<_> = self.valid().map(|run| run.prefill_seconds).collect();
-        let speeds = self.speeds();
+        let speeds: Vec<_> = self.valid().map(|run| run.tokens_per_second).collect();
         self.peak_memory_bytes = self.valid().filter_map(|run| run.peak_memory_bytes).max();
         self.median_tokens_per_second = median(&speeds);
         self.median_prefill_seconds = median(&seconds);
         self.spread = spread(&speeds);
-    }
-
-    /// The speeds of the runs that count, in tokens per second.
-    pub fn speeds(&self) -> Vec<f64> {
-        self.valid().map(|run| run.tokens_per_second).collect()
     }
 
     /// The runs that count.
@@ -236,30 +191,25 @@ impl Row {
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
 fn is_close([small, large]: [&Row; 2]) -> bool {
-    let noise = noise(&small.speeds(), &large.speeds());
+    let noise = noise(small.spread, large.spread);
     let behind = 1.0 - small.speed() / large.speed();
-    let part = |row: &Row| 1.0 / row.speeds().len() as f64;
+    let part = |row: &Row| 1.0 / row.valid().count() as f64;
     let error = noise / 2.0 * (part(small) + part(large)).sqrt();
     (behind - noise).abs() < CERTAIN * error
 }
 
-/// The part by which two sizes may differ by chance: both spreads, and never less than 2 %.
-pub fn noise(one: &[f64], other: &[f64]) -> f64 {
-    let spread = |speeds| spread(speeds).unwrap_or_default();
-    LEAST_NOISE.max(spread(one) + spread(other))
+/// The part by which sizes of these spreads may differ by chance: the sum, and never less than 2 %.
+pub fn noise(one: Option<f64>, other: Option<f64>) -> f64 {
+    LEAST_NOISE.max(one.unwrap_or_default() + other.unwrap_or_default())
 }
 
 /// The seconds at which a prefill reached `tokens`, interpolated.
 fn seconds_at(positions: &[Position], tokens: f64) -> Option<f64> {
-    let mut before = Position::default();
-    for now in positions {
-        if now.tokens >= tokens && now.tokens > before.tokens {
-            let part = (tokens - before.tokens) / (now.tokens - before.tokens);
-            return Some(before.seconds + part * (now.seconds - before.seconds));
-        }
-        before = *now;
-    }
-    None
+    let index = positions.partition_point(|position| position.tokens < tokens);
+    let after = positions.get(index)?;
+    let before = positions[..index].last().copied().unwrap_or_default();
+    let part = (tokens - before.tokens) / (after.tokens - before.tokens);
+    Some(before.seconds + part * (after.seconds - before.seconds))
 }
 
 /// The median; none of nothing.

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// It grows when a field changes its meaning or goes away.
 const SCHEMA: u32 = 4;
 
-/// A benchmark's results so far.
+/// A benchmark's results so far; while it runs, its rows are in the order of their first runs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Results {
     pub schema: u32,
@@ -27,6 +27,9 @@ pub struct Results {
     pub notes: Vec<String>,
     /// Why it ended early.
     pub error: Option<String>,
+    /// The sizes that the engine has prefilled at since a model was last loaded.
+    #[serde(skip)]
+    pub warm: Vec<Option<u64>>,
 }
 
 /// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
@@ -54,12 +57,6 @@ pub struct Row {
     pub cut: Option<Cut>,
     pub failed: Option<String>,
     pub runs: Vec<Run>,
-    /// Whether the engine has prefilled at this size since it was loaded.
-    #[serde(skip)]
-    pub is_warm: bool,
-    /// Whether this size is set and loaded.
-    #[serde(skip)]
-    pub is_loaded: bool,
 }
 
 /// How far a prefill is: prompt tokens done, and seconds since the request was sent.
@@ -92,6 +89,9 @@ pub struct Run {
     pub peak_memory_bytes: Option<u64>,
     /// Why it does not count.
     pub ignored: Option<String>,
+    /// The model that answered, if the server says so.
+    #[serde(skip)]
+    pub model: Option<String>,
     /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
     #[serde(skip)]
     pub engine: Option<String>,
@@ -128,13 +128,41 @@ impl Row {
 }
 
 impl Results {
-    /// What is known before anything is measured.
-    pub fn new() -> Self {
+    /// What is known of these sizes before anything is measured.
+    pub fn new(sizes: impl IntoIterator<Item = Option<u64>>) -> Self {
+        let row = |size| Row {
+            size,
+            ..Row::default()
+        };
+        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
+        // The size that most machines like best first, then its half and its double, and so on.
+        rows.sort_by_key(|row| {
+            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
+            (1000 * large / small, row.size)
+        });
         Self {
             schema: SCHEMA,
             lmpatch: env!("CARGO_PKG_VERSION"),
+            rows,
             ..Self::default()
         }
+    }
+
+    /// What is known so far, with a row for each size that was measured or given up, the smallest first.
+    #[must_use]
+    pub fn known(&self) -> Self {
+        let mut known = self.clone();
+        known.verdict = self.verdict();
+        let is_begun = |row: &Row| row.is_out() || !row.runs.is_empty();
+        known.rows.retain(is_begun);
+        known.rows.sort_by_key(|row| row.size);
+        let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
+        let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
+        for row in &mut known.rows {
+            let times = row.speed() / stock;
+            row.times_stock = Some(times).filter(|times| times.is_normal());
+        }
+        known
     }
 
     /// The speed of a row as a fraction of the fastest.

@@ -7,16 +7,17 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body, RequestBuilder, Timeout};
 
-use super::answer::{Answer, reason};
+use super::answer::reason;
 use super::args::BenchArgs;
-use super::measure::{OnProgress, silent};
-use super::results::Run;
+use super::measure::{Engine, OnProgress, silent};
+use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
+use super::results::{Results, Run};
 use crate::{command, files};
 
 /// For a list of models.
@@ -25,32 +26,32 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_LENGTH: u64 = 64 << 20;
 
 /// A model that a server has.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Model {
-    pub key: String,
+#[derive(Debug, Deserialize)]
+struct Model {
+    key: String,
     /// `mlx` or `gguf`.
-    pub format: Option<String>,
-    pub max_context_length: Option<u64>,
+    format: Option<String>,
+    max_context_length: Option<u64>,
     #[serde(default)]
-    pub loaded_instances: Vec<Instance>,
+    loaded_instances: Vec<Instance>,
 }
 
 impl Model {
-    pub fn is_mlx(&self) -> bool {
+    fn is_mlx(&self) -> bool {
         self.format.as_deref() == Some("mlx")
     }
 }
 
 /// A loaded model.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Instance {
-    pub id: String,
+#[derive(Debug, Deserialize)]
+struct Instance {
+    id: String,
     /// What it was loaded with: `context_length` and more.
     #[serde(default)]
-    pub config: Value,
+    config: Value,
 }
 
-/// A server.
+/// A server, and the model on it that is measured.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// `http://127.0.0.1:1234`
@@ -58,33 +59,50 @@ pub struct Server {
     authorization: Option<String>,
     /// How long it may say nothing.
     silence: Duration,
-    /// For prefills; shutting it down closes their connections.
+    /// For prefills.
     agent: Agent,
+    is_v1: bool,
+    /// What it is asked by.
+    model: String,
+    /// What prompts are made of, and how long a token of it is in the longest prompt so far.
+    text: String,
+    characters_per_token: f64,
+    longest: u64,
 }
 
 impl Server {
-    /// The server that `args` name, or that of an LM Studio home: this machine, at the port in its settings.
-    pub fn new(args: &BenchArgs, home: Option<&Path>, agent: &Agent) -> Self {
-        let settings = home.map(|home| home.join(".internal/http-server-config.json"));
-        let bytes = settings.and_then(|path| files::read(&path).ok());
-        let settings: Value =
-            serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
-        let port = settings["port"].as_u64();
-        let port = port
-            .filter(|port| (1..65_536).contains(port))
-            .unwrap_or(1234);
-        let usual = || format!("http://127.0.0.1:{port}");
+    /// The loaded model that `args` name on the server that they name, or on that of an LM Studio home: this machine, at
+    /// the port in its settings. Fails if prompts would not fit.
+    pub fn new(args: &BenchArgs, home: Option<&Path>, results: &mut Results) -> Result<Self> {
+        let silence = Duration::from_secs(args.timeout);
         let token = std::env::var("LM_API_TOKEN").ok();
-        Self {
-            base: args.url.clone().unwrap_or_else(usual),
+        let mut server = Self {
+            base: args.url.clone().unwrap_or_else(|| usual_url(home)),
             authorization: token.map(|token| format!("Bearer {token}")),
-            silence: Duration::from_secs(args.timeout),
-            agent: agent.clone(),
+            silence,
+            agent: agent(None, Some(silence)),
+            is_v1: false,
+            model: args.model.clone().unwrap_or_default(),
+            text: prompt::text(args.prompt_file.as_deref())?,
+            characters_per_token: CHARACTERS_PER_TOKEN,
+            longest: 0,
+        };
+        results.api = "openai";
+        if let Some(models) = server.models()? {
+            let (model, loaded) = find(args.model.as_deref(), &models)?;
+            results.context_length = loaded.config["context_length"].as_u64();
+            check_context(args, results, model)?;
+            (server.is_v1, results.api) = (true, "v1");
+            server.model.clone_from(&loaded.id);
         }
+        let unknown = "this server does not tell its models; name one with --model";
+        ensure!(!server.model.is_empty(), unknown);
+        results.model.clone_from(&server.model);
+        Ok(server)
     }
 
     /// Its models; `None` if it has only the `OpenAI` interface.
-    pub fn models(&self) -> Result<Option<Vec<Model>>> {
+    fn models(&self) -> Result<Option<Vec<Model>>> {
         let request = agent(Some(TIMEOUT), None).get(format!("{}/api/v1/models", self.base));
         let response = self.authorized(request).call();
         let (status, body) = self.whole(response.map_err(|error| self.failed(error, false))?)?;
@@ -92,6 +110,16 @@ impl Server {
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").map(Vec::deserialize);
         Ok(models.and_then(Result::ok))
+    }
+
+    /// Waits until it answers: a restarted server takes a while.
+    pub fn wait(&self) -> Result<()> {
+        command::retry(self.silence, || self.models().map(drop))
+    }
+
+    /// Closes the connections of prefills, which ends these.
+    pub fn hang_up(&self) {
+        self.agent.clone().shutdown();
     }
 
     fn whole(&self, mut response: Response<Body>) -> Result<(u16, Vec<u8>)> {
@@ -120,36 +148,20 @@ impl Server {
         }
     }
 
-    /// Its models, once it answers: a restarted server takes a while.
-    pub fn wait(&self) -> Result<Option<Vec<Model>>> {
-        command::retry(self.silence, || self.models())
-    }
-
-    /// Asks `model` for one token after `prompt`, which has about `tokens` tokens.
-    pub fn prefill(
-        &self,
-        (model, is_v1): (&str, bool),
-        (prompt, tokens): (&str, u64),
-        on_progress: OnProgress<'_>,
-    ) -> Result<Run> {
-        let start = Instant::now();
-        let (path, request) = request(model, is_v1, prompt);
-        let mut answer = Answer {
-            model,
-            is_v1,
-            tokens,
-            ..Answer::default()
+    /// The answer to a request for one token, with nothing random and nothing stored.
+    fn stream(&self, prompt: &str) -> Result<impl BufRead> {
+        let model = &self.model;
+        let (path, request) = if self.is_v1 {
+            let body = json!({ "model": model, "input": prompt, "stream": true, "max_output_tokens": 1,
+                               "temperature": 0, "store": false });
+            ("api/v1/chat", body)
+        } else {
+            // mlx_engine.server insists on top_k; with temperature 0 it decides nothing.
+            let message = json!({ "role": "user", "content": prompt });
+            let body = json!({ "model": model, "messages": [message], "stream": true, "max_tokens": 1,
+                               "stream_options": { "include_usage": true }, "temperature": 0, "top_k": 1 });
+            ("v1/chat/completions", body)
         };
-        for line in self.stream(path, &request)?.lines() {
-            let line = line.map_err(|error| self.failed(error, true))?;
-            let position = answer.line(start.elapsed().as_secs_f64(), &line)?;
-            // Leaving here closes the connection.
-            ensure!(position.is_none_or(&mut *on_progress), "stopped");
-        }
-        answer.end()
-    }
-
-    fn stream(&self, path: &str, request: &Value) -> Result<impl BufRead> {
         let post = self.agent.post(format!("{}/{path}", self.base));
         let post = self.authorized(post.content_type("application/json"));
         let response = post.send(request.to_string());
@@ -164,8 +176,33 @@ impl Server {
     }
 }
 
+impl Engine for Server {
+    fn prefill(&mut self, _: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
+        let characters = tokens as f64 * self.characters_per_token;
+        let prompt = prompt::new(&self.text, characters);
+        let (start, mut run) = (Instant::now(), Run::default());
+        for line in self.stream(&prompt)?.lines() {
+            let line = line.map_err(|error| self.failed(error, true))?;
+            let position = run.line(&line, start.elapsed().as_secs_f64(), tokens)?;
+            let model = &self.model;
+            let answered = run.model.as_ref().unwrap_or(model);
+            let other = format!("the model that answered is {answered}, not {model}");
+            ensure!(answered == model, other);
+            // Leaving here closes the connection.
+            ensure!(position.is_none_or(&mut *on_progress), "stopped");
+        }
+        let run = run.end()?;
+        // In a shorter prompt the template weighs more.
+        if run.prompt_tokens >= self.longest {
+            self.longest = run.prompt_tokens;
+            self.characters_per_token = characters / self.longest as f64;
+        }
+        Ok(run)
+    }
+}
+
 /// No proxy: it could only lead away from this machine. No redirects: they would carry the token along.
-pub fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
+fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
@@ -175,17 +212,76 @@ pub fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     config.timeout_global(timeout).build().into()
 }
 
-/// The path and body of a request for one token, with nothing random and nothing stored.
-fn request(model: &str, is_v1: bool, prompt: &str) -> (&'static str, Value) {
-    if is_v1 {
-        let body = json!({ "model": model, "input": prompt, "stream": true, "max_output_tokens": 1,
-                           "temperature": 0, "store": false });
-        return ("api/v1/chat", body);
+fn usual_url(home: Option<&Path>) -> String {
+    let settings = home.map(|home| home.join(".internal/http-server-config.json"));
+    let bytes = settings.and_then(|path| files::read(&path).ok());
+    let settings: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
+    let port = settings["port"].as_u64();
+    let port = port.filter(|port| (1..65_536).contains(port));
+    format!("http://127.0.0.1:{}", port.unwrap_or(1234))
+}
+
+/// Fails if prompts do not fit into the context that `model` has or, where sizes are set, can have.
+fn check_context(args: &BenchArgs, results: &Results, model: &Model) -> Result<()> {
+    let needed = context_for(results.prompt_tokens);
+    let most = model.max_context_length.unwrap_or(u64::MAX);
+    let (mut has, mut advice) = (most, "give fewer --prompt-tokens or smaller --sizes");
+    if args.sizes.is_empty() {
+        has = results.context_length.unwrap_or(u64::MAX);
+        if needed <= most {
+            advice = "with --sizes, lmpatch raises it and then restores it";
+        }
     }
-    // mlx_engine.server insists on top_k; with temperature 0 it decides nothing.
-    let body = json!({ "model": model, "messages": [{ "role": "user", "content": prompt }], "stream": true,
-                       "stream_options": { "include_usage": true }, "max_tokens": 1, "temperature": 0, "top_k": 1 });
-    ("v1/chat/completions", body)
+    let what = format!("prompts need a context of {needed}");
+    ensure!(needed <= has, "{what}, the model has {has}; {advice}");
+    Ok(())
+}
+
+/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded.
+fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m Instance)> {
+    let loaded = |model: &'m Model| model.loaded_instances.iter().map(move |one| (model, one));
+    let mut found: Vec<_> = models.iter().flat_map(loaded).collect();
+    // An identifier may be another model's key.
+    let is_id = found.iter().any(|(_, one)| Some(&*one.id) == wanted);
+    found.retain(|(model, one)| match wanted {
+        None => model.is_mlx(),
+        Some(id) if is_id => one.id == id,
+        Some(key) => model.key == key,
+    });
+    match found[..] {
+        [] => Err(not_loaded(wanted, models)),
+        [(model, _), ..] if !model.is_mlx() => Err(not_mlx(model)),
+        [one] => Ok(one),
+        _ => {
+            let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
+            let ids = ids.join(", ");
+            bail!("several MLX models are loaded: {ids}; name one with --model")
+        }
+    }
+}
+
+fn not_mlx(model: &Model) -> Error {
+    let key = &model.key;
+    anyhow!("{key} is not an MLX model; lmpatch bench needs one")
+}
+
+fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
+    let Some(name) = wanted else {
+        return anyhow!("no MLX model is loaded; load one in LM Studio, or with `lms load`");
+    };
+    match models.iter().find(|model| model.key == name) {
+        Some(model) if !model.is_mlx() => not_mlx(model),
+        Some(_) => {
+            let load = format!("lms load '{name}' --context-length {}", context_for(16_384));
+            anyhow!("{name} is not loaded; load it with `{load}`")
+        }
+        None => {
+            let keys = models.iter().filter(|model| model.is_mlx());
+            let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
+            let keys = keys.join(", ");
+            anyhow!("LM Studio has no model {name}; its MLX models are: {keys}")
+        }
+    }
 }
 
 /// What an answer that is no stream says.

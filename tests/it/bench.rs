@@ -12,14 +12,13 @@ use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
 use crate::support::standins::{StandIns, executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
 use indicatif::ProgressBar;
-use lmpatch::bench::args::Reload;
+use lmpatch::bench::args::BenchArgs;
 use lmpatch::bench::guard::Guard;
 use lmpatch::bench::marker::interrupted;
 use lmpatch::bench::measure::{Benchmark, Engine, OnProgress};
-use lmpatch::bench::race::Race;
 use lmpatch::bench::results::{Results, Run};
 use lmpatch::bench::supervise;
-use lmpatch::cli::Cli;
+use lmpatch::cli::{self, Cli};
 use lmpatch::output::Output;
 use serde_json::{Value, json};
 use signal_hook::iterator::Signals;
@@ -133,6 +132,14 @@ fn failed(results: &Value, index: usize, why: &str) {
             .is_some_and(|failed| failed.contains(why)),
         "{row:#}"
     );
+}
+
+fn bench_args(more: &[&str]) -> BenchArgs {
+    let words = ["lmpatch", "bench"].iter().chain(more);
+    match Cli::read(words.map(Into::into)).unwrap().command {
+        Some(cli::Command::Bench(args)) => *args,
+        _ => unreachable!(),
+    }
 }
 
 fn signal(child: &Child, name: &str) {
@@ -425,12 +432,13 @@ fn a_backend_that_is_gone_is_told() {
         is_quiet: true,
         is_verbose: false,
     };
-    let guard = Guard::new(&stage.env.lmstudio(), &[], Reload::from("true"), &output);
-    let guard = guard.unwrap();
+    let args = bench_args(&["--sizes", "4096", "--reload", "true"]);
+    let results = Results::new([Some(4096)]);
+    let guard = Guard::new(&stage.env.lmstudio(), &args, &results, None, output).unwrap();
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
-        let why = guard.finish_files(keep, &output).unwrap_err();
+        let why = guard.finish_files(keep).unwrap_err();
         let why = format!("{why:#}");
         assert_eq!(why, format!("sizes not restored: {NAME}: it is gone"));
     }
@@ -817,8 +825,13 @@ fn a_panic_puts_everything_back() {
         is_verbose: false,
     };
     let home = stage.env.lmstudio();
-    let mut guard = Guard::new(&home, &[], Reload::Model, &output).unwrap();
-    guard.hold_model(MODEL, 8192, &output).unwrap();
+    let args = bench_args(&["--sizes", "4096"]);
+    let results = Results {
+        model: MODEL.to_owned(),
+        prompt_tokens: 8192,
+        ..Results::new([Some(4096)])
+    };
+    let guard = Guard::new(&home, &args, &results, None, output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
             guard.prepare(4096).unwrap();
@@ -830,8 +843,8 @@ fn a_panic_puts_everything_back() {
         });
         assert!(measuring.join().is_err());
     });
-    guard.finish_files(None, &output).unwrap();
-    guard.finish_models(false, &output).unwrap();
+    guard.finish_files(None).unwrap();
+    guard.finish_models(false).unwrap();
     stage.is_as(&before);
     assert!(guard.prepare(4096).is_err(), "nothing is set any more");
     stage.is_as(&before);
@@ -841,16 +854,11 @@ fn a_panic_puts_everything_back() {
 }
 
 /// Measures one size, and panics at the next.
-struct Panics(u64);
+struct Panics;
 
 impl Engine for Panics {
-    fn prepare(&mut self, size: u64) -> anyhow::Result<()> {
-        self.0 = size;
-        Ok(())
-    }
-
-    fn prefill(&mut self, tokens: u64, _: OnProgress<'_>) -> anyhow::Result<Run> {
-        assert_ne!(self.0, 2048, "on purpose");
+    fn prefill(&mut self, chunk: u64, tokens: u64, _: OnProgress<'_>) -> anyhow::Result<Run> {
+        assert_ne!(chunk, 2048, "on purpose");
         Ok(Run {
             prompt_tokens: tokens,
             tokens_per_second: 100.0,
@@ -862,21 +870,22 @@ impl Engine for Panics {
 #[test]
 fn a_panic_of_what_measures_is_an_end_like_any_other() {
     let benchmark = Benchmark {
-        engine: Box::new(Panics(0)),
-        race: Race::new([Some(2048), Some(4096)], 8192, 1, true),
-        results: Results::new(),
+        engine: Box::new(Panics),
+        guard: None,
+        results: Results {
+            prompt_tokens: 8192,
+            runs_per_size: 1,
+            ..Results::new([Some(2048), Some(4096)])
+        },
         bar: ProgressBar::hidden(),
     };
-    let cli = Cli::read(["lmpatch", "bench", "--sizes", "2048,4096"].map(Into::into)).unwrap();
-    let Some(lmpatch::cli::Command::Bench(args)) = &cli.command else {
-        unreachable!()
-    };
+    let args = bench_args(&["--sizes", "2048,4096"]);
     let mut signals = Signals::new::<_, i32>([]).unwrap();
     let output = Output {
         is_quiet: true,
         is_verbose: false,
     };
-    let (results, is_stopped) = supervise(benchmark, Instant::now(), args, &mut signals, &output);
+    let (results, is_stopped) = supervise(benchmark, Instant::now(), &args, &mut signals, &output);
     let error = "lmpatch itself failed; please report this";
     assert_eq!((results.error.as_deref(), is_stopped), (Some(error), false));
     let sizes: Vec<_> = results.rows.iter().map(|row| row.size).collect();

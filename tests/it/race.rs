@@ -7,8 +7,8 @@
 
 use std::io::Write as _;
 
-use lmpatch::bench::race::{Race, Step, median, noise, spread};
-use lmpatch::bench::results::{Cut, Position, Run};
+use lmpatch::bench::race::{Step, median, noise, spread};
+use lmpatch::bench::results::{Cut, Position, Results, Run};
 
 const SIZES: [u64; 5] = [512, 1024, 2048, 4096, 8192];
 const PROMPT: u64 = 16_384;
@@ -26,9 +26,13 @@ struct Simulated {
     fails: Option<u64>,
 }
 
-fn race(sizes: &[u64], max_runs: u32) -> Race {
+fn race(sizes: &[u64], runs_per_size: u32) -> Results {
     let sizes = sizes.iter().copied().map(Some);
-    Race::new(sizes, PROMPT, max_runs, true)
+    Results {
+        prompt_tokens: PROMPT,
+        runs_per_size,
+        ..Results::new(sizes)
+    }
 }
 
 fn run(tokens_per_second: f64, positions: Vec<Position>) -> Run {
@@ -39,7 +43,7 @@ fn run(tokens_per_second: f64, positions: Vec<Position>) -> Run {
     }
 }
 
-fn drop_out(race: &mut Race, size: u64) {
+fn drop_out(race: &mut Results, size: u64) {
     race.row(Some(size)).failed = Some("no memory".to_owned());
 }
 
@@ -63,22 +67,21 @@ impl Simulated {
         self.speeds[lane(size)] * (1.0 + 0.01 * normal)
     }
 
-    fn run(&mut self, race: &mut Race) {
-        while let Some(step) = race.next() {
+    fn run(&mut self, race: &mut Results) {
+        while let Some(step) = race.next_step() {
             let size = step.size.unwrap();
             if step.is_measured && self.fails == step.size {
                 drop_out(race, size);
             } else if step.is_measured {
                 self.measure(race, size);
             } else {
-                race.set_loaded(step.size);
                 self.spent += step.tokens as f64 / self.speed(size);
-                race.row(step.size).is_warm = true;
+                race.warm = vec![step.size];
             }
         }
     }
 
-    fn measure(&mut self, race: &mut Race, size: u64) {
+    fn measure(&mut self, race: &mut Results, size: u64) {
         let speed = self.speed(size);
         let mut positions = Vec::new();
         for tokens in (1..=PROMPT / size).map(|step| (step * size) as f64) {
@@ -97,6 +100,7 @@ impl Simulated {
         self.spent += PROMPT as f64 / speed;
         self.runs[lane(size)] += 1;
         race.row(Some(size)).add(run(speed, positions));
+        race.row(Some(size)).observed_chunk = Some(size);
     }
 }
 
@@ -133,7 +137,7 @@ fn thousand(speeds: [f64; 5], fails: Option<u64>, is_right: impl Fn(u64) -> bool
         };
         let mut race = race(&SIZES, 3);
         engine.run(&mut race);
-        let keep = race.verdict(None, true).keep.unwrap();
+        let keep = race.verdict().keep.unwrap();
         counts.right += usize::from(is_right(keep));
         counts.seconds.push(engine.spent);
         counts.most_runs = counts.most_runs.max(engine.runs.into_iter().max().unwrap());
@@ -208,8 +212,8 @@ fn a_size_that_fails_leaves_the_rest_unharmed() {
     let mut race = race(&[512, 4096], 3);
     drop_out(&mut race, 4096);
     drop_out(&mut race, 512);
-    assert!(race.next().is_none() && race.standing().is_none());
-    let verdict = race.verdict(None, true);
+    assert!(race.next_step().is_none() && race.standing().is_none());
+    let verdict = race.verdict();
     assert_eq!(
         (verdict.keep, &*verdict.reason),
         (None, "no size could be measured")
@@ -227,15 +231,14 @@ fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
 #[test]
 fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
     let mut race = race(&[512, 8192, 2048, 4096, 1024], 3);
-    assert_eq!(race.next(), Some(step(4096, 4096, false)));
-    race.set_loaded(Some(4096));
-    race.row(Some(4096)).is_warm = true;
-    assert_eq!(race.next(), Some(step(4096, PROMPT, true)));
-    race.set_loaded(Some(2048));
-    race.set_loaded(Some(4096));
-    assert_eq!(race.next(), Some(step(4096, 4096, false)));
+    assert_eq!(race.next_step(), Some(step(4096, 4096, false)));
+    race.warm = vec![Some(4096)];
+    assert_eq!(race.next_step(), Some(step(4096, PROMPT, true)));
+    // Others were loaded since.
+    race.warm.clear();
+    assert_eq!(race.next_step(), Some(step(4096, 4096, false)));
     for expected in [4096, 2048, 8192, 1024, 512] {
-        assert_eq!(race.next(), Some(step(expected, expected, false)));
+        assert_eq!(race.next_step(), Some(step(expected, expected, false)));
         drop_out(&mut race, expected);
     }
 }
@@ -244,14 +247,12 @@ fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
 fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
     let mut race = race(&[2048], 2);
     assert_eq!(race.tokens_at_most(), 2 * PROMPT + 2048);
-    race.set_loaded(Some(2048));
-    race.row(Some(2048)).is_warm = true;
+    race.warm = vec![Some(2048)];
     for _ in 0..2 {
-        race.set_loaded(Some(2048));
-        assert_eq!(race.next(), Some(step(2048, PROMPT, true)));
+        assert_eq!(race.next_step(), Some(step(2048, PROMPT, true)));
         race.row(Some(2048)).add(run(100.0, Vec::new()));
     }
-    assert_eq!(race.next(), None);
+    assert_eq!(race.next_step(), None);
 }
 
 #[test]
@@ -289,8 +290,9 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
 
 #[test]
 fn the_noise_comes_from_the_runs_and_is_never_below_two_percent() {
-    assert_eq!(noise(&[100.0], &[50.0, 50.0]), 0.02);
-    let both = noise(&[98.0, 100.0, 103.0], &[98.0, 100.0, 103.0]);
+    assert_eq!(noise(spread(&[100.0]), spread(&[50.0, 50.0])), 0.02);
+    let three = spread(&[98.0, 100.0, 103.0]);
+    let both = noise(three, three);
     assert!((both - 4.0 * 0.014_826).abs() < 1e-9, "{both}");
     assert_eq!(
         (median(&[]), median(&[9.0, 1.0]), median(&[3.0, 900.0, 1.0])),
