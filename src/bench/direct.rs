@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
-use super::measure::{Engine, OnProgress, silent};
+use super::engine::{Engine, OnProgress, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN};
 use super::results::{Results, Run};
 use crate::command;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
 
+use super::engine::Engine;
 use super::guard::Guard;
 use super::race::Step;
 use super::results::{Position, Results, Row, Run};
@@ -17,20 +18,6 @@ use crate::output::Output;
 const PROBE_TOKENS: u64 = 1024;
 /// After so many runs that do not count, a size is given up.
 const MAX_IGNORED: usize = 3;
-
-/// Is given every position; returns whether to go on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
-
-/// A server or a Python process.
-pub trait Engine: Send {
-    /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
-    /// the engine lets that be chosen. Also fails if `on_progress` ends it.
-    fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
-}
-
-pub fn silent(limit: Duration) -> Error {
-    anyhow!("the engine said nothing for {} seconds", limit.as_secs())
-}
 
 /// A benchmark that is under way.
 pub struct Benchmark {

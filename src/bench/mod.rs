@@ -12,6 +12,7 @@
 mod answer;
 pub mod args;
 mod direct;
+pub mod engine;
 mod export;
 pub mod guard;
 pub mod marker;
@@ -42,8 +43,9 @@ use crate::patch::settings::DEFAULT_SIZE;
 use crate::signals;
 use args::BenchArgs;
 use direct::Direct;
+use engine::Engine;
 use guard::Guard;
-use measure::{Benchmark, Engine};
+use measure::Benchmark;
 use results::Results;
 use server::Server;
 

@@ -15,7 +15,7 @@ use ureq::{Agent, Body, RequestBuilder, Timeout};
 
 use super::answer::reason;
 use super::args::BenchArgs;
-use super::measure::{Engine, OnProgress, silent};
+use super::engine::{Engine, OnProgress, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
 use super::results::{Results, Run};
 use crate::{command, files};
