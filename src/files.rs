@@ -97,9 +97,14 @@ pub fn modified(path: &Path) -> Option<u64> {
     Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
-    let entries = fs::read_dir(directory)?;
-    entries.map(|entry| Ok(entry?.file_name())).collect()
+/// What is in a directory; nothing if it is not there. Fails if it cannot be listed.
+pub fn names(directory: &Path) -> anyhow::Result<Vec<OsString>> {
+    let entries = fs::read_dir(directory);
+    let names = entries.and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect());
+    match names {
+        Err(error) if is_absence(&error) => Ok(Vec::new()),
+        names => names.map_err(|error| cannot("list", directory, error)),
+    }
 }
 
 /// Whether there is a directory at that path, following links. Fails if that cannot be determined.

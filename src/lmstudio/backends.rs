@@ -89,10 +89,10 @@ pub fn amphibian(home: &Path) -> PathBuf {
 /// listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
     let directory = amphibian(home);
-    let names = match files::names(&directory) {
-        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        names => names.map_err(|error| cannot("list", &directory, error))?,
-    };
+    if matches!(is_dir(&directory), Ok(false)) {
+        bail!(why_absent(home, &directory));
+    }
+    let names = files::names(&directory)?;
     let real = resolved(&directory);
     match leads_into_app(&directory, &real) {
         Some(why) => bail!(why),
@@ -225,10 +225,7 @@ fn leads_into_app(path: &Path, real: &Path) -> Option<String> {
 /// Fails if something cannot be read: such a directory must not be mistaken for one without an engine.
 fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     let lib = backend.join("lib");
-    let mut names = match files::names(&lib) {
-        Err(error) if is_absence(&error) => return Ok(Vec::new()),
-        names => names.map_err(|error| cannot("list", &lib, error))?,
-    };
+    let mut names = files::names(&lib)?;
     names.retain(|name| name.to_string_lossy().starts_with("python3."));
     names.sort();
     let mut found = Vec::new();

@@ -10,7 +10,7 @@ use super::file::{Blocked, Source, State, VendorFile};
 use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
-use crate::files::{self, NotRead, app_bundle, cannot};
+use crate::files::{self, NotRead, app_bundle};
 use crate::lmstudio::backends::Backend;
 
 const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
@@ -132,8 +132,7 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
 /// What every `RECORD` of the package says about the setting's file. Fails if one cannot be read.
 fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
-    let names = files::names(site_packages)
-        .map_err(|error| format!("{:#}", cannot("list", site_packages, error)))?;
+    let names = files::names(site_packages).map_err(|error| format!("{error:#}"))?;
     let mut rows = Evidence::new();
     for name in names {
         let shown = name.to_string_lossy();
