@@ -11,26 +11,19 @@ use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unk
 use crate::lmstudio::workers::{self, WorkerSnapshot};
 use crate::output::Level::{self, Note};
 use crate::output::Output;
-use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
 
 /// Adds to the report whether the values are in effect, going by the processes `seen`, or else by a look at them now.
-pub fn add(
-    cli: &Cli,
-    home: &Path,
-    report: &mut Report,
-    backends: &[&Surveyed],
-    seen: Option<WorkerSnapshot>,
-) {
+pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnapshot>) {
     // A run that prints only errors does not report it.
     if cli.quiet && !cli.json && cli.reload.is_none() {
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
     let states = |snapshot: &WorkerSnapshot| -> Vec<_> {
-        let state = |one: &&Surveyed| snapshot.load_state(&one.backend, written(one));
-        backends.iter().map(state).collect()
+        let state = |row: &BackendReport| snapshot.load_state(&row.backend, written(row));
+        report.backends.iter().map(state).collect()
     };
     let mut found = states(&snapshot);
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
@@ -54,9 +47,8 @@ pub fn add(
 }
 
 /// When the last of a backend's files was written, in seconds since 1970; `None` if one has no date.
-fn written(surveyed: &Surveyed) -> Option<u64> {
-    let files = surveyed.files.iter();
-    let times = files.map(|file| files::modified(&file.path));
+fn written(row: &BackendReport) -> Option<u64> {
+    let times = row.files.iter().map(|file| files::modified(&file.path));
     times.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
