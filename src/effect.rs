@@ -21,29 +21,29 @@ pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnaps
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let states = |snapshot: &WorkerSnapshot| -> Vec<_> {
-        let state = |row: &BackendReport| snapshot.load_state(&row.backend, written(row));
-        report.backends.iter().map(state).collect()
-    };
-    let mut found = states(&snapshot);
+    judge(&mut report.backends, &snapshot);
+    let mut rows = report.backends.iter();
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
-    if found.iter().any(|state| matches!(state, ReloadNeeded(_))) {
-        let models = Lms::of(home).loaded().ok();
-        let count = |mut models: Vec<LoadedModel>| {
-            models.retain(LoadedModel::is_here);
-            let mlx = models.iter().filter(|model| model.is_mlx()).count();
-            (mlx, models.len() - mlx)
-        };
-        snapshot.loaded = models.map(count);
-        found = states(&snapshot);
-    }
-    for (row, state) in report.backends.iter_mut().zip(found) {
-        if let ReloadNeeded(older) = &state {
-            row.stale_workers = older.iter().map(|worker| worker.pid).collect();
-        }
-        row.in_effect = Some(state);
+    if rows.any(|row| !row.stale_workers.is_empty())
+        && let Ok(mut models) = Lms::of(home).loaded()
+    {
+        models.retain(LoadedModel::is_here);
+        let mlx = models.iter().filter(|model| model.is_mlx()).count();
+        snapshot.loaded = Some((mlx, models.len() - mlx));
+        judge(&mut report.backends, &snapshot);
     }
     report.workers = Some(snapshot.workers);
+}
+
+fn judge(rows: &mut [BackendReport], snapshot: &WorkerSnapshot) {
+    for row in rows {
+        let state = snapshot.load_state(&row.backend, written(row));
+        row.stale_workers = match &state {
+            ReloadNeeded(older) => older.iter().map(|worker| worker.pid).collect(),
+            _ => Vec::new(),
+        };
+        row.in_effect = Some(state);
+    }
 }
 
 /// When the last of a backend's files was written, in seconds since 1970; `None` if one has no date.
