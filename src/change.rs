@@ -33,7 +33,7 @@ pub fn run(
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if lock.is_some() {
-        let done = report.with(Changed).chain(report.with(Unchanged));
+        let done = report.with(&[Changed, Unchanged]);
         marker::forget(home, done.map(|row| &*row.backend.name));
     }
     if cli.reload.is_none() && !cli.dry_run {
@@ -50,11 +50,11 @@ pub fn run(
     output.say(&table::summary(report));
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
-    } else if cli.reload.is_none() && is_in_use(report, Changed) {
+    } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
     let is_reloaded = cli.reload.is_none_or(|how| {
-        let is_set = is_in_use(report, Changed) || is_in_use(report, Unchanged);
+        let is_set = is_in_use(report, &[Changed, Unchanged]);
         if !is_set {
             output.error("no model was reloaded: no selected backend was set");
         }
@@ -70,22 +70,22 @@ pub fn run(
 }
 
 /// Whether this became of the backend in use, or may have, if it is unknown which one that is.
-fn is_in_use(report: &Report, outcome: Outcome) -> bool {
+fn is_in_use(report: &Report, outcomes: &[Outcome]) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || report.is_selected_missing()
         || !report.absent.left_out.is_empty();
-    let mut such = report.with(outcome);
+    let mut such = report.with(outcomes);
     such.any(|row| row.backend.selected || !is_known)
 }
 
 /// An unfinished update is not a failure, unless it is that of the backend in use or the only one.
 fn has_failed(report: &Report) -> bool {
-    let mut failed = report.with(Refused).chain(report.with(Failed));
-    let mut incomplete = report.with(Incomplete);
-    failed.next().is_some()
-        || report.is_selected_missing()
-        || incomplete.any(|row| row.backend.selected)
-        || report.with(Incomplete).count() == report.backends.len()
+    let is_failure = |row: &BackendReport| match row.result {
+        Some(Incomplete) => row.backend.selected,
+        result => matches!(result, Some(Refused | Failed)),
+    };
+    let is_any = report.is_selected_missing() || report.backends.iter().any(is_failure);
+    is_any || report.with(&[Incomplete]).count() == report.backends.len()
 }
 
 /// Makes the values take effect and reports on it. Returns whether that worked.

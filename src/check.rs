@@ -66,19 +66,17 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
 
-/// Whether a backend lacks the size. As in a set, an unfinished backend that is not in use does not count.
-fn lacks_size(report: &Report, size: u64) -> bool {
-    let rows = &report.backends;
-    let counts = |row: &BackendReport| row.state != State::Incomplete || row.backend.selected;
-    let is_missing = report.is_selected_missing() || !rows.iter().any(|row| row.has(size));
-    is_missing || rows.iter().any(|row| !row.has(size) && counts(row))
-}
-
 fn exit(report: &Report) -> Exit {
-    let mut rows = report.backends.iter();
+    let rows = &report.backends;
+    // As in a set, an unfinished backend that is not in use does not count.
+    let counts = |row: &&BackendReport| row.state != State::Incomplete || row.backend.selected;
+    let is_set = |size| {
+        let is_missing = report.is_selected_missing() || !rows.iter().any(|row| row.has(size));
+        !is_missing && rows.iter().filter(counts).all(|row| row.has(size))
+    };
     match report.size {
-        _ if rows.any(|row| row.state == State::Refused) => Exit::Failed,
-        Some(size) if lacks_size(report, size) => Exit::OtherValue,
+        _ if rows.iter().any(|row| row.state == State::Refused) => Exit::Failed,
+        Some(size) if !is_set(size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

@@ -23,13 +23,11 @@ pub struct Lock {
 impl Lock {
     /// Takes the lock on `home`. Fails if another process still has it after ten seconds.
     pub fn take(home: &Path) -> Result<Self> {
-        let (directory, seconds) = (amphibian(home), LOCK_TIMEOUT.as_secs());
         let is_taken = || {
-            format!(
-                "another process has locked {} for {seconds} seconds; wait for that lmpatch or end it, then run this \
-                 again (lsof shows who holds it)",
-                directory.display()
-            )
+            let (directory, seconds) = (amphibian(home), LOCK_TIMEOUT.as_secs());
+            let taken = format!("another process has locked {}", directory.display());
+            let next = "wait for that lmpatch or end it, then run this again";
+            format!("{taken} for {seconds} seconds; {next} (lsof shows who holds it)")
         };
         retry(LOCK_TIMEOUT, || {
             Self::try_take(home).transpose().with_context(is_taken)

@@ -76,9 +76,9 @@ pub struct ReloadReport {
 }
 
 impl Report {
-    pub fn with(&self, outcome: Outcome) -> impl Iterator<Item = &BackendReport> {
-        let rows = self.backends.iter();
-        rows.filter(move |row| row.result == Some(outcome))
+    pub fn with(&self, outcomes: &[Outcome]) -> impl Iterator<Item = &BackendReport> {
+        let is_such = |row: &&BackendReport| row.result.is_some_and(|one| outcomes.contains(&one));
+        self.backends.iter().filter(is_such)
     }
 
     pub fn is_selected_missing(&self) -> bool {

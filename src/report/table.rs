@@ -90,7 +90,7 @@ fn number(value: Option<u64>) -> String {
 pub fn summary(report: &Report) -> String {
     let mut counts = Vec::new();
     for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
-        let count = report.with(outcome).count();
+        let count = report.with(&[outcome]).count();
         counts.extend((count > 0).then(|| format!("{count} {}", words(outcome))));
     }
     format!("{}: {}", count(report.backends.len()), counts.join(", "))
