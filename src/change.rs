@@ -42,7 +42,7 @@ pub fn run(
     notes::on_change(report, &applied);
     let shown = match cli.dry_run {
         _ if !cli.shows_text() => Ok(()),
-        true => diff::print(output, &diff::unified(home, &applied)),
+        true => diff::print(output, home, &applied),
         false => output.print(&table::backends(report, output)),
     };
     // Even if stdout failed: people must learn what was done to their files.

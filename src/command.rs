@@ -24,8 +24,10 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()?;
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
+    let stdout = drain(child.stdout.take().expect("it is piped"));
+    let stderr = drain(child.stderr.take().expect("it is piped"));
+    let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
+    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, why.clone());
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -33,7 +35,7 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(too_slow(timeout));
+            return Err(too_slow());
         }
         thread::sleep(PAUSE);
     };
@@ -41,7 +43,7 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
     let rest = |output: &mpsc::Receiver<Vec<u8>>| {
         let left = deadline.saturating_duration_since(Instant::now());
         let bytes = output.recv_timeout(left.max(PAUSE));
-        bytes.map_err(|_| too_slow(timeout))
+        bytes.map_err(|_| too_slow())
     };
     Ok(Output {
         status,
@@ -82,22 +84,13 @@ pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Resu
     }
 }
 
-fn too_slow(timeout: Duration) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("it took longer than {} seconds", timeout.as_secs_f64()),
-    )
-}
-
 /// Reads a pipe to its end on a thread of its own, so that a full pipe never stops the program.
-fn drain(pipe: Option<impl io::Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+fn drain(pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            // Output that cannot be read counts as not printed.
-            let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
-        }
+        // Output that cannot be read counts as not printed.
+        let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
         let _ = sender.send(bytes);
     });
     receiver

@@ -56,13 +56,10 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 ///
 /// Anything but a regular file is recognised by its type and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let mut metadata = fs::symlink_metadata(path)?;
-    if metadata.is_symlink() {
-        metadata = fs::metadata(path).map_err(|error| match error.into() {
-            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
-            why => why,
-        })?;
-    }
+    let metadata = fs::metadata(path).map_err(|error| match error.into() {
+        NotRead::Missing if path.is_symlink() => NotRead::NotAFile("a link that leads nowhere"),
+        why => why,
+    })?;
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }

@@ -87,15 +87,18 @@ pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")
 }
 
-/// What is in the directory of all backends. Fails if it is missing, cannot be listed, or lies in an app bundle.
-pub fn names(home: &Path) -> Result<Vec<OsString>> {
+/// What is in the directory of all backends, and its path with all links resolved. Fails if it is missing, cannot be
+/// listed, or lies in an app bundle.
+pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
     let directory = amphibian(home);
     if matches!(is_dir(&directory), Ok(false)) {
         bail!(why_absent(home, &directory));
     }
-    match leads_into_app(&directory, &resolved(&directory)) {
+    let names = files::names(&directory)?;
+    let real = resolved(&directory);
+    match leads_into_app(&directory, &real) {
         Some(why) => bail!(why),
-        None => files::names(&directory),
+        None => Ok((names, real)),
     }
 }
 
@@ -124,7 +127,7 @@ fn why_absent(home: &Path, directory: &Path) -> String {
 ///
 /// Fails if the directory of backends cannot be listed.
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
-    let mut names = names(home)?;
+    let (mut names, real) = open(home)?;
     let directory = amphibian(home);
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
@@ -134,7 +137,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         selection_unknown,
         ..Absent::default()
     };
-    let found = names.iter().map(|name| backend(&directory, name));
+    let found = names.iter().map(|name| backend(&directory, &real, name));
     for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
@@ -179,7 +182,7 @@ fn version_key(name: &str) -> (String, u64) {
 }
 
 /// The backend of that name, unless it is certainly none. Links are followed: people move backends to other disks.
-fn backend(directory: &Path, file_name: &OsStr) -> Option<Backend> {
+fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> {
     let path = directory.join(file_name);
     let name = file_name.to_string_lossy().into_owned();
     let is_named_so = name.starts_with(NAME_PREFIX);
@@ -198,7 +201,11 @@ fn backend(directory: &Path, file_name: &OsStr) -> Option<Backend> {
     if !is_named_so && site_packages.as_ref().is_ok_and(Vec::is_empty) {
         return None;
     }
-    let real = resolved(&path);
+    // Without a link there is nothing to resolve, and asking the system costs more than everything else here.
+    let mut real = real.join(file_name);
+    if is_link {
+        real = resolved(&path);
+    }
     Some(Backend {
         site_packages: leads_into_app(&path, &real).map_or(site_packages, Err),
         name,

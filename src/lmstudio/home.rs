@@ -15,9 +15,9 @@ use crate::files::{self, NotRead, is_absence};
 /// home is named in the error and never used instead.
 pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     let home = explicit.map_or_else(find_as_lmstudio_does, |path| Ok(path.to_owned()))?;
-    match backends::names(&home) {
+    match backends::open(&home) {
         Err(error) if explicit.is_none() => bail!("{error:#}{}", other(&home)),
-        names => names.map(|_| home),
+        opened => opened.map(|_| home),
     }
 }
 

@@ -23,8 +23,8 @@ use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
 
-/// How many backends are worked on at a time: a disk handles many syncs as one.
-const THREADS: usize = 16;
+/// How many backends are written at a time: a disk handles many syncs as one.
+const WRITERS: usize = 16;
 
 /// What became of one backend. If it is incomplete, refused or failed, its files are as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -61,7 +61,7 @@ pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     // Without this thread, the first file waits for them.
     let _ = thread::Builder::new().spawn(sites::prepare);
     let (found, home) = backends::find(home, wanted)?;
-    let backends = parallel(found, survey::survey);
+    let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, home })
 }
 
@@ -72,7 +72,7 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
     let edits = planned.iter().flat_map(|planned| &planned.edits);
     let turn = |edit: &Edit| (edit.path.clone(), Mutex::new(()));
     let turns: BTreeMap<_, _> = edits.map(turn).collect();
-    parallel(planned, |mut planned| {
+    parallel(planned, WRITERS, |mut planned| {
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
         let is_change = planned.outcome == Outcome::WouldChange;
@@ -98,7 +98,7 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 
 /// What [`apply`] would do. Writes nothing.
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
-    parallel(backends, |before| {
+    parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
             Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
             Ok(edits) => (Outcome::Unchanged, None, edits),
@@ -116,8 +116,9 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
 }
 
 /// What `work` makes of each item, in their order. If a thread cannot start, the others do its share.
-fn parallel<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let threads = items.len().min(THREADS);
+fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(min, |cores| cores.get().max(min));
+    let threads = items.len().min(threads);
     let left = Mutex::new(items.into_iter().enumerate());
     let done = Mutex::new(BTreeMap::new());
     let unlocked = "nothing panics while it is locked";

@@ -66,6 +66,12 @@ fn unreadable(path: &Path, why: &NotRead) -> String {
 
 /// The real path of a vendor file, which must be inside the real directory of its backend.
 fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
+    let rest = path.strip_prefix(&backend.path).unwrap_or(path);
+    // Nearly always there is no link, and the system would look at every part of the path from the root on.
+    let mut parts = path.ancestors().take(rest.components().count());
+    if !parts.any(Path::is_symlink) {
+        return Ok(backend.real.join(rest));
+    }
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.

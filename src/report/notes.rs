@@ -195,14 +195,13 @@ fn fits_context(backend: &Backend) -> bool {
 /// `level`: how serious it is if the backend is selected.
 fn on_missing(found: &mut Findings, absent: &Absent, level: Level) {
     for missing in &absent.missing {
-        let level = if missing.selected { level } else { Note };
+        let (level, selected) = if missing.selected {
+            (level, ", the selected runtime,")
+        } else {
+            (Note, "")
+        };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an unfinished update";
-        let selected = if missing.selected {
-            ", the selected runtime,"
-        } else {
-            ""
-        };
         let what = format!("{runtime}{selected} needs {name}, {why}");
         let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
         found.add(level, None, &what, &next);
