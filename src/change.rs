@@ -12,7 +12,7 @@ use crate::lmstudio::lms::Lms;
 use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
-use crate::patch::{self, Applied, Outcome, Survey};
+use crate::patch::{self, Applied, Outcome};
 use crate::reload::{How, Reloaded, Reloader};
 use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
 use crate::signals;
@@ -26,86 +26,74 @@ pub fn run(
     goal: Goal<'_>,
 ) -> Result<Exit> {
     let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
-    let mut survey = check::survey(cli, home)?;
-    let backends = std::mem::take(&mut survey.backends);
+    let backends = check::survey(cli, home, report)?;
     let applied = match &lock {
         Some(lock) => patch::apply(lock, backends, goal),
         None => patch::dry_run(backends, goal),
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
-    report.missing_backends.clone_from(&survey.home.missing);
     if lock.is_some() {
-        let done = report.with(Changed).chain(report.with(Unchanged));
+        let done = report.with(&[Changed, Unchanged]);
         marker::forget(home, done.map(|row| &*row.backend.name));
     }
-    let after: Vec<_> = applied.iter().map(|applied| &applied.after).collect();
     if cli.reload.is_none() && !cli.dry_run {
-        effect::add(cli, home, report, &after, None);
+        effect::add(cli, home, report, None);
     }
-    notes::on_change(report, &survey, &applied);
+    notes::on_change(report, &applied);
     let shown = match cli.dry_run {
         _ if !cli.shows_text() => Ok(()),
-        true => diff::print(output, &diff::unified(home, &applied)),
+        true => diff::print(output, home, &applied),
         false => output.print(&table::backends(report, output)),
     };
     // Even if stdout failed: people must learn what was done to their files.
     report.findings.print(output);
-    print_summary(cli, output, report, &survey);
-    let is_set = is_in_use(report, &survey, Changed) || is_in_use(report, &survey, Unchanged);
-    let is_reloaded = cli.reload.is_none_or(|how| {
-        if !is_set {
-            output.error("no model was reloaded: no selected backend was set");
-        }
-        is_set && reload(output, home, report, how, restore_commands(cli, &applied))
-    });
-    // A model of another app, which `lms` does not know, is still as it was.
-    let is_in_effect = !(cli.reload.is_some() && is_set) || {
-        effect::add(cli, home, report, &after, None);
-        effect::after_reload(output, report)
-    };
-    let is_done = is_reloaded && is_in_effect && !has_failed(report);
-    shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
-}
-
-fn print_summary(cli: &Cli, output: &Output, report: &Report, survey: &Survey) {
     output.say(&table::summary(report));
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
-    } else if cli.reload.is_none() && is_in_use(report, survey, Changed) {
+    } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
+    let is_reloaded = cli.reload.is_none_or(|how| {
+        let is_set = is_in_use(report, &[Changed, Unchanged]);
+        if !is_set {
+            output.error("no model was reloaded: no selected backend was set");
+        }
+        is_set && {
+            let worked = reload(output, home, report, how, advice(cli, &applied));
+            // A model of another app, which `lms` does not know, is still as it was.
+            effect::add(cli, home, report, None);
+            effect::after_reload(output, report) && worked
+        }
+    });
+    let is_done = is_reloaded && !has_failed(report);
+    shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
 /// Whether this became of the backend in use, or may have, if it is unknown which one that is.
-fn is_in_use(report: &Report, survey: &Survey, outcome: Outcome) -> bool {
+fn is_in_use(report: &Report, outcomes: &[Outcome]) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || report.is_selected_missing()
-        || !survey.home.left_out.is_empty();
-    let mut such = report.with(outcome);
+        || !report.absent.left_out.is_empty();
+    let mut such = report.with(outcomes);
     such.any(|row| row.backend.selected || !is_known)
 }
 
 /// An unfinished update is not a failure, unless it is that of the backend in use or the only one.
 fn has_failed(report: &Report) -> bool {
-    report.count(Refused) + report.count(Failed) > 0
-        || report.is_selected_missing()
-        || report.with(Incomplete).any(|row| row.backend.selected)
-        || report.count(Incomplete) == report.backends.len()
+    let is_failure = |row: &BackendReport| match row.result {
+        Some(Incomplete) => row.backend.selected,
+        result => matches!(result, Some(Refused | Failed)),
+    };
+    let is_any = report.is_selected_missing() || report.backends.iter().any(is_failure);
+    is_any || report.with(&[Incomplete]).count() == report.backends.len()
 }
 
 /// Makes the values take effect and reports on it. Returns whether that worked.
-fn reload(
-    output: &Output,
-    home: &Path,
-    report: &mut Report,
-    how: How,
-    back: Option<String>,
-) -> bool {
-    let back = back.map(|commands| format!("{commands} goes back, then "));
+fn reload(output: &Output, home: &Path, report: &mut Report, how: How, advice: String) -> bool {
     let reloader = Reloader {
         home,
         lms: Lms::of(home),
-        advice: back.unwrap_or_default() + "load it in LM Studio",
+        advice,
     };
     output.say("Reloading the loaded models; a large one takes minutes …");
     // Without them a signal just ends lmpatch, between an unload and a load.
@@ -130,12 +118,16 @@ fn reload(
     worked
 }
 
-/// What brings the backends that were changed back to where they were.
-fn restore_commands(cli: &Cli, applied: &[Applied]) -> Option<String> {
+/// What to do about a model that cannot be loaded with the new values.
+fn advice(cli: &Cli, applied: &[Applied]) -> String {
     let changed = applied.iter().filter(|one| one.outcome == Changed);
     let before = changed.map(|one| &one.before);
     let commands = marker::commands(before, cli.backend.is_empty());
-    (!commands.is_empty()).then(|| marker::quoted(&commands))
+    let load = "load it in LM Studio";
+    if commands.is_empty() {
+        return load.to_owned();
+    }
+    format!("{} goes back, then {load}", marker::quoted(&commands))
 }
 
 fn print_reloaded(output: &Output, reloaded: &Reloaded) {

@@ -13,9 +13,9 @@ use crate::lmstudio::backends::{INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::output::{Exit, Level, Output};
+use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
-use crate::patch::{self, Survey};
 use crate::report::{BackendReport, Report, notes, table};
 
 /// Shows every backend; with a size, tells whether every one of them has it.
@@ -25,39 +25,34 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     let (survey, seen) = thread::scope(|scope| {
         let is_shown = cli.json || !cli.quiet;
         let seen = is_shown.then(|| thread::Builder::new().spawn_scoped(scope, scan));
-        let survey = survey(cli, home);
+        let survey = survey(cli, home, report);
         (survey, seen.and_then(|seen| seen.ok()?.join().ok()))
     });
-    let survey = survey?;
-    let rows = survey.backends.iter().map(BackendReport::surveyed);
-    report.backends = rows.collect();
-    let backends: Vec<_> = survey.backends.iter().collect();
-    effect::add(cli, home, report, &backends, seen);
-    notes::on_check(report, &survey);
+    report.backends = survey?.into_iter().map(BackendReport::surveyed).collect();
+    effect::add(cli, home, report, seen);
+    notes::on_check(report);
     if let Some(command) = marker::interrupted(home) {
         let next = format!("{command} restores them");
         let what = "a benchmark was interrupted before restoring the sizes";
         report.findings.add(Level::Warning, None, what, &next);
     }
-    report.missing_backends = survey.home.missing;
     let mut shown = Ok(());
     if cli.shows_text() {
         shown = output.print(&(table::backends(report, output) + effect::summary(report)));
     }
     report.findings.print(output);
     if let Some(size) = report.size {
-        let command = cli.limited(format!("lmpatch {size}"));
-        output.say(&table::verdict(size, &survey.backends, &command));
+        output.say(&table::verdict(size, report));
     }
-    let is_missing = report.is_selected_missing();
-    shown.map(|()| exit(&survey.backends, report.size, is_missing))
+    shown.map(|()| exit(report))
 }
 
-/// The backends that were asked for. Fails if there is none.
-pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
+/// The backends that were asked for; the report gets what is absent. Fails if there is none.
+pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveyed>> {
     let survey = patch::survey(home, &cli.backend)?;
     if !survey.backends.is_empty() {
-        return Ok(survey);
+        report.absent = survey.home;
+        return Ok(survey.backends);
     }
     let amphibian = amphibian(home);
     let directory = amphibian.display();
@@ -71,19 +66,17 @@ pub fn survey(cli: &Cli, home: &Path) -> Result<Survey> {
     bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
 
-/// Whether a backend lacks the size. As in a set, an unfinished backend that is not in use does not count.
-fn lacks_size(backends: &[Surveyed], size: u64) -> bool {
-    let counts = |one: &Surveyed| one.state() != State::Incomplete || one.backend.selected;
-    let lacks = |one: &Surveyed| !one.has(size) && counts(one);
-    backends.iter().any(lacks) || !backends.iter().any(|one| one.has(size))
-}
-
-/// `is_missing`: whether the selected backend is not there at all.
-fn exit(backends: &[Surveyed], size: Option<u64>, is_missing: bool) -> Exit {
-    let is_refused = |backend: &Surveyed| backend.state() == State::Refused;
-    match size {
-        _ if backends.iter().any(is_refused) => Exit::Failed,
-        Some(size) if is_missing || lacks_size(backends, size) => Exit::OtherValue,
+fn exit(report: &Report) -> Exit {
+    let rows = &report.backends;
+    // As in a set, an unfinished backend that is not in use does not count.
+    let counts = |row: &&BackendReport| row.state != State::Incomplete || row.backend.selected;
+    let is_set = |size| {
+        let is_missing = report.is_selected_missing() || !rows.iter().any(|row| row.has(size));
+        !is_missing && rows.iter().filter(counts).all(|row| row.has(size))
+    };
+    match report.size {
+        _ if rows.iter().any(|row| row.state == State::Refused) => Exit::Failed,
+        Some(size) if !is_set(size) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

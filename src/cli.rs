@@ -130,10 +130,10 @@ impl Cli {
         Self::from_arg_matches(&matches)
     }
 
-    /// The command for the same backends as this one.
-    pub fn limited(&self, command: String) -> String {
-        let flag = |command, glob| format!("{command} --backend '{glob}'");
-        self.backend.iter().fold(command, flag)
+    /// The flags of a command for the same backends as this one.
+    pub fn limit(&self) -> String {
+        let flag = |glob| format!(" --backend '{glob}'");
+        self.backend.iter().map(flag).collect()
     }
 
     /// Whether to print a report for people on stdout.

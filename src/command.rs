@@ -2,7 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,23 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 const PAUSE: Duration = Duration::from_millis(5);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(200);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
-/// A program that has ended.
-#[derive(Debug)]
-pub struct Finished {
-    /// How it ended.
-    pub status: ExitStatus,
-    /// What it printed to stdout.
-    pub stdout: String,
-    /// What it printed to stderr, without the line break at its end.
-    pub stderr: String,
-}
-
 /// Runs `command` without input. Fails if it cannot be started, or has to be killed after `timeout`.
-pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
+pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
     let deadline = Instant::now() + timeout;
     // A process group of its own: Ctrl-C is for lmpatch and must not interrupt what it has started.
     let mut child = command
@@ -35,8 +24,10 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()?;
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
+    let stdout = drain(child.stdout.take().expect("it is piped"));
+    let stderr = drain(child.stderr.take().expect("it is piped"));
+    let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
+    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, why.clone());
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -44,44 +35,41 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Finished> {
         if Instant::now() >= deadline {
             child.kill()?;
             child.wait()?;
-            return Err(too_slow(timeout));
+            return Err(too_slow());
         }
         thread::sleep(PAUSE);
     };
     // Something that the program started may still hold its output open.
     let rest = |output: &mpsc::Receiver<Vec<u8>>| {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .max(PAUSE);
-        let bytes = output.recv_timeout(left).map_err(|_| too_slow(timeout))?;
-        Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+        let left = deadline.saturating_duration_since(Instant::now());
+        let bytes = output.recv_timeout(left.max(PAUSE));
+        bytes.map_err(|_| too_slow())
     };
-    Ok(Finished {
+    Ok(Output {
         status,
         stdout: rest(&stdout)?,
-        stderr: rest(&stderr)?.trim_end().to_owned(),
+        stderr: rest(&stderr)?,
     })
 }
 
-impl Finished {
-    /// Describes a failure in one line, with what the program said; `name` is what was run.
-    pub fn failure(&self, name: &str) -> String {
-        let is_silent = self.stderr.trim().is_empty();
-        let said = [&self.stderr, &self.stdout][usize::from(is_silent)];
-        let words: Vec<_> = said.split_whitespace().collect();
-        let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
-        let said = format!("{name} failed ({}): {said}", self.status);
-        said.trim_end_matches(": ").to_owned()
-    }
+/// Describes a failure in one line, with what the program said; `name` is what was run.
+pub fn failure(name: &str, ended: &Output) -> String {
+    let is_silent = ended.stderr.trim_ascii().is_empty();
+    let said = [&ended.stderr, &ended.stdout][usize::from(is_silent)];
+    let said = String::from_utf8_lossy(said);
+    let words: Vec<_> = said.split_whitespace().collect();
+    let said: String = words.join(" ").chars().take(MAX_ERROR).collect();
+    let said = format!("{name} failed ({}): {said}", ended.status);
+    said.trim_end_matches(": ").to_owned()
 }
 
 /// What a program printed to stdout. If the program fails, the error is one line.
 pub fn output(command: &mut Command, timeout: Duration) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let name = name.rsplit('/').next().unwrap_or(&name);
-    let finished = run(command, timeout).with_context(|| format!("{name} failed"))?;
-    ensure!(finished.status.success(), finished.failure(name));
-    Ok(finished.stdout)
+    let ended = run(command, timeout).with_context(|| format!("{name} failed"))?;
+    ensure!(ended.status.success(), failure(name, &ended));
+    Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
 /// Tries until it succeeds, at least once and no longer than `limit`.
@@ -96,22 +84,13 @@ pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Resu
     }
 }
 
-fn too_slow(timeout: Duration) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("it took longer than {} seconds", timeout.as_secs_f64()),
-    )
-}
-
 /// Reads a pipe to its end on a thread of its own, so that a full pipe never stops the program.
-fn drain(pipe: Option<impl io::Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+fn drain(pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            // Output that cannot be read counts as not printed.
-            let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
-        }
+        // Output that cannot be read counts as not printed.
+        let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
         let _ = sender.send(bytes);
     });
     receiver

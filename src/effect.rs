@@ -11,52 +11,44 @@ use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unk
 use crate::lmstudio::workers::{self, WorkerSnapshot};
 use crate::output::Level::{self, Note};
 use crate::output::Output;
-use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
 
 /// Adds to the report whether the values are in effect, going by the processes `seen`, or else by a look at them now.
-pub fn add(
-    cli: &Cli,
-    home: &Path,
-    report: &mut Report,
-    backends: &[&Surveyed],
-    seen: Option<WorkerSnapshot>,
-) {
+pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnapshot>) {
     // A run that prints only errors does not report it.
     if cli.quiet && !cli.json && cli.reload.is_none() {
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    let states = |snapshot: &WorkerSnapshot| -> Vec<_> {
-        let state = |one: &&Surveyed| snapshot.load_state(&one.backend, written(one));
-        backends.iter().map(state).collect()
-    };
-    let mut found = states(&snapshot);
+    judge(&mut report.backends, &snapshot);
+    let mut rows = report.backends.iter();
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
-    if found.iter().any(|state| matches!(state, ReloadNeeded(_))) {
-        let models = Lms::of(home).loaded().ok();
-        let count = |mut models: Vec<LoadedModel>| {
-            models.retain(LoadedModel::is_here);
-            let mlx = models.iter().filter(|model| model.is_mlx()).count();
-            (mlx, models.len() - mlx)
-        };
-        snapshot.loaded = models.map(count);
-        found = states(&snapshot);
-    }
-    for (row, state) in report.backends.iter_mut().zip(found) {
-        if let ReloadNeeded(older) = &state {
-            row.stale_workers = older.iter().map(|worker| worker.pid).collect();
-        }
-        row.in_effect = Some(state);
+    if rows.any(|row| !row.stale_workers.is_empty())
+        && let Ok(mut models) = Lms::of(home).loaded()
+    {
+        models.retain(LoadedModel::is_here);
+        let mlx = models.iter().filter(|model| model.is_mlx()).count();
+        snapshot.loaded = Some((mlx, models.len() - mlx));
+        judge(&mut report.backends, &snapshot);
     }
     report.workers = Some(snapshot.workers);
 }
 
+fn judge(rows: &mut [BackendReport], snapshot: &WorkerSnapshot) {
+    for row in rows {
+        let state = snapshot.load_state(&row.backend, written(row));
+        row.stale_workers = match &state {
+            ReloadNeeded(older) => older.iter().map(|worker| worker.pid).collect(),
+            _ => Vec::new(),
+        };
+        row.in_effect = Some(state);
+    }
+}
+
 /// When the last of a backend's files was written, in seconds since 1970; `None` if one has no date.
-fn written(surveyed: &Surveyed) -> Option<u64> {
-    let files = surveyed.files.iter();
-    let times = files.map(|file| files::modified(&file.path));
+fn written(row: &BackendReport) -> Option<u64> {
+    let times = row.files.iter().map(|file| files::modified(&file.path));
     times.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 

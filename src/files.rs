@@ -56,13 +56,10 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 ///
 /// Anything but a regular file is recognised by its type and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let mut metadata = fs::symlink_metadata(path)?;
-    if metadata.is_symlink() {
-        metadata = fs::metadata(path).map_err(|error| match error.into() {
-            NotRead::Missing => NotRead::NotAFile("a link that leads nowhere"),
-            why => why,
-        })?;
-    }
+    let metadata = fs::metadata(path).map_err(|error| match error.into() {
+        NotRead::Missing if path.is_symlink() => NotRead::NotAFile("a link that leads nowhere"),
+        why => why,
+    })?;
     if !metadata.is_file() {
         return Err(NotRead::NotAFile(kind(metadata.file_type())));
     }
@@ -97,9 +94,14 @@ pub fn modified(path: &Path) -> Option<u64> {
     Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-pub fn names(directory: &Path) -> io::Result<Vec<OsString>> {
-    let entries = fs::read_dir(directory)?;
-    entries.map(|entry| Ok(entry?.file_name())).collect()
+/// What is in a directory; nothing if it is not there. Fails if it cannot be listed.
+pub fn names(directory: &Path) -> anyhow::Result<Vec<OsString>> {
+    let entries = fs::read_dir(directory);
+    let names = entries.and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect());
+    match names {
+        Err(error) if is_absence(&error) => Ok(Vec::new()),
+        names => names.map_err(|error| cannot("list", directory, error)),
+    }
 }
 
 /// Whether there is a directory at that path, following links. Fails if that cannot be determined.

@@ -62,7 +62,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         action,
         dry_run: cli.dry_run,
         size,
-        limit: cli.limited(String::new()),
+        limit: cli.limit(),
         ..Report::default()
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {

@@ -2,11 +2,11 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
+use crate::command::retry;
 use crate::files::cannot;
 use crate::lmstudio::backends::amphibian;
 
@@ -23,19 +23,15 @@ pub struct Lock {
 impl Lock {
     /// Takes the lock on `home`. Fails if another process still has it after ten seconds.
     pub fn take(home: &Path) -> Result<Self> {
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        while Instant::now() < deadline {
-            if let Some(lock) = Self::try_take(home)? {
-                return Ok(lock);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        let (directory, seconds) = (amphibian(home), LOCK_TIMEOUT.as_secs());
-        bail!(
-            "another process has locked {} for {seconds} seconds; wait for that lmpatch or end it, then run this again \
-             (lsof shows who holds it)",
-            directory.display()
-        );
+        let is_taken = || {
+            let (directory, seconds) = (amphibian(home), LOCK_TIMEOUT.as_secs());
+            let taken = format!("another process has locked {}", directory.display());
+            let next = "wait for that lmpatch or end it, then run this again";
+            format!("{taken} for {seconds} seconds; {next} (lsof shows who holds it)")
+        };
+        retry(LOCK_TIMEOUT, || {
+            Self::try_take(home).transpose().with_context(is_taken)
+        })?
     }
 
     /// Takes the lock on `home`, if nobody has it.

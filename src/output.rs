@@ -168,13 +168,9 @@ pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
 /// colour the screen or reorder a line.
 pub fn printable(text: &str) -> String {
     let is_mark = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() || is_mark(c) {
-            shown.extend(c.escape_unicode());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    let shown = |c: char| match c {
+        c if c.is_control() || is_mark(c) => c.escape_unicode().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }

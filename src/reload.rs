@@ -63,12 +63,11 @@ impl Reloader<'_> {
 
     /// Unloads the model when it is idle, if it is loaded, and loads it as `wanted` says.
     pub fn reload(&self, wanted: &LoadedModel) -> Reloaded {
-        let failed = |error| Reloaded {
+        self.try_reload(wanted).unwrap_or_else(|error| Reloaded {
             model: wanted.clone(),
             failed: Some(format!("{error:#}")),
             note: None,
-        };
-        self.try_reload(wanted).unwrap_or_else(failed)
+        })
     }
 
     fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
@@ -80,7 +79,7 @@ impl Reloader<'_> {
                 unloaded.context("it was not unloaded")?;
                 let what =
                     "it was not unloaded, or something loaded it again in between; try again";
-                let now = Reloaded::of(now, wanted, vec![what.to_owned()]);
+                let now = with_differences(now, wanted, vec![what.to_owned()]);
                 bail!("{}", now.note.unwrap_or_default());
             }
         }
@@ -91,10 +90,9 @@ impl Reloader<'_> {
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
-            let is_wanted = *id == wanted.identifier || !other.is_here();
-            if !is_wanted && find(&before, id).is_none() {
-                let end = format!("`lms unload '{id}'` ends it");
-                notes.push(format!("another copy was loaded in between: {end}"));
+            if other.is_here() && *id != wanted.identifier && find(&before, id).is_none() {
+                let what = "another copy was loaded in between";
+                notes.push(format!("{what}: `lms unload '{id}'` ends it"));
             }
         }
         let error = result.err().map(|error| format!("{error:#}"));
@@ -103,7 +101,7 @@ impl Reloader<'_> {
             bail!("{}; {}", notes.join("; "), self.advice);
         };
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
-        Ok(Reloaded::of(now, wanted, notes))
+        Ok(with_differences(now, wanted, notes))
     }
 
     /// What is loaded once the model is idle. Fails if anything needed to load it again is unknown.
@@ -124,27 +122,17 @@ impl Reloader<'_> {
         Ok(loaded)
     }
 
-    fn restart(&self, workers: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
-        let apps: BTreeSet<_> = workers.iter().map(|worker| worker.app.as_str()).collect();
-        if let Some(name) = apps.iter().find(|app| ["", "llmster"].contains(app)) {
-            let name = if name.is_empty() { "a worker" } else { name };
-            bail!("{name} has no app to restart; use --reload");
-        }
+    fn restart(&self, old: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
+        let apps: BTreeSet<_> = old.iter().map(|worker| worker.app.as_str()).collect();
+        let no_app = "has no app to restart; use --reload";
+        ensure!(!apps.contains(""), "a worker {no_app}");
+        ensure!(!apps.contains("llmster"), "llmster {no_app}");
         for model in before {
             let idle = self.wait_idle(model);
             idle.with_context(|| model.identifier.clone())?;
         }
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
         let was = || format!("what was loaded: {}", names.join(", "));
-        let back = self.quit_and_open(&apps, workers).with_context(was)?;
-        let reload = |model: &LoadedModel| match find(&back, &model.identifier) {
-            Some(now) => Reloaded::of(now, model, Vec::new()),
-            None => self.reload(model),
-        };
-        Ok(before.iter().map(reload).collect())
-    }
-
-    fn quit_and_open(&self, apps: &BTreeSet<&str>, old: &[Worker]) -> Result<Vec<LoadedModel>> {
         let limit = self.lms.wait;
         let call = |program: &str, words: &[&str]| {
             command::output(Command::new(program).args(words), limit)
@@ -163,29 +151,33 @@ impl Reloader<'_> {
         thread::sleep(Duration::from_secs(1));
         // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
         let opening = limit.min(Duration::from_secs(10));
-        for app in apps {
-            retry(opening, || call("open", &["-a", app]))?;
+        for app in &apps {
+            retry(opening, || call("open", &["-a", app])).with_context(was)?;
         }
-        has_ended.and_then(|()| retry(limit, || self.lms.loaded()))
+        let back = has_ended.and_then(|()| retry(limit, || self.lms.loaded()));
+        let back = back.with_context(was)?;
+        let reload = |model: &LoadedModel| match find(&back, &model.identifier) {
+            Some(now) => with_differences(now, model, Vec::new()),
+            None => self.reload(model),
+        };
+        Ok(before.iter().map(reload).collect())
     }
 }
 
-impl Reloaded {
-    fn of(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Self {
-        let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
-        let mut compare = |what, before, now| {
-            if before != now {
-                let (before, now) = (shown(before), shown(now));
-                notes.push(format!("{what} {now} instead of {before}"));
-            }
-        };
-        compare("context length", before.context_length, now.context_length);
-        compare("parallel", before.parallel, now.parallel);
-        compare("TTL in ms", before.ttl_ms, now.ttl_ms);
-        Self {
-            model: now.clone(),
-            failed: None,
-            note: (!notes.is_empty()).then(|| notes.join("; ")),
+fn with_differences(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<String>) -> Reloaded {
+    let shown = |value: Option<u64>| value.map_or("none".to_owned(), |n| n.to_string());
+    let mut compare = |what, before, now| {
+        if before != now {
+            let (before, now) = (shown(before), shown(now));
+            notes.push(format!("{what} {now} instead of {before}"));
         }
+    };
+    compare("context length", before.context_length, now.context_length);
+    compare("parallel", before.parallel, now.parallel);
+    compare("TTL in ms", before.ttl_ms, now.ttl_ms);
+    Reloaded {
+        model: now.clone(),
+        failed: None,
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
     }
 }

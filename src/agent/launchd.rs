@@ -115,6 +115,6 @@ impl Launchd {
 fn launchctl(words: &[&str]) -> Result<(Option<i32>, String)> {
     let ran = command::run(Command::new("launchctl").args(words), TIMEOUT);
     let ran = ran.context("launchctl cannot be run; the agent needs macOS")?;
-    let failure = ran.failure(&format!("launchctl {}", words[0]));
+    let failure = command::failure(&format!("launchctl {}", words[0]), &ran);
     Ok((ran.status.code(), failure))
 }

@@ -62,15 +62,17 @@ pub struct MissingBackend {
     pub selected: bool,
 }
 
-/// What one home holds, sorted by name and number.
-#[derive(Debug, Clone)]
-pub struct Installed {
-    pub backends: Vec<Backend>,
+/// What a home lacks of its backends, and what is unknown of them.
+#[derive(Debug, Default, Serialize)]
+pub struct Absent {
     /// Those of the selected runtime, also if they match no pattern.
+    #[serde(rename = "missing_backends")]
     pub missing: Vec<MissingBackend>,
     /// Why it is unknown which runtime is selected: a sentence for each such app.
+    #[serde(skip)]
     pub selection_unknown: Vec<String>,
     /// The selected backends whose names match no pattern.
+    #[serde(skip)]
     pub left_out: Vec<String>,
 }
 
@@ -89,10 +91,10 @@ pub fn amphibian(home: &Path) -> PathBuf {
 /// listed, or lies in an app bundle.
 pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
     let directory = amphibian(home);
-    let names = match files::names(&directory) {
-        Err(error) if is_absence(&error) => bail!(why_absent(home, &directory)),
-        names => names.map_err(|error| cannot("list", &directory, error))?,
-    };
+    if matches!(is_dir(&directory), Ok(false)) {
+        bail!(why_absent(home, &directory));
+    }
+    let names = files::names(&directory)?;
     let real = resolved(&directory);
     match leads_into_app(&directory, &real) {
         Some(why) => bail!(why),
@@ -120,16 +122,21 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     format!("LM Studio's home {shown} is not there; {next}")
 }
 
-/// What `home` holds. If `wanted` is not empty, only backends whose names match one of its patterns.
+/// The backends of `home`, sorted by name and number; if `wanted` is not empty, those whose names match one of its
+/// patterns.
 ///
 /// Fails if the directory of backends cannot be listed.
-pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
+pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
     let (mut names, real) = open(home)?;
     let directory = amphibian(home);
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
-    let (mut backends, mut missing, mut left_out) = (vec![], vec![], vec![]);
+    let mut backends = Vec::new();
+    let mut absent = Absent {
+        selection_unknown,
+        ..Absent::default()
+    };
     let found = names.iter().map(|name| backend(&directory, &real, name));
     for mut backend in found.flatten() {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
@@ -141,7 +148,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
         if is_wanted(&backend.name) {
             backends.push(backend);
         } else if backend.selected {
-            left_out.push(backend.name);
+            absent.left_out.push(backend.name);
         }
     }
     for runtime in &runtimes {
@@ -149,7 +156,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
         for name in runtime.packages.iter().filter(needs) {
             let path = directory.join(name);
             if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {
-                missing.push(MissingBackend {
+                absent.missing.push(MissingBackend {
                     name: name.clone(),
                     runtime: runtime.label.clone(),
                     specifier: format!("{}@{}", runtime.name, runtime.version),
@@ -158,12 +165,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<Installed> {
             }
         }
     }
-    Ok(Installed {
-        backends,
-        missing,
-        selection_unknown,
-        left_out,
-    })
+    Ok((backends, absent))
 }
 
 /// Whether that is somebody's backup of a backend: `…@34.bak`, `…@34 copy`.
@@ -225,10 +227,7 @@ fn leads_into_app(path: &Path, real: &Path) -> Option<String> {
 /// Fails if something cannot be read: such a directory must not be mistaken for one without an engine.
 fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     let lib = backend.join("lib");
-    let mut names = match files::names(&lib) {
-        Err(error) if is_absence(&error) => return Ok(Vec::new()),
-        names => names.map_err(|error| cannot("list", &lib, error))?,
-    };
+    let mut names = files::names(&lib)?;
     names.retain(|name| name.to_string_lossy().starts_with("python3."));
     names.sort();
     let mut found = Vec::new();

@@ -26,7 +26,7 @@ pub fn other(home: &Path) -> String {
     let user = dirs::home_dir().unwrap_or_default();
     for other in [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name)) {
         let found = backends::find(&other, &[]);
-        if other != home && found.is_ok_and(|found| !found.backends.is_empty()) {
+        if other != home && found.is_ok_and(|(backends, _)| !backends.is_empty()) {
             let other = other.display();
             return format!("; there are backends in {other}: lmpatch --home '{other}'");
         }

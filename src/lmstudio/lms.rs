@@ -80,15 +80,7 @@ impl Lms {
 
     /// Loads a model with its identifier, and with what this `lms` has flags for: context, parallelism, TTL.
     pub fn load(&self, model: &LoadedModel) -> Result<()> {
-        let path = model.path.as_deref().unwrap_or_default();
-        let words = [
-            "load",
-            path,
-            "--exact",
-            "-y",
-            "--identifier",
-            &model.identifier,
-        ];
+        let (path, id) = (model.path.as_deref().unwrap_or_default(), &model.identifier);
         let ttl_seconds = model.ttl_ms.map(|ttl| ttl.div_ceil(1000).max(1));
         let mut flags = vec![vec!["--local".to_owned()]];
         for (flag, value) in [
@@ -99,8 +91,8 @@ impl Lms {
             flags.extend(value.map(|n| vec![flag.to_owned(), n.to_string()]));
         }
         loop {
-            let more = flags.iter().flatten().map(String::as_str);
-            let words: Vec<_> = words.into_iter().chain(more).collect();
+            let mut words = vec!["load", path, "--exact", "-y", "--identifier", id];
+            words.extend(flags.iter().flatten().map(String::as_str));
             let result = self.run(&words, self.load);
             let (said, count) = (format!("{result:?}"), flags.len());
             flags.retain(|flag| !said.contains(&format!("unknown option '{}'", flag[0])));

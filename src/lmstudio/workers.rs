@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind::Always};
 
+use self::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use super::backends::{Backend, amphibian};
 use super::runtimes::{self, LM_STUDIO};
 use crate::files::resolved;
@@ -112,33 +113,31 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 impl WorkerSnapshot {
     /// Whether loaded models have the values of `backend`, whose files were last `written` then (seconds since 1970).
     pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
-        let state = self.judge(backend, written);
-        state.unwrap_or_else(LoadState::Unknown)
-    }
-
-    fn judge(&self, backend: &Backend, written: Option<u64>) -> Result<LoadState, String> {
         // Several backends share one Python.
         let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
-            return Err(format!("process {pid} may use it, but is no known worker"));
+            return Unknown(format!("process {pid} may use it, but is no known worker"));
         }
         // `lms` knows no model of another app, and none that is still being loaded.
         let are_others = |(mlx, others)| mlx == 0 && others >= self.workers.len();
         if self.workers.is_empty() || self.loaded.is_some_and(are_others) {
-            return Ok(LoadState::NotLoaded);
+            return NotLoaded;
         }
-        let written = written.ok_or("its files have no date, or one in the future")?;
+        let Some(written) = written else {
+            return Unknown("its files have no date, or one in the future".to_owned());
+        };
         let (mut is_used, mut older) = (false, Vec::new());
         for worker in &self.workers {
             let Worker { pid, started, app } = worker;
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
             let selected = self.selected_since.iter().find(|(of, _)| app.contains(of));
-            let unknown = || format!("the runtime of worker {pid} is unknown");
-            let (app, since) = selected.ok_or_else(unknown)?;
+            let Some((app, since)) = selected else {
+                return Unknown(format!("the runtime of worker {pid} is unknown"));
+            };
             if started <= since {
                 let what = "the choice of a runtime in";
-                return Err(format!("{what} {app} is newer than worker {pid}"));
+                return Unknown(format!("{what} {app} is newer than worker {pid}"));
             }
             if backend.selected_by().contains(app) {
                 is_used = true;
@@ -147,13 +146,13 @@ impl WorkerSnapshot {
             }
         }
         match (self.loaded, older.len()) {
-            (_, 0) if is_used => Ok(LoadState::InEffect),
-            (_, 0) => Ok(LoadState::NotLoaded),
-            (Some((_, others)), count) if count <= others => Err(format!(
+            (_, 0) if is_used => InEffect,
+            (_, 0) => NotLoaded,
+            (Some((_, others)), count) if count <= others => Unknown(format!(
                 "worker {} is older than its files, but may run a model of another engine",
                 older[0].pid
             )),
-            _ => Ok(LoadState::ReloadNeeded(older)),
+            _ => ReloadNeeded(older),
         }
     }
 }

@@ -49,19 +49,13 @@ impl Surveyed {
         self.state() != State::Incomplete && self.files.len() != 1
     }
 
-    /// Whether its chunk is `size` tokens in every place that counts.
-    pub fn has(&self, size: u64) -> bool {
-        let chunk = self.chunk_and_stock().map(|(chunk, _)| chunk);
-        chunk == Some(size) && matches!(self.state(), State::Stock | State::Patched)
-    }
-
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<Blocked> {
-        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck".to_owned();
+        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
         let blocked = self.files.iter().filter_map(|f| f.content.as_ref().err());
         match &self.backend.site_packages {
-            Err(why) => Some(Blocked::new(State::Refused, why.clone())),
-            Ok(_) if self.files.is_empty() => Some(Blocked::new(State::Incomplete, stuck)),
+            Err(why) => Some(why.clone().into()),
+            Ok(_) if self.files.is_empty() => Some(Blocked::incomplete(stuck)),
             Ok(_) => blocked.min_by_key(|b| b.state != State::Refused).cloned(),
         }
     }
@@ -99,7 +93,7 @@ impl Surveyed {
                 let set = format!("`lmpatch {stock}{only}`");
                 advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
             }
-            edit.map_err(|why| Blocked::new(State::Refused, format!("{path}: {why}{advice}")))
+            edit.map_err(|why| format!("{path}: {why}{advice}").into())
         };
         sources.map(plan).collect()
     }

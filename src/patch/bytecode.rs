@@ -5,48 +5,31 @@
 //! file's own are removed: a wipe of every cache makes LM Studio compile thousands of modules at its next start.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
-use crate::files::{cannot, is_absence};
+use crate::files::{self, cannot, is_absence};
 
 /// Removes every cached `.pyc` of `source`. Fails if the cache directory is a link, which would lead out of the
 /// backend, or a file cannot be removed.
 pub fn remove(source: &Path) -> Result<()> {
-    for cached in list(source)? {
-        if let Err(error) = fs::remove_file(&cached)
+    let cache = source.with_file_name("__pycache__");
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+    let is_link = "is a link; remove it, Python makes a new one";
+    ensure!(!cache.is_symlink(), "{} {is_link}", cache.display());
+    for name in files::names(&cache)? {
+        let cached = cache.join(&name);
+        // Python never takes a directory for bytecode, so it is not stale.
+        if belongs_to(&name.to_string_lossy(), &stem)
+            && !cached.is_dir()
+            && let Err(error) = fs::remove_file(&cached)
             && !is_absence(&error)
         {
-            let cache = cached.parent().unwrap_or(&cached);
-            return Err(cannot("remove files from", cache, error));
+            return Err(cannot("remove files from", &cache, error));
         }
     }
     Ok(())
-}
-
-fn list(source: &Path) -> Result<Vec<PathBuf>> {
-    let cache = source.with_file_name("__pycache__");
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    let failed = |error| cannot("list", &cache, error);
-    if cache.is_symlink() {
-        let cache = cache.display();
-        bail!("{cache} is a link; remove it, Python makes a new one");
-    }
-    let entries = match fs::read_dir(&cache) {
-        Err(error) if is_absence(&error) => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
-    let mut own = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        // Python never takes a directory for bytecode, so it is not stale.
-        let is_file = entry.file_type().is_ok_and(|found| !found.is_dir());
-        if is_file && belongs_to(&entry.file_name().to_string_lossy(), &stem) {
-            own.push(entry.path());
-        }
-    }
-    Ok(own)
 }
 
 /// `generate.cpython-311.pyc` and `generate.cpython-311.opt-2.pyc` belong to `generate`; names have no other dots.

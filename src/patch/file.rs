@@ -66,12 +66,21 @@ pub struct Blocked {
     pub is_original: bool,
 }
 
-impl Blocked {
-    pub fn new(state: State, why: String) -> Self {
+impl From<String> for Blocked {
+    fn from(why: String) -> Self {
         Self {
-            state,
+            state: State::Refused,
             why,
             is_original: false,
+        }
+    }
+}
+
+impl Blocked {
+    pub fn incomplete(why: &str) -> Self {
+        Self {
+            state: State::Incomplete,
+            ..Self::from(why.to_owned())
         }
     }
 }

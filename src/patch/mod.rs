@@ -10,17 +10,15 @@ pub mod survey;
 mod write;
 
 use std::collections::BTreeMap;
-use std::mem;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
 use glob::Pattern;
 use serde::Serialize;
 
-use crate::lmstudio::backends::{self, Installed};
+use crate::lmstudio::backends::{self, Absent};
 use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
@@ -55,16 +53,15 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
-    /// The rest of the home; its `backends` is empty.
-    pub home: Installed,
+    pub home: Absent,
 }
 
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     // Without this thread, the first file waits for them.
     let _ = thread::Builder::new().spawn(sites::prepare);
-    let mut home = backends::find(home, wanted)?;
-    let backends = parallel(mem::take(&mut home.backends), 1, survey::survey);
+    let (found, home) = backends::find(home, wanted)?;
+    let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, home })
 }
 
@@ -120,21 +117,22 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
 
 /// What `work` makes of each item, in their order. If a thread cannot start, the others do its share.
 fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let slot = |item| Mutex::new((Some(item), None));
-    let slots: Vec<_> = items.into_iter().map(slot).collect();
-    let next = AtomicUsize::new(0);
-    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = thread::available_parallelism().map_or(min, |cores| cores.get().max(min));
+    let threads = items.len().min(threads);
+    let left = Mutex::new(items.into_iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let unlocked = "nothing panics while it is locked";
+    let next = || left.lock().expect(unlocked).next();
     let drain = || {
-        while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut slot = slot.lock().expect("nobody else takes it");
-            slot.1 = slot.0.take().map(&work);
+        while let Some((index, item)) = next() {
+            let result = work(item);
+            done.lock().expect(unlocked).insert(index, result);
         }
     };
     thread::scope(|scope| {
         let spawn = |_| drop(thread::Builder::new().spawn_scoped(scope, drain));
-        (1..slots.len().min(threads.max(min))).for_each(spawn);
+        (1..threads).for_each(spawn);
         drain();
     });
-    let results = slots.into_iter().map(|slot| slot.into_inner().ok()?.1);
-    results.flatten().collect()
+    done.into_inner().expect(unlocked).into_values().collect()
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backend::Surveyed;
-use super::file::{Blocked, Source, State, VendorFile};
+use super::file::{Blocked, Source, VendorFile};
 use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
-use crate::files::{self, NotRead, app_bundle, cannot};
+use crate::files::{self, NotRead, app_bundle};
 use crate::lmstudio::backends::Backend;
 
 const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
@@ -37,7 +37,7 @@ fn vendor_file(
         Ok(true) => inside(backend, &path),
         Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
     };
-    let content = found.map_err(refused).and_then(|real| {
+    let content = found.map_err(Blocked::from).and_then(|real| {
         path = real;
         read(setting, site_packages, &path)
     });
@@ -90,14 +90,13 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
-    let missing = "not there: an unfinished update".to_owned();
     let bytes = files::read(path).map_err(|why| match why {
-        NotRead::Missing => Blocked::new(State::Incomplete, missing),
-        why => refused(unreadable(path, &why)),
+        NotRead::Missing => Blocked::incomplete("not there: an unfinished update"),
+        why => unreadable(path, &why).into(),
     })?;
     let mut evidence = releases(setting);
     let sites = locate(setting, &bytes).map_err(|why| {
-        let mut blocked = refused(why);
+        let mut blocked = Blocked::from(why);
         evidence.extend(record(site_packages, setting).unwrap_or_default());
         blocked.is_original = prove(&bytes, &[], &[], &evidence).is_some();
         blocked
@@ -106,14 +105,10 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
     let mut source = Source::new(bytes, sites, receipt, &evidence);
     if source.original.as_ref().map(|known| known.proof) != Some(Proof::Release) {
         // Without RECORD an edited file could be taken for one that was never edited.
-        evidence.extend(record(site_packages, setting).map_err(refused)?);
+        evidence.extend(record(site_packages, setting)?);
         source = Source::new(source.bytes, source.sites, source.receipt, &evidence);
     }
     Ok(source)
-}
-
-fn refused(why: String) -> Blocked {
-    Blocked::new(State::Refused, why)
 }
 
 /// The receipt for this very file, if there is one; or why what is in its place is ignored.
@@ -132,8 +127,7 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
 /// What every `RECORD` of the package says about the setting's file. Fails if one cannot be read.
 fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
     let prefix = format!("{}-", setting.package);
-    let names = files::names(site_packages)
-        .map_err(|error| format!("{:#}", cannot("list", site_packages, error)))?;
+    let names = files::names(site_packages).map_err(|error| format!("{error:#}"))?;
     let mut rows = Evidence::new();
     for name in names {
         let shown = name.to_string_lossy();

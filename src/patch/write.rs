@@ -123,8 +123,7 @@ fn restore(edit: &Edit) -> Result<()> {
 fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
     let (directory, name) = split(target);
     let prefix = format!(".{name}.lmpatch");
-    let names = files::names(directory);
-    let mut names = names.map_err(|error| cannot("list", directory, error))?;
+    let mut names = files::names(directory)?;
     names.retain(|name| {
         let name = name.to_string_lossy();
         name.starts_with(&prefix) && name.contains(TEMP_MARK)

@@ -9,8 +9,9 @@ use crate::files::resolved;
 use crate::output::{BAD, FAINT, GOOD, Output, printable};
 use crate::patch::Applied;
 
-/// The diff of all backends; `patch -p1` in the home would apply it.
-pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
+/// Prints the diff of all backends, which `patch -p1` in the home would apply: on a terminal coloured and safe to show;
+/// otherwise byte for byte.
+pub fn print(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
     let home = resolved(home);
     let mut bytes = Vec::new();
     let edits = applied.iter().flat_map(|applied| &applied.edits);
@@ -23,16 +24,11 @@ pub fn unified(home: &Path, applied: &[Applied]) -> Vec<u8> {
         unified.header(&format!("a/{path}"), &format!("b/{path}"));
         unified.to_writer(&mut bytes).expect("a Vec never fails");
     }
-    bytes
-}
-
-/// On a terminal coloured and safe to show; otherwise byte for byte, so that `patch` can apply it.
-pub fn print(output: &Output, diff: &[u8]) -> Result<()> {
     if !output.has_colour() && output.width().is_none() {
-        return output.print_raw(diff);
+        return output.print_raw(&bytes);
     }
     let mut painted = String::new();
-    for line in String::from_utf8_lossy(diff).lines() {
+    for line in String::from_utf8_lossy(&bytes).lines() {
         let style = match line.as_bytes() {
             [b'-', ..] => BAD,
             [b'+', ..] => GOOD,

@@ -6,7 +6,7 @@ pub mod table;
 
 use serde::Serialize;
 
-use crate::lmstudio::backends::{Backend, MissingBackend};
+use crate::lmstudio::backends::{Absent, Backend};
 use crate::lmstudio::workers::{LoadState, Worker};
 use crate::output::{Level, Output, with_home};
 use crate::patch::backend::Surveyed;
@@ -33,8 +33,8 @@ pub struct Report {
     /// Why the run as a whole failed.
     pub error: Option<String>,
     pub backends: Vec<BackendReport>,
-    /// Backends that a runtime needs and that are not on disk.
-    pub missing_backends: Vec<MissingBackend>,
+    #[serde(flatten)]
+    pub absent: Absent,
     pub findings: Findings,
     /// LM Studio's workers; `None` if the run did not look at them.
     pub workers: Option<Vec<Worker>>,
@@ -75,11 +75,21 @@ pub struct ReloadReport {
     pub error: Option<String>,
 }
 
+impl Report {
+    pub fn with(&self, outcomes: &[Outcome]) -> impl Iterator<Item = &BackendReport> {
+        let is_such = |row: &&BackendReport| row.result.is_some_and(|one| outcomes.contains(&one));
+        self.backends.iter().filter(is_such)
+    }
+
+    pub fn is_selected_missing(&self) -> bool {
+        self.absent.missing.iter().any(|one| one.selected)
+    }
+}
+
 impl BackendReport {
-    pub fn surveyed(surveyed: &Surveyed) -> Self {
+    pub fn surveyed(surveyed: Surveyed) -> Self {
         let (chunk, stock) = surveyed.chunk_and_stock().unzip();
         Self {
-            backend: surveyed.backend.clone(),
             chunk,
             chunk_before: chunk,
             stock,
@@ -88,7 +98,8 @@ impl BackendReport {
             why: surveyed.blocked().map(|blocked| blocked.why),
             in_effect: None,
             stale_workers: Vec::new(),
-            files: surveyed.files.clone(),
+            backend: surveyed.backend,
+            files: surveyed.files,
         }
     }
 
@@ -97,8 +108,13 @@ impl BackendReport {
             chunk_before: applied.before.chunk_and_stock().unzip().0,
             result: Some(applied.outcome),
             why: applied.why.clone(),
-            ..Self::surveyed(&applied.after)
+            ..Self::surveyed(applied.after.clone())
         }
+    }
+
+    /// Whether its chunk is `size` tokens in every place that counts.
+    pub fn has(&self, size: u64) -> bool {
+        self.chunk == Some(size) && matches!(self.state, State::Stock | State::Patched)
     }
 }
 

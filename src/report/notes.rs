@@ -6,11 +6,11 @@ use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::{Backend, flag};
+use crate::lmstudio::backends::{Absent, Backend, flag};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
-use crate::patch::{Applied, Outcome, Survey};
+use crate::patch::{Applied, Outcome};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
 const CHECKPOINT_GRID: u64 = 256;
@@ -21,7 +21,7 @@ const MEMORY_CAUTION: u64 = 8192;
 const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
 /// What a check finds.
-pub fn on_check(report: &mut Report, survey: &Survey) {
+pub fn on_check(report: &mut Report) {
     let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
     let is_set = |row: &&BackendReport| row.state == State::Patched && row.chunk != row.stock;
     let others = rows.iter().find(is_set).and_then(|row| row.chunk);
@@ -29,8 +29,8 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
         on_backend(found, row, row.chunk, limit);
         on_values(found, row, others, limit);
     }
-    on_missing(found, survey, Warning);
-    for why in &survey.home.selection_unknown {
+    on_missing(found, &report.absent, Warning);
+    for why in &report.absent.selection_unknown {
         let next = "choose one in LM Studio under Runtime, or with `lms runtime select`";
         found.add(Note, None, why, next);
     }
@@ -51,7 +51,7 @@ pub fn on_check(report: &mut Report, survey: &Survey) {
 }
 
 /// What a run that sets or reverts tells besides its table.
-pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
+pub fn on_change(report: &mut Report, applied: &[Applied]) {
     let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
     for (row, applied) in rows.iter().zip(applied) {
         on_backend(found, row, report.size, limit);
@@ -66,7 +66,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
     }
     let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
     let is_silent = rows.iter().any(is_stock);
-    for name in survey.home.left_out.iter().filter(|_| !is_silent) {
+    for name in report.absent.left_out.iter().filter(|_| !is_silent) {
         let what = format!("{name} is selected in LM Studio, but --backend omits it");
         let wanted = report
             .size
@@ -74,7 +74,7 @@ pub fn on_change(report: &mut Report, survey: &Survey, applied: &[Applied]) {
         let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
         found.add(Warning, None, &what, &next);
     }
-    on_missing(found, survey, Error);
+    on_missing(found, &report.absent, Error);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
     let agent = agent.and_then(|agent| agent.size);
     let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
@@ -193,16 +193,15 @@ fn fits_context(backend: &Backend) -> bool {
 }
 
 /// `level`: how serious it is if the backend is selected.
-fn on_missing(found: &mut Findings, survey: &Survey, level: Level) {
-    for missing in &survey.home.missing {
-        let level = if missing.selected { level } else { Note };
+fn on_missing(found: &mut Findings, absent: &Absent, level: Level) {
+    for missing in &absent.missing {
+        let (level, selected) = if missing.selected {
+            (level, ", the selected runtime,")
+        } else {
+            (Note, "")
+        };
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an unfinished update";
-        let selected = if missing.selected {
-            ", the selected runtime,"
-        } else {
-            ""
-        };
         let what = format!("{runtime}{selected} needs {name}, {why}");
         let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
         found.add(level, None, &what, &next);

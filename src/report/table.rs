@@ -5,8 +5,7 @@ use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, pr
 
 use super::{Action, BackendReport, Report};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
-use crate::patch::Outcome::{self, Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
-use crate::patch::backend::Surveyed;
+use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
 use crate::patch::file::{State, VendorFile, words};
 use crate::patch::original::Proof;
 
@@ -91,33 +90,19 @@ fn number(value: Option<u64>) -> String {
 pub fn summary(report: &Report) -> String {
     let mut counts = Vec::new();
     for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
-        let count = report.count(outcome);
+        let count = report.with(&[outcome]).count();
         counts.extend((count > 0).then(|| format!("{count} {}", words(outcome))));
     }
     format!("{}: {}", count(report.backends.len()), counts.join(", "))
 }
 
-impl Report {
-    pub fn with(&self, outcome: Outcome) -> impl Iterator<Item = &BackendReport> {
-        let rows = self.backends.iter();
-        rows.filter(move |row| row.result == Some(outcome))
-    }
-
-    pub fn is_selected_missing(&self) -> bool {
-        self.missing_backends.iter().any(|one| one.selected)
-    }
-
-    pub fn count(&self, outcome: Outcome) -> usize {
-        self.with(outcome).count()
-    }
-}
-
 /// How many of the backends have the size that was asked about, and what sets it in the others.
-pub fn verdict(size: u64, all: &[Surveyed], command: &str) -> String {
-    let lacking = all.iter().filter(|backend| !backend.has(size));
-    let is_needed = lacking.clone().any(|one| one.blocked().is_none());
+pub fn verdict(size: u64, report: &Report) -> String {
+    let (all, limit) = (&report.backends, &report.limit);
+    let lacking = all.iter().filter(|row| !row.has(size));
+    let is_needed = lacking.clone().any(|row| row.why.is_none());
     let having = all.len() - lacking.count();
-    let next = is_needed.then(|| format!("; `{command}` sets it"));
+    let next = is_needed.then(|| format!("; `lmpatch {size}{limit}` sets it"));
     let (all, next) = (count(all.len()), next.unwrap_or_default());
     format!("{size} in {having} of {all}{next}")
 }

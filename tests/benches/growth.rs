@@ -164,7 +164,10 @@ impl Home {
         let lock = Lock::take(self.root.path()).unwrap();
         let survey = patch::survey(self.root.path(), &[]).unwrap();
         let applied = patch::apply(&lock, survey.backends, Goal::Size(size));
-        let is_set = |done: &&Applied| done.outcome == Outcome::Changed && done.after.has(size);
+        let is_set = |done: &&Applied| {
+            let chunk = done.after.chunk_and_stock().map(|(chunk, _)| chunk);
+            done.outcome == Outcome::Changed && chunk == Some(size)
+        };
         assert_eq!(applied.iter().filter(is_set).count(), backends);
     }
 }
