@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 const PAUSE: Duration = Duration::from_millis(5);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 /// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
