@@ -1,6 +1,6 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
-use super::results::{Cut, Position, Results, Row, Run, Verdict};
+use super::results::{Cut, Position, Results, Row, Run, SCHEMA, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
@@ -23,6 +23,43 @@ pub struct Step {
 }
 
 impl Results {
+    /// What is known of these sizes before anything is measured.
+    pub fn new(sizes: impl IntoIterator<Item = Option<u64>>) -> Self {
+        let row = |size| Row {
+            size,
+            ..Row::default()
+        };
+        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
+        // The size that most machines like best first, then its half and its double, and so on.
+        rows.sort_by_key(|row| {
+            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
+            (1000 * large / small, row.size)
+        });
+        Self {
+            schema: SCHEMA,
+            lmpatch: env!("CARGO_PKG_VERSION"),
+            rows,
+            ..Self::default()
+        }
+    }
+
+    /// What is known so far, with a row for each size that was measured or given up, the smallest first.
+    #[must_use]
+    pub fn known(&self) -> Self {
+        let mut known = self.clone();
+        known.verdict = self.verdict();
+        let is_begun = |row: &Row| row.is_out() || !row.runs.is_empty();
+        known.rows.retain(is_begun);
+        known.rows.sort_by_key(|row| row.size);
+        let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
+        let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
+        for row in &mut known.rows {
+            let times = row.speed() / stock;
+            row.times_stock = Some(times).filter(|times| times.is_normal());
+        }
+        known
+    }
+
     /// Whether a change of the size loads the model again, which makes it cold.
     pub fn is_reloading(&self) -> bool {
         self.api != "direct"

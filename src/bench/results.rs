@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// It grows when a field changes its meaning or goes away.
-const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 4;
 
 /// A benchmark's results so far; while it runs, its rows are in the order of their first runs.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -128,43 +128,6 @@ impl Row {
 }
 
 impl Results {
-    /// What is known of these sizes before anything is measured.
-    pub fn new(sizes: impl IntoIterator<Item = Option<u64>>) -> Self {
-        let row = |size| Row {
-            size,
-            ..Row::default()
-        };
-        let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
-        // The size that most machines like best first, then its half and its double, and so on.
-        rows.sort_by_key(|row| {
-            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
-            (1000 * large / small, row.size)
-        });
-        Self {
-            schema: SCHEMA,
-            lmpatch: env!("CARGO_PKG_VERSION"),
-            rows,
-            ..Self::default()
-        }
-    }
-
-    /// What is known so far, with a row for each size that was measured or given up, the smallest first.
-    #[must_use]
-    pub fn known(&self) -> Self {
-        let mut known = self.clone();
-        known.verdict = self.verdict();
-        let is_begun = |row: &Row| row.is_out() || !row.runs.is_empty();
-        known.rows.retain(is_begun);
-        known.rows.sort_by_key(|row| row.size);
-        let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
-        let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
-        for row in &mut known.rows {
-            let times = row.speed() / stock;
-            row.times_stock = Some(times).filter(|times| times.is_normal());
-        }
-        known
-    }
-
     /// The speed of a row as a fraction of the fastest.
     pub fn part(&self, row: &Row) -> f64 {
         let speeds = self.rows.iter().map(Row::speed);
