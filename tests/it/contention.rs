@@ -84,6 +84,20 @@ fn sixteen_at_once_leave_one_value() {
 }
 
 #[test]
+fn beside_the_marker_of_an_interrupted_benchmark_a_set_is_no_benchmark() {
+    let env = three_backends();
+    let commands = [(FIRST.to_owned(), "lmpatch --revert".to_owned())];
+    lmpatch::bench::marker::write(&env.lmstudio(), &commands.into()).unwrap();
+    let holder = File::open(env.amphibian()).unwrap();
+    holder.lock().unwrap();
+    let child = env.command(["4096", "--quiet"]).spawn().unwrap();
+    // As long as another set might take.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    drop(holder);
+    assert!(child.wait_with_output().unwrap().status.success());
+}
+
+#[test]
 fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
     let env = three_backends();
     let before = snapshot(&env.lmstudio());

@@ -467,6 +467,22 @@ fn a_backend_that_a_manifest_names_and_that_is_not_there_is_said() {
 }
 
 #[test]
+fn a_name_is_whole_in_a_narrow_table_however_many_runtimes_use_it() {
+    let env = Env::new();
+    usual_backend(&env.lmstudio(), NAME);
+    for version in ["1.2.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0"] {
+        runtime(&env.lmstudio(), version, &[NAME]);
+    }
+    if let Some(lines) = lines_on_terminal(&env, &env.command(["--check"])) {
+        assert!(
+            lines.iter().any(|line| line.starts_with(NAME)),
+            "{lines:#?}"
+        );
+        assert!(lines.iter().all(|line| line.chars().count() <= 80));
+    }
+}
+
+#[test]
 fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
     let env = Env::new();
     usual_backend(&env.lmstudio(), NAME);

@@ -278,6 +278,18 @@ fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
 }
 
 #[test]
+fn a_model_on_another_mac_is_no_copy() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    fake.add(json!({ "path": "qwen/tiny", "identifier": "far", "deviceIdentifier": "other-mac" }));
+    env.run(["4096", "--reload"])
+        .exits(0)
+        .says("qwen/tiny was reloaded")
+        .says_nothing_of("copy");
+}
+
+#[test]
 fn what_could_not_be_loaded_again_is_not_touched() {
     let twice =
         json!({ "path": "far/away", "identifier": "qwen/tiny", "deviceIdentifier": "other-mac" });
