@@ -53,19 +53,8 @@ pub fn run(
     } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
-    let is_reloaded = cli.reload.is_none_or(|how| {
-        let is_set = is_in_use(report, &[Changed, Unchanged]);
-        if !is_set {
-            output.error("no model was reloaded: no selected backend was set");
-        }
-        is_set && {
-            let worked = reload(output, home, report, how, advice(cli, &applied));
-            // A model of another app, which `lms` does not know, is still as it was.
-            effect::add(cli, home, report, None);
-            effect::after_reload(output, report) && worked
-        }
-    });
-    let is_done = is_reloaded && !has_failed(report);
+    let reload = |how| reload_and_look(cli, output, home, report, how, &applied);
+    let is_done = cli.reload.is_none_or(reload) && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
@@ -88,7 +77,26 @@ fn has_failed(report: &Report) -> bool {
     is_any || report.with(&[Incomplete]).count() == report.backends.len()
 }
 
-/// Makes the values take effect and reports on it. Returns whether that worked.
+/// Makes the values take effect, if they are those of the selected backend. Returns whether loaded models may have them.
+fn reload_and_look(
+    cli: &Cli,
+    output: &Output,
+    home: &Path,
+    report: &mut Report,
+    how: How,
+    applied: &[Applied],
+) -> bool {
+    if !is_in_use(report, &[Changed, Unchanged]) {
+        output.error("no model was reloaded: no selected backend was set");
+        return false;
+    }
+    let worked = reload(output, home, report, how, advice(cli, applied));
+    // A model of another app, which `lms` does not know, is still as it was.
+    effect::add(cli, home, report, None);
+    effect::after_reload(output, report) && worked
+}
+
+/// Reloads and reports on it. Returns whether that worked.
 fn reload(output: &Output, home: &Path, report: &mut Report, how: How, advice: String) -> bool {
     let reloader = Reloader {
         home,

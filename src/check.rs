@@ -51,7 +51,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
 pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveyed>> {
     let survey = patch::survey(home, &cli.backend)?;
     if !survey.backends.is_empty() {
-        report.absent = survey.home;
+        report.absent = survey.absent;
         return Ok(survey.backends);
     }
     let amphibian = amphibian(home);

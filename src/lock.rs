@@ -29,8 +29,13 @@ impl Lock {
             let next = "wait for that lmpatch or end it, then run this again";
             format!("{taken} for {seconds} seconds; {next} (lsof shows who holds it)")
         };
-        retry(LOCK_TIMEOUT, || {
-            Self::try_take(home).transpose().with_context(is_taken)
+        Self::take_within(LOCK_TIMEOUT, home, is_taken)
+    }
+
+    /// Takes the lock on `home`. Fails with `why` if another process still has it after `limit`.
+    pub fn take_within(limit: Duration, home: &Path, why: impl Fn() -> String) -> Result<Self> {
+        retry(limit, || {
+            Self::try_take(home).transpose().with_context(&why)
         })?
     }
 

@@ -110,7 +110,7 @@ impl Reloader<'_> {
         if wanted.path.is_none() || wanted.context_length.is_none() {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
-        let limit = self.lms.wait;
+        let limit = self.lms.wait_timeout;
         let loaded = retry(limit, || match self.lms.loaded() {
             Ok(now) if find(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
@@ -133,7 +133,7 @@ impl Reloader<'_> {
         }
         let names: Vec<_> = before.iter().map(|m| m.identifier.as_str()).collect();
         let was = || format!("what was loaded: {}", names.join(", "));
-        let limit = self.lms.wait;
+        let limit = self.lms.wait_timeout;
         let call = |program: &str, words: &[&str]| {
             command::output(Command::new(program).args(words), limit)
         };
@@ -147,7 +147,7 @@ impl Reloader<'_> {
         };
         let has_ended = apps.iter().try_for_each(quit);
         let has_ended = has_ended.and_then(|()| retry(limit, ended));
-        // As in a reload of one model.
+        // As before the load of one model: a worker of the same second counts as older.
         thread::sleep(Duration::from_secs(1));
         // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
         let opening = limit.min(Duration::from_secs(10));

@@ -198,7 +198,7 @@ fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
     let found = patch::survey(home, &[])?;
     let files = found.backends.iter().flat_map(|backend| &backend.files);
     let mut changes = files.filter_map(|file| last_change(&file.path));
-    Ok(found.home.missing.is_empty()
+    Ok(found.absent.missing.is_empty()
         && found.backends.iter().all(Surveyed::is_whole)
         && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle)))
 }

@@ -6,13 +6,13 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tempfile::NamedTempFile;
 
+use crate::files;
 use crate::lmstudio::backends::{amphibian, flag};
 use crate::lock::Lock;
 use crate::patch::backend::Surveyed;
-use crate::{command, files};
 
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
@@ -26,9 +26,7 @@ pub fn lock(home: &Path) -> Result<Lock> {
     }
     // Anything else that has the lock beside the marker of an interrupted benchmark is done sooner.
     let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
-    command::retry(Duration::from_secs(1), || {
-        Lock::try_take(home)?.context(is_running)
-    })
+    Lock::take_within(Duration::from_secs(1), home, || is_running.to_owned())
 }
 
 /// Writes the marker, a command for each backend by its name, before the first change.

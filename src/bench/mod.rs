@@ -98,7 +98,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     }
     let survey = home.map(|home| patch::survey(home, &args.backend));
     let survey = survey.transpose()?;
-    let left_out = survey.as_ref().and_then(|one| one.home.left_out.last());
+    let left_out = survey.as_ref().and_then(|one| one.absent.left_out.last());
     if let (Some(name), false) = (left_out, args.direct) {
         bail!("{name} is selected, but --backend omits it");
     }

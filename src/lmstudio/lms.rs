@@ -54,16 +54,16 @@ pub fn find<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> 
 #[derive(Debug, Clone)]
 pub struct Lms {
     pub program: PathBuf,
-    pub load: Duration,
-    pub wait: Duration,
+    pub load_timeout: Duration,
+    pub wait_timeout: Duration,
 }
 
 impl Lms {
     pub fn of(home: &Path) -> Self {
         Self {
             program: home.join("bin/lms"),
-            load: Duration::from_secs(900),
-            wait: Duration::from_secs(120),
+            load_timeout: Duration::from_secs(900),
+            wait_timeout: Duration::from_secs(120),
         }
     }
 
@@ -93,7 +93,7 @@ impl Lms {
         loop {
             let mut words = vec!["load", path, "--exact", "-y", "--identifier", id];
             words.extend(flags.iter().flatten().map(String::as_str));
-            let result = self.run(&words, self.load);
+            let result = self.run(&words, self.load_timeout);
             let (said, count) = (format!("{result:?}"), flags.len());
             flags.retain(|flag| !said.contains(&format!("unknown option '{}'", flag[0])));
             if flags.len() == count {

@@ -64,9 +64,9 @@ impl Surveyed {
     pub(super) fn edited(&self, edits: &[Edit]) -> Self {
         let mut after = self.clone();
         for file in &mut after.files {
-            let edit = edits.iter().find(|edit| edit.path == file.path);
-            let after = edit.map(|edit| Ok(edit.after.clone()));
-            file.content = after.unwrap_or(file.content.clone());
+            if let Some(edit) = edits.iter().find(|edit| edit.path == file.path) {
+                file.content = Ok(edit.after.clone());
+            }
         }
         after
     }

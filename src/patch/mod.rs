@@ -53,16 +53,16 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
-    pub home: Absent,
+    pub absent: Absent,
 }
 
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     // Without this thread, the first file waits for them.
     let _ = thread::Builder::new().spawn(sites::prepare);
-    let (found, home) = backends::find(home, wanted)?;
+    let (found, absent) = backends::find(home, wanted)?;
     let backends = parallel(found, 1, survey::survey);
-    Ok(Survey { backends, home })
+    Ok(Survey { backends, absent })
 }
 
 /// Brings every backend to the goal; each wholly or not at all, all planned before the first write.
@@ -75,22 +75,21 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
     parallel(planned, WRITERS, |mut planned| {
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
-        let is_change = planned.outcome == Outcome::WouldChange;
-        let is_proof_kept = |edit: &Edit| edit.receipt.is_none() && !edit.restores;
         match write::apply(lock, &planned.edits) {
+            Ok(()) if planned.outcome == Outcome::WouldChange => planned.outcome = Outcome::Changed,
+            Ok(()) => return planned,
             Err(error) => {
                 planned.outcome = Outcome::Failed;
                 planned.why = Some(format!("{error:#}"));
             }
-            Ok(()) if is_change => planned.outcome = Outcome::Changed,
-            Ok(()) => return planned,
         }
         // What was written has been read back; what proves the originals has to be looked for again.
-        planned.after = match planned.why {
-            None if planned.edits.iter().all(is_proof_kept) => {
-                planned.before.edited(&planned.edits)
-            }
-            _ => survey::survey(planned.before.backend.clone()),
+        let is_proof_kept = |edit: &Edit| edit.receipt.is_none() && !edit.restores;
+        let is_known = planned.outcome == Outcome::Changed;
+        planned.after = if is_known && planned.edits.iter().all(is_proof_kept) {
+            planned.before.edited(&planned.edits)
+        } else {
+            survey::survey(planned.before.backend.clone())
         };
         planned
     })

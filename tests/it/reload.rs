@@ -30,8 +30,8 @@ fn home(env: &Env) -> (BackendDir, FakeLms) {
 /// As patient as a test is.
 fn reloader(home: &Path) -> Reloader<'_> {
     let lms = Lms {
-        load: Duration::from_secs(20),
-        wait: Duration::from_millis(1500),
+        load_timeout: Duration::from_secs(20),
+        wait_timeout: Duration::from_millis(1500),
         ..Lms::of(home)
     };
     Reloader {
@@ -478,7 +478,7 @@ fn an_lms_that_fails_or_hangs_is_told_and_nothing_is_unloaded() {
     fake.faults(json!({ "load-takes": 30 }));
     let lmstudio = env.lmstudio();
     let mut impatient = reloader(&lmstudio);
-    impatient.lms.load = Duration::from_millis(300);
+    impatient.lms.load_timeout = Duration::from_millis(300);
     let models = impatient.run(How::Models).unwrap();
     let failed = models[0].failed.as_ref().unwrap();
     assert!(failed.contains("took longer than 0.3 seconds"), "{failed}");
