@@ -1,5 +1,6 @@
 //! The unified diff of a dry run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
@@ -15,7 +16,9 @@ pub fn print(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
     let home = resolved(home);
     let mut bytes = Vec::new();
     let edits = applied.iter().flat_map(|applied| &applied.edits);
-    for change in edits.filter(|edit| edit.is_change()) {
+    // Two backends, or two Pythons of one, may be links to one directory.
+    let mut shown = BTreeSet::new();
+    for change in edits.filter(|edit| edit.is_change() && shown.insert(&edit.path)) {
         let path = change.path.strip_prefix(&home).unwrap_or(&change.path);
         let path = printable(&path.display().to_string());
         let path = path.trim_start_matches('/');

@@ -520,6 +520,11 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
 #[test]
 fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let env = Env::with_fixture();
+    let copy = env.user().join("copy");
+    crate::support::copy_tree(&env.lmstudio(), &copy);
+    // A file that two Pythons have is in the diff once.
+    let lib = env.amphibian().join(NAME).join("lib");
+    symlink("python3.11", lib.join("python3.12")).unwrap();
     let before = snapshot(&env.lmstudio());
     let ran = env
         .run(["4096", "--dry-run"])
@@ -527,8 +532,6 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
         .says("3 would change")
         .says("nothing was written");
     assert_eq!(snapshot(&env.lmstudio()), before);
-    let copy = env.user().join("copy");
-    crate::support::copy_tree(&env.lmstudio(), &copy);
     fs::write(env.user().join("it.diff"), &ran.stdout).unwrap();
     let mut patch = std::process::Command::new("git");
     let status = env
