@@ -136,7 +136,8 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
     let mut mentions = memmem::find_iter(text, form.name).peekable();
     // The line and those in whose blocks it may be, each with its indentation.
     let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
-    for line in lines {
+    let last = memmem::rfind(text, form.name.as_bytes());
+    for line in lines.iter().take_while(|line| Some(line.start) <= last) {
         let code = &text[line.clone()];
         // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
         let blanks = code.len() - code.trim_ascii_start().len();
