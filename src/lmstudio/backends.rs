@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use super::runtimes::{self, APPS, Runtime};
+use super::runtimes::{self, Runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
@@ -37,9 +37,8 @@ pub struct Backend {
 impl Backend {
     /// The apps whose selected runtime uses it.
     pub fn selected_by(&self) -> Vec<&'static str> {
-        let mut apps = APPS.map(|(app, _)| app).to_vec();
-        apps.retain(|app| self.runtimes.iter().any(|r| r.selected_by.contains(app)));
-        apps
+        let apps = self.runtimes.iter().flat_map(|one| &one.selected_by);
+        apps.copied().collect()
     }
 
     /// Those apps by name, "LM Studio and Bionic use".
