@@ -188,14 +188,14 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
     let (shown, is_link) = (path.display(), path.is_symlink());
     let site_packages = match fs::metadata(&path) {
         Ok(metadata) if !metadata.is_dir() => return None,
-        Ok(_) => engine_directories(&path).map_err(|error| format!("{error:#}")),
         // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
         Err(error) if !is_named_so || !is_link && is_absence(&error) => return None,
         Err(error) if is_link => {
             let what = "is a link that leads nowhere";
             Err(format!("{shown} {what} ({error}); {IS_IT_CONNECTED}"))
         }
-        Err(error) => Err(format!("{shown} cannot be read ({error})")),
+        // What cannot be looked at cannot be listed either, which says what to do.
+        _ => engine_directories(&path).map_err(|error| format!("{error:#}")),
     };
     if !is_named_so && site_packages.as_ref().is_ok_and(Vec::is_empty) {
         return None;
