@@ -6,7 +6,7 @@ use super::{BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::{Absent, Backend, flag};
+use crate::lmstudio::backends::{Absent, flag};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
@@ -170,6 +170,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
         let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{limit}`");
         found.add(Note, None, &what, &next);
     }
+    let mut packages = row.backend.site_packages.iter().flatten();
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
@@ -179,17 +180,12 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
             format!("`lmpatch {stock}{limit}` sets that again")
         };
         found.add(Note, Some(row), &what, &next);
-    } else if fits_context(&row.backend) {
+    } else if packages.any(|packages| packages.join(CONTEXT_FIT).exists()) {
         let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("a larger chunk leaves less memory for context: {case}");
         let next = format!("if you need the longer context: `lmpatch {stock}{limit}`");
         found.add(Note, Some(row), &what, &next);
     }
-}
-
-fn fits_context(backend: &Backend) -> bool {
-    let mut directories = backend.site_packages.iter().flatten();
-    directories.any(|site_packages| site_packages.join(CONTEXT_FIT).exists())
 }
 
 /// `level`: how serious it is if the backend is selected.
