@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::Response;
@@ -34,12 +34,6 @@ struct Model {
     max_context_length: Option<u64>,
     #[serde(default)]
     loaded_instances: Vec<Instance>,
-}
-
-impl Model {
-    fn is_mlx(&self) -> bool {
-        self.format.as_deref() == Some("mlx")
-    }
 }
 
 /// A loaded model.
@@ -88,7 +82,8 @@ impl Server {
             longest: 0,
         };
         results.api = "openai";
-        if let Some(models) = server.models()? {
+        if let Some(mut models) = server.models()? {
+            models.retain(|model| model.format.as_deref() == Some("mlx"));
             let (model, loaded) = find(args.model.as_deref(), &models)?;
             results.context_length = loaded.config["context_length"].as_u64();
             check_context(args, results, model)?;
@@ -237,51 +232,36 @@ fn check_context(args: &BenchArgs, results: &Results, model: &Model) -> Result<(
     Ok(())
 }
 
-/// The loaded model that `wanted` names by key or identifier, or the one MLX model that is loaded.
+/// The loaded one of these MLX models that `wanted` names by key or identifier, or the only one.
 fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m Instance)> {
     let loaded = |model: &'m Model| model.loaded_instances.iter().map(move |one| (model, one));
     let mut found: Vec<_> = models.iter().flat_map(loaded).collect();
-    // An identifier may be another model's key.
-    let is_id = found.iter().any(|(_, one)| Some(&*one.id) == wanted);
-    found.retain(|(model, one)| match wanted {
-        None => model.is_mlx(),
-        Some(id) if is_id => one.id == id,
-        Some(key) => model.key == key,
-    });
-    match found[..] {
-        [] => Err(not_loaded(wanted, models)),
-        [(model, _), ..] if !model.is_mlx() => Err(not_mlx(model)),
-        [one] => Ok(one),
-        _ => {
-            let ids: Vec<_> = found.iter().map(|(_, one)| one.id.as_str()).collect();
-            let ids = ids.join(", ");
-            bail!("several MLX models are loaded: {ids}; name one with --model")
-        }
+    if let Some(name) = wanted {
+        // An identifier may be another model's key.
+        let is_id = found.iter().any(|(_, one)| one.id == name);
+        found.retain(|(model, one)| name == if is_id { &one.id } else { &model.key });
     }
+    if let [one] = found[..] {
+        return Ok(one);
+    }
+    let ids = listed(found.iter().map(|(_, one)| &*one.id));
+    ensure!(
+        found.is_empty(),
+        "several MLX models are loaded: {ids}; name one with --model"
+    );
+    let unnamed = "no MLX model is loaded; load one in LM Studio, or with `lms load`";
+    let name = wanted.context(unnamed)?;
+    let keys = listed(models.iter().map(|model| &*model.key));
+    ensure!(
+        models.iter().any(|model| model.key == name),
+        "LM Studio has no MLX model {name}; its MLX models are: {keys}"
+    );
+    let context = context_for(16_384);
+    bail!("{name} is not loaded; load it with `lms load '{name}' --context-length {context}`")
 }
 
-fn not_mlx(model: &Model) -> Error {
-    let key = &model.key;
-    anyhow!("{key} is not an MLX model; lmpatch bench needs one")
-}
-
-fn not_loaded(wanted: Option<&str>, models: &[Model]) -> Error {
-    let Some(name) = wanted else {
-        return anyhow!("no MLX model is loaded; load one in LM Studio, or with `lms load`");
-    };
-    match models.iter().find(|model| model.key == name) {
-        Some(model) if !model.is_mlx() => not_mlx(model),
-        Some(_) => {
-            let load = format!("lms load '{name}' --context-length {}", context_for(16_384));
-            anyhow!("{name} is not loaded; load it with `{load}`")
-        }
-        None => {
-            let keys = models.iter().filter(|model| model.is_mlx());
-            let keys: Vec<_> = keys.map(|model| model.key.as_str()).collect();
-            let keys = keys.join(", ");
-            anyhow!("LM Studio has no model {name}; its MLX models are: {keys}")
-        }
-    }
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// What an answer that is no stream says.

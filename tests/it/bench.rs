@@ -536,12 +536,12 @@ fn the_model_is_resolved_before_anything_is_touched() {
     stage
         .run(&["--model", "no/such", "--sizes", "512"])
         .exits(1)
-        .says("has no model no/such")
+        .says("has no MLX model no/such")
         .says(MODEL);
     stage
         .run(&["--model", "llama/tiny", "--sizes", "512"])
         .exits(1)
-        .says("is not an MLX model");
+        .says("has no MLX model llama/tiny; its MLX models are: qwen/tiny");
     stage
         .run(&["--backend", "no*", "--sizes", "512"])
         .exits(1)
