@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use ureq::http::Response;
-use ureq::{Agent, Body, RequestBuilder, Timeout};
+use ureq::http::{Request, Response};
+use ureq::{Agent, Body, Timeout};
 
 use super::answer::reason;
 use super::args::BenchArgs;
@@ -98,10 +98,9 @@ impl Server {
 
     /// Its models; `None` if it has only the `OpenAI` interface.
     fn models(&self) -> Result<Option<Vec<Model>>> {
-        let request = agent(Some(TIMEOUT), None).get(format!("{}/api/v1/models", self.base));
-        let response = self.authorized(request).call();
-        let (status, body) = self.whole(response.map_err(|error| self.failed(error, false))?)?;
-        ensure!(!matches!(status, 401 | 403), refusal(status, &body));
+        let response = self.send(&agent(Some(TIMEOUT), None), "api/v1/models", None)?;
+        let body = response.into_body().read_to_vec();
+        let body = body.map_err(|error| self.failed(error, true))?;
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").map(Vec::deserialize);
         Ok(models.and_then(Result::ok))
@@ -117,17 +116,26 @@ impl Server {
         self.agent.clone().shutdown();
     }
 
-    fn whole(&self, mut response: Response<Body>) -> Result<(u16, Vec<u8>)> {
-        let body = response.body_mut().read_to_vec();
-        let body = body.map_err(|error| self.failed(error, true))?;
-        Ok((response.status().as_u16(), body))
-    }
-
-    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
-        match &self.authorization {
-            Some(authorization) => request.header("Authorization", authorization),
-            None => request,
+    /// The answer to a request, which is a POST if it has a body. Fails if there is none, or no token that the server takes.
+    fn send(&self, agent: &Agent, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
+        let mut request = Request::builder().uri(format!("{}/{path}", self.base));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
         }
+        let sent = match body {
+            None => agent.run(request.body(())?),
+            Some(body) => {
+                let request = request.method("POST");
+                let request = request.header("Content-Type", "application/json");
+                agent.run(request.body(body.to_string())?)
+            }
+        };
+        let response = sent.map_err(|error| self.failed(error, false))?;
+        ensure!(
+            !matches!(response.status().as_u16(), 401 | 403),
+            "the server asks for a valid API token; set LM_API_TOKEN to one from LM Studio's Developer settings"
+        );
+        Ok(response)
     }
 
     /// What went wrong, before or after the server began to answer.
@@ -157,15 +165,15 @@ impl Server {
                                "stream_options": { "include_usage": true }, "temperature": 0, "top_k": 1 });
             ("v1/chat/completions", body)
         };
-        let post = self.agent.post(format!("{}/{path}", self.base));
-        let post = self.authorized(post.content_type("application/json"));
-        let response = post.send(request.to_string());
-        let response = response.map_err(|error| self.failed(error, false))?;
-        let kind = response.headers().get("content-type").cloned();
-        let is_stream = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        if response.status() != 200 || !is_stream {
-            let (status, body) = self.whole(response)?;
-            return Err(refusal(status, &body));
+        let mut response = self.send(&self.agent, path, Some(&request))?;
+        let (status, body) = (response.status(), response.body_mut());
+        if status != 200 || body.mime_type() != Some("text/event-stream") {
+            // What cannot be read of a refusal is not shown.
+            let body = body.read_to_vec().unwrap_or_default();
+            let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+            let said = reason(&value).unwrap_or_else(|| String::from_utf8_lossy(&body).into());
+            let said: String = said.trim().chars().take(200).collect();
+            bail!("the server answered {}: {said}", status.as_u16());
         }
         Ok(BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH))
     }
@@ -262,18 +270,4 @@ fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m
 
 fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
     names.collect::<Vec<_>>().join(", ")
-}
-
-/// What an answer that is no stream says.
-fn refusal(status: u16, body: &[u8]) -> Error {
-    if matches!(status, 401 | 403) {
-        let settings = "LM Studio's Developer settings";
-        return anyhow!(
-            "the server asks for a valid API token; set LM_API_TOKEN to one from {settings}"
-        );
-    }
-    let value: Value = serde_json::from_slice(body).unwrap_or_default();
-    let said = reason(&value).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    let said: String = said.trim().chars().take(200).collect();
-    anyhow!("the server answered {status}: {said}")
 }
