@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::iter;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{self, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -58,7 +58,6 @@ impl Direct {
             }
         };
         command.args(["-c", SCRIPT]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // Ctrl-C is for lmpatch alone, and no bytecode is left in the backend.
         command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
         let text = prompt::text(args.prompt_file.as_deref())?;
@@ -77,29 +76,26 @@ impl Direct {
 
     fn start(&mut self) -> Result<Process> {
         let errors = tempfile::tempfile()?;
-        let child = self.command.stderr(errors.try_clone()?).spawn();
-        let mut child = child.with_context(|| format!("cannot run {}", self.python()))?;
-        let piped = "the stream was asked for";
-        let stdout = BufReader::new(child.stdout.take().expect(piped));
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            let mut lines = stdout.split(b'\n').map_while(Result::ok);
-            lines.try_for_each(|line| sender.send(String::from_utf8_lossy(&line).into_owned()))
-        });
-        let mut stdin = child.stdin.take().expect(piped);
-        let (requests, receiver) = mpsc::channel::<Value>();
+        let (requests, stdin) = UnixStream::pair()?;
+        let (answers, stdout) = UnixStream::pair()?;
         // A process that does not listen is noticed by its silence.
-        thread::spawn(move || {
-            let mut requests = receiver.iter();
-            requests.try_for_each(|request| writeln!(stdin, "{request}"))
-        });
-        let process = Process {
+        requests.set_write_timeout(Some(self.silence))?;
+        answers.set_read_timeout(Some(self.silence))?;
+        let command = self.command.stderr(errors.try_clone()?);
+        command
+            .stdin(OwnedFd::from(stdin))
+            .stdout(OwnedFd::from(stdout));
+        let child = command.spawn();
+        // Only the process has its ends, so that both are closed when it ends.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = child.with_context(|| format!("cannot run {}", self.python()))?;
+        let mut process = Process {
             child,
             requests,
-            lines,
+            answers: BufReader::new(answers),
             errors,
         };
-        process.say(self.job.clone());
+        process.say(&self.job);
         Ok(process)
     }
 }
@@ -108,22 +104,24 @@ impl Engine for Direct {
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
         let running = self.process.take().map(Ok);
         let mut process = running.unwrap_or_else(|| self.start())?;
-        process.say(json!({ "size": chunk, "tokens": tokens }));
+        process.say(&json!({ "size": chunk, "tokens": tokens }));
         let (start, mut run) = (Instant::now(), Run::default());
         let ended = loop {
+            let mut line = Vec::new();
             // Returning early drops the process, which ends it.
-            let line = match process.lines.recv_timeout(self.silence) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => bail!(silent(self.silence)),
-                Err(_) => bail!("{} {}", self.python(), process.ending()),
-            };
+            match process.answers.read_until(b'\n', &mut line) {
+                Ok(0) => bail!("{} {}", self.python(), process.ending()),
+                Ok(_) => {}
+                Err(_) => bail!(silent(self.silence)),
+            }
+            let line = String::from_utf8_lossy(&line);
             // Whatever else is printed is not an answer.
             if !line.starts_with("data: {") {
                 continue;
             }
             match run.line(&line, start.elapsed().as_secs_f64(), tokens) {
-                Ok(Some(position)) if on_progress(position) => process.say(json!("go")),
-                Ok(Some(_)) => process.say(json!("stop")),
+                Ok(Some(position)) if on_progress(position) => process.say(&json!("go")),
+                Ok(Some(_)) => process.say(&json!("stop")),
                 Ok(None) if run.prompt_tokens == 0 => {}
                 Ok(None) => break run.end(),
                 Err(why) => break Err(why),
@@ -159,15 +157,15 @@ fn python_of(home: &Path, backend: &Backend) -> Result<Command> {
 /// A Python that runs the script.
 struct Process {
     child: Child,
-    requests: Sender<Value>,
-    lines: Receiver<String>,
+    requests: UnixStream,
+    answers: BufReader<UnixStream>,
     errors: File,
 }
 
 impl Process {
-    fn say(&self, what: Value) {
+    fn say(&mut self, what: &Value) {
         // If it has ended, the end of its output says so.
-        let _ = self.requests.send(what);
+        let _ = writeln!(self.requests, "{what}");
     }
 
     /// How it ended, and the last line of its errors.
