@@ -67,8 +67,19 @@ impl Results {
 
     /// The next step; `None` once the answer is settled.
     pub fn next_step(&self) -> Option<Step> {
-        let mut open = self.undecided();
-        open.extend(self.rows.iter().filter(|row| row.valid().count() == 0));
+        let is_alone = self.rows.len() == 1;
+        let is_new = |row: &&Row| is_alone || row.valid().count() == 0;
+        let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
+        if let Some((keep, best)) = self.standing() {
+            // Another run matters only where it could change the verdict.
+            for row in self.measured().filter(|row| row.size != keep.size) {
+                let is_small = row.size < keep.size;
+                let (small, large) = if is_small { (row, best) } else { (keep, row) };
+                if is_close(small, large) {
+                    open.extend([small, large]);
+                }
+            }
+        }
         open.retain(|row| !row.is_out() && row.valid().count() < self.runs_per_size as usize);
         // What is warm needs neither another load nor another warm-up.
         let is_warm = |row: &Row| self.warm.contains(&row.size);
@@ -81,25 +92,6 @@ impl Results {
             tokens: tokens.min(self.prompt_tokens),
             is_measured,
         })
-    }
-
-    /// The rows for which another run could change the verdict.
-    fn undecided(&self) -> Vec<&Row> {
-        let mut open = Vec::new();
-        let Some((keep, best)) = self.standing() else {
-            return open;
-        };
-        for row in self.measured() {
-            let pair = if row.size < keep.size {
-                [row, best]
-            } else {
-                [keep, row]
-            };
-            if self.rows.len() == 1 || row.size != keep.size && is_close(pair) {
-                open.extend(pair);
-            }
-        }
-        open
     }
 
     /// How a prefill of `size` that has come to `position` is cut short, if it is.
@@ -227,7 +219,7 @@ impl Row {
 }
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.
-fn is_close([small, large]: [&Row; 2]) -> bool {
+fn is_close(small: &Row, large: &Row) -> bool {
     let noise = noise(small.spread, large.spread);
     let behind = 1.0 - small.speed() / large.speed();
     let part = |row: &Row| 1.0 / row.valid().count() as f64;
