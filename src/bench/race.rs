@@ -86,10 +86,10 @@ impl Results {
         let turn = |row: &&Row| (row.valid().count(), !is_warm(row));
         let row = open.into_iter().min_by_key(turn)?;
         let is_measured = is_warm(row);
-        let tokens = if is_measured { u64::MAX } else { row.chunk() };
+        let whole = self.prompt_tokens;
         Some(Step {
             size: row.size,
-            tokens: tokens.min(self.prompt_tokens),
+            tokens: if is_measured { whole } else { row.chunk() },
             is_measured,
         })
     }
@@ -139,8 +139,7 @@ impl Results {
         let runs = u64::from(self.runs_per_size);
         let is_cold = self.is_reloading() && self.rows.len() > 1;
         let warm_ups = if is_cold { runs } else { 1 };
-        let tokens = self.prompt_tokens;
-        let of_row = |row: &Row| runs * tokens + warm_ups * row.chunk().min(tokens);
+        let of_row = |row: &Row| runs * self.prompt_tokens + warm_ups * row.chunk();
         self.rows.iter().map(of_row).sum()
     }
 
