@@ -145,31 +145,27 @@ impl Results {
 
     /// Which size to keep, and why.
     pub fn verdict(&self) -> Verdict {
-        let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
-        let compared = self.rows.iter().filter(is_compared).count();
-        // The size of a direct run is an argument: it needs no proof of effect.
-        let is_seen = |row: &Row| row.observed_chunk.is_some();
-        let is_proven = !self.is_reloading() || self.rows.iter().any(is_seen);
-        let reason = match self.standing() {
-            None => "no size could be measured",
-            Some(_) if self.rows.len() == 1 => {
-                "one size was measured; give several with --sizes to compare"
-            }
-            Some(_) if compared < 2 => {
-                "only one size could be measured, so there is nothing to compare it with"
-            }
-            Some(_) if !is_proven => {
-                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect"
-            }
-            Some((keep, best)) => return self.choice(keep, best, compared),
-        };
-        Verdict {
+        let nothing = |reason: &str| Verdict {
             keep: None,
             reason: reason.to_owned(),
+        };
+        let Some((keep, best)) = self.standing() else {
+            return nothing("no size could be measured");
+        };
+        let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
+        let compared = self.rows.iter().filter(is_compared).count();
+        if compared < 2 {
+            return nothing(
+                "one size was measured, so there is nothing to compare it with; --sizes takes several",
+            );
         }
-    }
-
-    fn choice(&self, keep: &Row, best: &Row, compared: usize) -> Verdict {
+        // The size of a direct run is an argument: it needs no proof of effect.
+        let is_seen = |row: &Row| row.observed_chunk.is_some();
+        if self.is_reloading() && !self.rows.iter().any(is_seen) {
+            return nothing(
+                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect",
+            );
+        }
         let is_stock = self.stock == keep.size;
         let stock = if is_stock { "keep stock: " } else { "" };
         let is_partial = compared < self.rows.len();
