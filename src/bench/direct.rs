@@ -47,16 +47,15 @@ impl Direct {
         let model = places.find(|path| path.is_dir());
         let model = model.with_context(|| format!("{named} is not a directory of an MLX model"))?;
         (results.api, results.model) = ("direct", named.to_owned());
-        let mut command = match (&args.python, backend) {
-            (Some(python), _) => {
-                results.runtime = None;
-                Command::new(python)
-            }
-            (None, Some(backend)) => python_of(home, backend)?,
-            _ => {
-                bail!("there is no MLX backend whose Python could be used; name one with --python")
-            }
+        let command = match &args.python {
+            Some(python) => Some(Command::new(python)),
+            None => backend.and_then(|backend| python_of(home, backend)),
         };
+        let missing = "there is no MLX backend whose Python could be used; name one with --python";
+        let mut command = command.context(missing)?;
+        if args.python.is_some() {
+            results.runtime = None;
+        }
         command.args(["-c", SCRIPT]);
         // Ctrl-C is for lmpatch alone, and no bytecode is left in the backend.
         command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
@@ -133,25 +132,20 @@ impl Engine for Direct {
 }
 
 /// The Python of a backend, its own or that of the directory that its runtime names, with the backend's packages.
-fn python_of(home: &Path, backend: &Backend) -> Result<Command> {
-    let shown = backend.path.display();
+fn python_of(home: &Path, backend: &Backend) -> Option<Command> {
     let mut packages = backend.site_packages.iter().flatten();
-    let packages = packages.find(|packages| packages.join("mlx_lm").is_dir());
-    let packages = packages.with_context(|| format!("{shown} has no mlx_lm"))?;
+    let packages = packages.find(|packages| packages.join("mlx_lm").is_dir())?;
+    // `lib/python3.11/site-packages` is for `bin/python3.11`.
+    let name = Path::new("bin").join(packages.parent()?.file_name()?);
     let others = backend.runtimes.iter().flat_map(|one| &one.packages);
     let others = others.map(|name| amphibian(home).join(name));
-    // `lib/python3.11/site-packages` is for `bin/python3.11`.
-    let name = packages.parent().and_then(Path::file_name);
-    let name = Path::new("bin").join(name.unwrap_or_default());
     let places = iter::once(backend.path.clone()).chain(others);
     let mut programs = places.map(|place| place.join(&name));
-    let python = programs.find(|path| path.exists());
-    let missing = || format!("{shown} has no Python; name one with --python");
-    let mut command = Command::new(python.with_context(missing)?);
+    let mut command = Command::new(programs.find(|path| path.exists())?);
     // No package of the user's is imported.
     command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
     command.env("PYTHONNOUSERSITE", "1");
-    Ok(command)
+    Some(command)
 }
 
 /// A Python that runs the script.
