@@ -1,6 +1,5 @@
 """Prefills in this process. Requests are JSON lines on stdin, answers are events like LM Studio's on stdout."""
 import inspect
-import itertools
 import json
 import os
 import queue
@@ -15,10 +14,6 @@ os.dup2(2, 1)
 
 def tell(**event):
     out.write("data: " + json.dumps(event) + "\n")
-
-
-class Cut(Exception):
-    pass
 
 
 requests = queue.SimpleQueue()
@@ -59,13 +54,11 @@ def memory(name):
 
 
 def prefill(size, count, turn):
-    start = 0.0
-
     def progress(done, _):
         seconds = time.perf_counter() - start
         tell(type="prompt_processing.progress", progress=done / count, seconds=seconds)
         if requests.get() == "stop":
-            raise Cut
+            raise InterruptedError
 
     options = {"prompt_progress_callback": progress} if "prompt_progress_callback" in known else {}
     tokens = prompt(count, turn)
@@ -86,8 +79,7 @@ def prefill(size, count, turn):
 
 # Sent so that loading and the first prefill each get the whole timeout.
 tell(type="ready")
-for turn in itertools.count():
-    request = requests.get()
+for turn, request in enumerate(iter(requests.get, None)):
     try:
         prefill(request["size"], request["tokens"], turn)
     except Exception as error:
