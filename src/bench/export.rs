@@ -87,7 +87,7 @@ pub fn table(results: &Results, width: Option<u16>) -> String {
         let mut cells = cells(results, row);
         let columns = (results.part(row) * f64::from(room)).round() as usize;
         cells.push("█".repeat(columns));
-        table.add_row(cells.iter().map(|cell| printable(cell)));
+        table.add_row(cells);
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
