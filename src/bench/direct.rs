@@ -6,7 +6,7 @@ use std::iter;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use super::engine::{Engine, OnProgress, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN};
 use super::results::{Results, Run};
 use crate::command;
-use crate::lmstudio::backends::{Backend, amphibian};
+use crate::lmstudio::backends::Backend;
 
 const SCRIPT: &str = include_str!("direct.py");
 
@@ -49,7 +49,7 @@ impl Direct {
         (results.api, results.model) = ("direct", named.to_owned());
         let command = match &args.python {
             Some(python) => Some(Command::new(python)),
-            None => backend.and_then(|backend| python_of(home, backend)),
+            None => backend.and_then(python_of),
         };
         let missing = "there is no MLX backend whose Python could be used; name one with --python";
         let mut command = command.context(missing)?;
@@ -69,10 +69,6 @@ impl Direct {
         })
     }
 
-    fn python(&self) -> path::Display<'_> {
-        Path::new(self.command.get_program()).display()
-    }
-
     fn start(&mut self) -> Result<Process> {
         let errors = tempfile::tempfile()?;
         let (requests, stdin) = UnixStream::pair()?;
@@ -87,7 +83,8 @@ impl Direct {
         let child = command.spawn();
         // Only the process has its ends, so that both are closed when it ends.
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = child.with_context(|| format!("cannot run {}", self.python()))?;
+        let python = command.get_program().display();
+        let child = child.with_context(|| format!("cannot run {python}"))?;
         let mut process = Process {
             child,
             requests,
@@ -104,12 +101,13 @@ impl Engine for Direct {
         let running = self.process.take().map(Ok);
         let mut process = running.unwrap_or_else(|| self.start())?;
         process.say(&json!({ "size": chunk, "tokens": tokens }));
+        let python = self.command.get_program().display();
         let (start, mut run) = (Instant::now(), Run::default());
         let ended = loop {
             let mut line = Vec::new();
             // Returning early drops the process, which ends it.
             match process.answers.read_until(b'\n', &mut line) {
-                Ok(0) => bail!("{} {}", self.python(), process.ending()),
+                Ok(0) => bail!("{python} {}", process.ending()),
                 Ok(_) => {}
                 Err(_) => bail!(silent(self.silence)),
             }
@@ -132,16 +130,16 @@ impl Engine for Direct {
 }
 
 /// The Python of a backend, its own or that of the directory that its runtime names, with the backend's packages.
-fn python_of(home: &Path, backend: &Backend) -> Option<Command> {
+fn python_of(backend: &Backend) -> Option<Command> {
     let mut packages = backend.site_packages.iter().flatten();
     let packages = packages.find(|packages| packages.join("mlx_lm").is_dir())?;
     // `lib/python3.11/site-packages` is for `bin/python3.11`.
     let name = Path::new("bin").join(packages.parent()?.file_name()?);
     let others = backend.runtimes.iter().flat_map(|one| &one.packages);
-    let others = others.map(|name| amphibian(home).join(name));
-    let places = iter::once(backend.path.clone()).chain(others);
-    let mut programs = places.map(|place| place.join(&name));
-    let mut command = Command::new(programs.find(|path| path.exists())?);
+    let places = iter::once(&backend.name).chain(others);
+    let program = |place| backend.path.with_file_name(place).join(&name);
+    let python = places.map(program).find(|path| path.exists())?;
+    let mut command = Command::new(python);
     // No package of the user's is imported.
     command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
     command.env("PYTHONNOUSERSITE", "1");
