@@ -1,5 +1,6 @@
 """Prefills in this process. Requests are JSON lines on stdin, answers are events like LM Studio's on stdout."""
 import inspect
+import itertools
 import json
 import os
 import queue
@@ -41,13 +42,6 @@ if not words:
     sys.exit("the prompt has no tokens")
 
 
-def prompt(count, turn):
-    # Turned a little every time, so that no two prompts begin alike.
-    shift = turn % len(words)
-    once = words[shift:] + words[:shift]
-    return mx.array((once * (count // len(once) + 1))[:count])
-
-
 def memory(name):
     # Both names were in mlx.core.metal before mlx 0.22.
     return getattr(mx, name, None) or getattr(getattr(mx, "metal", None), name, lambda: None)
@@ -61,7 +55,8 @@ def prefill(size, count, turn):
             raise InterruptedError
 
     options = {"prompt_progress_callback": progress} if "prompt_progress_callback" in known else {}
-    tokens = prompt(count, turn)
+    # Turned a little every time, so that no two prompts begin alike.
+    tokens = mx.array(list(itertools.islice(itertools.cycle(words), turn, turn + count)))
     mx.eval(tokens)
     memory("clear_cache")()
     memory("reset_peak_memory")()
