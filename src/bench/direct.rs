@@ -1,7 +1,7 @@
 //! Prefills through a backend's own Python and mlx-lm: nothing is changed or reloaded, and no server is needed.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Seek as _, Write as _};
 use std::iter;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -167,11 +167,9 @@ impl Process {
         let _ = command::retry(Duration::from_secs(1), ended);
         let _ = self.child.kill();
         let status = self.child.wait().map(|status| status.to_string());
-        let mut said = Vec::new();
         // Errors that cannot be read count as not printed.
         let _ = self.errors.rewind();
-        let _ = self.errors.read_to_end(&mut said);
-        let said = String::from_utf8_lossy(&said);
+        let said = io::read_to_string(&self.errors).unwrap_or_default();
         let last = said.trim_end().lines().last().unwrap_or("it said nothing");
         let last: String = last.trim().chars().take(200).collect();
         format!("ended ({}): {last}", status.unwrap_or_default())

@@ -169,9 +169,9 @@ impl Server {
         let (status, body) = (response.status(), response.body_mut());
         if status != 200 || body.mime_type() != Some("text/event-stream") {
             // What cannot be read of a refusal is not shown.
-            let body = body.read_to_vec().unwrap_or_default();
-            let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-            let said = reason(&value).unwrap_or_else(|| String::from_utf8_lossy(&body).into());
+            let said = body.read_to_string().unwrap_or_default();
+            let value: Value = serde_json::from_str(&said).unwrap_or_default();
+            let said = reason(&value).unwrap_or(said);
             let said: String = said.trim().chars().take(200).collect();
             bail!("the server answered {}: {said}", status.as_u16());
         }
