@@ -50,7 +50,6 @@ struct Instance {
 pub struct Server {
     /// `http://127.0.0.1:1234`
     base: String,
-    authorization: Option<String>,
     /// How long it may say nothing.
     silence: Duration,
     /// For prefills.
@@ -69,10 +68,8 @@ impl Server {
     /// the port in its settings. Fails if prompts would not fit.
     pub fn new(args: &BenchArgs, home: Option<&Path>, results: &mut Results) -> Result<Self> {
         let silence = Duration::from_secs(args.timeout);
-        let token = std::env::var("LM_API_TOKEN").ok();
         let mut server = Self {
             base: args.url.clone().unwrap_or_else(|| usual_url(home)),
-            authorization: token.map(|token| format!("Bearer {token}")),
             silence,
             agent: agent(None, Some(silence)),
             is_v1: false,
@@ -119,8 +116,8 @@ impl Server {
     /// The answer to a request, which is a POST if it has a body. Fails if there is none, or no token that the server takes.
     fn send(&self, agent: &Agent, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
         let mut request = Request::builder().uri(format!("{}/{path}", self.base));
-        if let Some(authorization) = &self.authorization {
-            request = request.header("Authorization", authorization);
+        if let Ok(token) = std::env::var("LM_API_TOKEN") {
+            request = request.header("Authorization", format!("Bearer {token}"));
         }
         let sent = match body {
             None => agent.run(request.body(())?),
