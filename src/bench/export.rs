@@ -145,12 +145,10 @@ fn svg(results: &Results) -> String {
     let escaped = |text: &str| printable(text).replace('&', "&amp;").replace('<', "&lt;");
     let (mut y, mut body) = (28, String::new());
     let title = format!("Prefill speed of {}", results.model);
-    let texts = [title, results.subject()].into_iter();
-    for text in texts.chain(results.remarks()) {
-        for line in textwrap::wrap(&text, 100) {
-            body += &format!("<text x=\"16\" y=\"{y}\">{}</text>\n", escaped(&line));
-            y += 20;
-        }
+    let texts = [vec![title, results.subject()], results.remarks()].concat();
+    for line in textwrap::wrap(&texts.join("\n"), 100) {
+        body += &format!("<text x=\"16\" y=\"{y}\">{}</text>\n", escaped(&line));
+        y += 20;
     }
     for row in &results.rows {
         let is_kept = row.size.is_some() && row.size == results.verdict.keep;
