@@ -1,8 +1,12 @@
-//! What prefills: a server or a Python process.
+//! What prefills, a server or a Python process, and what the lines of its answer say.
+//!
+//! They are events of LM Studio's stream, which `direct.py` speaks too, or `OpenAI`'s.
 
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::results::{Position, Run};
 
@@ -17,4 +21,135 @@ pub trait Engine: Send {
 
 pub fn silent(limit: Duration) -> Error {
     anyhow!("the engine said nothing for {} seconds", limit.as_secs())
+}
+
+/// One event of LM Studio's own stream; what is none is `OpenAI`'s.
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum Event {
+    #[serde(rename = "chat.start")]
+    Start { model_instance_id: String },
+    #[serde(rename = "model_load.start")]
+    Load,
+    #[serde(rename = "prompt_processing.progress")]
+    Progress { progress: f64, seconds: Option<f64> },
+    #[serde(rename = "reasoning.delta", alias = "message.delta")]
+    Token,
+    #[serde(rename = "chat.end")]
+    End { result: Value },
+    #[serde(other)]
+    Other,
+}
+
+impl Run {
+    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns the position that the
+    /// line reports.
+    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<Option<Position>> {
+        let mut position = None;
+        if let Some(comment) = line.strip_prefix(':').map(str::trim) {
+            self.bare_steps += u64::from(comment == "prompt-progress");
+            let last = comment.rsplit(' ').next().unwrap_or_default();
+            let tokens = last.split_once('/').and_then(|(done, _)| done.parse().ok());
+            position = tokens.map(|tokens| Position { tokens, seconds });
+        } else if let Some(data) = line.strip_prefix("data:").filter(|d| d.trim() != "[DONE]") {
+            let data = serde_json::from_str(data);
+            let data = data.map_err(|_| anyhow!("the server did not send JSON"))?;
+            if let Some(why) = reason(&data) {
+                bail!(why);
+            }
+            position = self.event(&data, seconds, tokens as f64);
+        }
+        self.positions.extend(position);
+        Ok(position)
+    }
+
+    fn event(&mut self, data: &Value, seconds: f64, tokens: f64) -> Option<Position> {
+        let Ok(event) = Event::deserialize(data) else {
+            self.chunk(data, seconds);
+            return None;
+        };
+        match event {
+            Event::Start { model_instance_id } => self.model = Some(model_instance_id),
+            Event::Load => self.ignored = Some("LM Studio loaded the model first".to_owned()),
+            Event::Progress {
+                progress,
+                seconds: told,
+            } => {
+                return Some(Position {
+                    tokens: progress * tokens,
+                    seconds: told.unwrap_or(seconds),
+                });
+            }
+            Event::Token => self.token(seconds),
+            Event::End { result } => {
+                let stats = &result["stats"];
+                self.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
+                self.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
+                self.engine = text(&result["engine"]);
+                let seconds = stats["time_to_first_token_seconds"].as_f64();
+                if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
+                    (self.prefill_seconds, self.source) = (seconds, "server");
+                }
+                let counted = self.prompt_tokens as f64 / tokens;
+                let positions = self.positions.iter_mut();
+                positions.for_each(|position| position.tokens *= counted);
+            }
+            Event::Other => {}
+        }
+        None
+    }
+
+    fn chunk(&mut self, data: &Value, seconds: f64) {
+        self.model = text(&data["model"]);
+        let choice = &data["choices"][0];
+        let delta = &choice["delta"];
+        let mut texts = [
+            &delta["content"],
+            &delta["reasoning_content"],
+            &choice["finish_reason"],
+        ]
+        .into_iter();
+        if texts.any(|text| text.as_str().is_some_and(|text| !text.is_empty())) {
+            self.token(seconds);
+        }
+        let usage = &data["usage"];
+        self.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        self.prompt_tokens = usage["prompt_tokens"]
+            .as_u64()
+            .unwrap_or(self.prompt_tokens);
+    }
+
+    /// The first token ends the prefill, unless the server says when that was.
+    fn token(&mut self, seconds: f64) {
+        if self.source.is_empty() {
+            (self.prefill_seconds, self.source) = (seconds, "client");
+        }
+    }
+
+    /// The whole run, after its last line.
+    pub fn end(mut self) -> Result<Self> {
+        let broken = "the server broke off before the first token; did the model or the app end?";
+        ensure!(!self.source.is_empty(), broken);
+        let unknown = "the server did not report the prompt's token count";
+        ensure!(self.prompt_tokens > 0, unknown);
+        self.tokens_per_second = self.prompt_tokens as f64 / self.prefill_seconds;
+        // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
+        if self.cached_tokens.unwrap_or_default() * 100 > self.prompt_tokens {
+            self.ignored = Some("a part of it came out of the prompt cache".to_owned());
+        }
+        // The first comment comes before the first step.
+        self.bare_steps = self.bare_steps.saturating_sub(1);
+        Ok(self)
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// The reason in `{"error":{"message":…}}` or `{"error":…}`.
+pub fn reason(data: &Value) -> Option<String> {
+    let error = data.get("error").filter(|error| !error.is_null())?;
+    let told = error.get("message").unwrap_or(error);
+    Some(text(told).unwrap_or_else(|| told.to_string()))
 }

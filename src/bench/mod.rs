@@ -9,7 +9,6 @@
     reason = "token counts are far below 2^53"
 )]
 
-mod answer;
 pub mod args;
 mod direct;
 pub mod engine;

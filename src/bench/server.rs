@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 use ureq::http::{Request, Response};
 use ureq::{Agent, Body, Timeout};
 
-use super::answer::reason;
 use super::args::BenchArgs;
-use super::engine::{Engine, OnProgress, silent};
+use super::engine::{Engine, OnProgress, reason, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
 use super::results::{Results, Run};
 use crate::{command, files};
@@ -113,7 +112,7 @@ impl Server {
         self.agent.clone().shutdown();
     }
 
-    /// The answer to a request, which is a POST if it has a body. Fails if there is none, or no token that the server takes.
+    /// The answer to a request, which is a POST if it has a body. Fails if there is none, or if the token is refused.
     fn send(&self, agent: &Agent, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
         let mut request = Request::builder().uri(format!("{}/{path}", self.base));
         if let Ok(token) = std::env::var("LM_API_TOKEN") {
