@@ -1,6 +1,6 @@
 //! Runs another program, never waiting for it forever.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
@@ -8,47 +8,29 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
-const PAUSE: Duration = Duration::from_millis(5);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 /// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
 /// Runs `command` without input. Fails if it cannot be started, or has to be killed after `timeout`.
 pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
-    let deadline = Instant::now() + timeout;
     // A process group of its own: Ctrl-C is for lmpatch and must not interrupt what it has started.
-    let mut child = command
+    let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()?;
-    let stdout = drain(child.stdout.take().expect("it is piped"));
-    let stderr = drain(child.stderr.take().expect("it is piped"));
-    let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
-    let too_slow = || io::Error::new(io::ErrorKind::TimedOut, why.clone());
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Err(too_slow());
-        }
-        thread::sleep(PAUSE);
-    };
-    // Something that the program started may still hold its output open.
-    let rest = |output: &mpsc::Receiver<Vec<u8>>| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let bytes = output.recv_timeout(left.max(PAUSE));
-        bytes.map_err(|_| too_slow())
-    };
-    Ok(Output {
-        status,
-        stdout: rest(&stdout)?,
-        stderr: rest(&stderr)?,
+    let pid = Pid::from_child(&child);
+    let (sender, ended) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    ended.recv_timeout(timeout).unwrap_or_else(|_| {
+        // It may have ended by itself while something that it started still holds its output open.
+        let _ = kill_process(pid, Signal::KILL);
+        let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
     })
 }
 
@@ -82,16 +64,4 @@ pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Resu
         }
         thread::sleep(BETWEEN_ATTEMPTS.min(limit));
     }
-}
-
-/// Reads a pipe to its end on a thread of its own, so that a full pipe never stops the program.
-fn drain(pipe: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // Output that cannot be read counts as not printed.
-        let _ = pipe.take(crate::files::MAX_BYTES).read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
-    });
-    receiver
 }
