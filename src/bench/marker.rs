@@ -19,14 +19,18 @@ fn marker(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/.lmpatch-bench")
 }
 
-/// The lock for a change; fails soon while a benchmark has it.
+/// The lock for a change. Waits for another change, which on ten backends takes well under a second; not for a benchmark.
 pub fn lock(home: &Path) -> Result<Lock> {
-    if !marker(home).exists() {
-        return Lock::take(home);
+    if marker(home).exists() {
+        // Anything else that has the lock beside the marker of an interrupted benchmark is done sooner.
+        let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
+        return Lock::take(home, Duration::from_secs(1), is_running);
     }
-    // Anything else that has the lock beside the marker of an interrupted benchmark is done sooner.
-    let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
-    Lock::take_within(Duration::from_secs(1), home, || is_running.to_owned())
+    let directory = amphibian(home);
+    let taken = format!("another process has locked {}", directory.display());
+    let next = "wait for that lmpatch or end it, then run this again (lsof shows who holds it)";
+    let taken = format!("{taken} for 10 seconds; {next}");
+    Lock::take(home, Duration::from_secs(10), &taken)
 }
 
 /// Writes the marker, a command for each backend by its name, before the first change.

@@ -161,7 +161,7 @@ impl Home {
     }
 
     fn set(&self, size: u64, backends: usize) {
-        let lock = Lock::take(self.root.path()).unwrap();
+        let lock = Lock::try_take(self.root.path()).unwrap().unwrap();
         let survey = patch::survey(self.root.path(), &[]).unwrap();
         let applied = patch::apply(&lock, survey.backends, Goal::Size(size));
         let is_set = |done: &&Applied| {
