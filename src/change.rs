@@ -99,7 +99,7 @@ fn reload_and_look(
 /// Reloads and reports on it. Returns whether that worked.
 fn reload(output: &Output, home: &Path, report: &mut Report, how: How, advice: String) -> bool {
     let reloader = Reloader {
-        home,
+        home: home.to_owned(),
         lms: Lms::of(home),
         advice,
     };

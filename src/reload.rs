@@ -1,7 +1,7 @@
 //! Makes new values take effect: loads models again, or restarts the app and loads what was loaded.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -33,17 +33,17 @@ pub struct Reloaded {
     pub note: Option<String>,
 }
 
-pub struct Reloader<'a> {
-    pub home: &'a Path,
+pub struct Reloader {
+    pub home: PathBuf,
     pub lms: Lms,
     /// What to do about a model that cannot be loaded with the new values.
     pub advice: String,
 }
 
-impl Reloader<'_> {
+impl Reloader {
     /// Reloads what is loaded. If no worker of this home is running, nothing is loaded, and nothing is started.
     pub fn run(&self, how: How) -> Result<Vec<Reloaded>> {
-        let seen = workers::snapshot(self.home);
+        let seen = workers::snapshot(&self.home);
         match (&seen.workers[..], seen.foreign.first()) {
             ([], Some((pid, _))) => bail!("process {pid} may run an engine; restart it"),
             ([], None) => return Ok(Vec::new()),
@@ -70,7 +70,7 @@ impl Reloader<'_> {
         })
     }
 
-    fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
+    pub fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
         let before = self.wait_idle(wanted)?;
         if find(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
@@ -139,7 +139,7 @@ impl Reloader<'_> {
         };
         let quit = |app| call("osascript", &["-e", &format!("quit app \"{app}\"")]).map(drop);
         let ended = || {
-            let now = workers::snapshot(self.home).workers;
+            let now = workers::snapshot(&self.home).workers;
             if old.iter().any(|worker| now.contains(worker)) {
                 bail!("a worker still runs after {limit:?}, perhaps in a service; use --reload");
             }

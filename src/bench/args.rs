@@ -71,8 +71,13 @@ pub struct BenchArgs {
     pub url: Option<String>,
 
     /// How a size takes effect: load the model again, restart the app, or a command of your own
-    #[arg(long, value_name = "model|app|CMD", default_value = "model", value_parser = value_parser!(Reload), requires = "sizes")]
-    pub reload: Reload,
+    #[arg(
+        long,
+        value_name = "model|app|CMD",
+        default_value = "model",
+        requires = "sizes"
+    )]
+    pub reload: String,
 
     /// Give up on an engine that is silent this long
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
@@ -85,24 +90,6 @@ pub struct BenchArgs {
     /// Also write FILE, as .json, .csv, .md or .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
-}
-
-/// How a size takes effect: through `lms`, by a restart of the app, or by a command for the shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reload {
-    Model,
-    App,
-    Command(String),
-}
-
-impl From<&str> for Reload {
-    fn from(text: &str) -> Self {
-        match text {
-            "model" | "models" => Self::Model,
-            "app" => Self::App,
-            command => Self::Command(command.to_owned()),
-        }
-    }
 }
 
 /// A URL as it was typed, if it can be a server's: plain HTTP, no path.

@@ -6,8 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use clap::ValueEnum as _;
 
-use super::args::{BenchArgs, Reload};
+use super::args::BenchArgs;
 use super::marker;
 use super::prompt::context_for;
 use super::results::Results;
@@ -37,12 +38,15 @@ type Failed<'a> = (&'a Backend, String);
 pub struct Guard {
     home: PathBuf,
     lock: Lock,
-    how: Reload,
     output: Output,
     before: Vec<Surveyed>,
     /// Whether `--backend` leaves none out.
     is_all: bool,
-    /// If `lms` reloads: what was loaded, and the measured model as the sweep loads it.
+    reloader: Reloader,
+    /// How LM Studio makes a size take effect; `None` if `command`, which is the user's own, does.
+    how: Option<How>,
+    command: String,
+    /// If LM Studio does: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
     files: Mutex<Files>,
@@ -77,18 +81,23 @@ impl Guard {
         let mut guard = Self {
             home: home.to_owned(),
             lock,
-            how: args.reload.clone(),
             output,
             before,
             is_all: args.backend.is_empty(),
+            reloader: Reloader {
+                home: home.to_owned(),
+                lms: Lms::of(home),
+                advice: "load it in LM Studio".to_owned(),
+            },
+            how: How::from_str(&args.reload, false).ok(),
+            command: args.reload.clone(),
             loaded: Vec::new(),
             wanted: None,
             files: Mutex::default(),
             is_reloaded: Mutex::default(),
             server,
         };
-        let is_command = matches!(guard.how, Reload::Command(_));
-        if results.is_reloading() && !is_command {
+        if results.is_reloading() && guard.how.is_some() {
             guard.find_model(&results.model, context_for(results.prompt_tokens))?;
         }
         Ok(guard)
@@ -96,7 +105,7 @@ impl Guard {
 
     /// Finds the measured model, which needs a context of `context` tokens. Fails if it could not be loaded again.
     fn find_model(&mut self, identifier: &str, context: u64) -> Result<()> {
-        let reloader = self.reloader();
+        let reloader = &self.reloader;
         let program = &reloader.lms.program;
         let missing =
             "is not there, and nothing else loads a model again; give --reload a command that does";
@@ -168,7 +177,7 @@ impl Guard {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
-        let mut loaded = Lms::of(&self.home).loaded()?;
+        let mut loaded = self.reloader.lms.loaded()?;
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
         let measured = find(&loaded, name);
@@ -233,9 +242,9 @@ impl Guard {
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
-        let id = self.wanted.as_ref().map(|wanted| &wanted.identifier);
-        let was = id.and_then(|id| find(&self.loaded, id));
-        let name = id.map_or("the model", |id| id);
+        let wanted = self.wanted.as_ref();
+        let was = wanted.and_then(|wanted| find(&self.loaded, &wanted.identifier));
+        let name = was.map_or("the model", |was| &was.identifier);
         self.output.say(&format!("Loading {name} again …"));
         let reloaded = self.reload(was);
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
@@ -246,35 +255,26 @@ impl Guard {
         server.try_for_each(Server::wait)
     }
 
-    /// Returns how the loaded model differs from `model`, if it does.
+    /// Loads `model`, or runs the command that does. Returns how the model differs from it then, if that is known.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
-        if let Reload::Command(text) = &self.how {
-            let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
-            ran.with_context(|| format!("--reload '{text}'"))?;
+        let (Some(how), Some(model)) = (self.how, model) else {
+            let mut shell = Command::new("sh");
+            let ran = command::output(shell.args(["-c", &self.command]), COMMAND_TIMEOUT);
+            ran.with_context(|| format!("--reload '{}'", self.command))?;
             return Ok(None);
-        }
-        let Some(model) = model else { return Ok(None) };
-        let reloader = self.reloader();
-        if self.how == Reload::App {
-            let models = reloader.run(How::App)?;
-            let failed = models.into_iter().find_map(|model| model.failed);
-            failed.map_or(Ok(()), |why| bail!(why))?;
-            let now = reloader.lms.loaded()?;
-            let now = find(&now, &model.identifier);
+        };
+        if how == How::App {
+            let mut models = self.reloader.run(how)?;
+            if let Some(why) = models.iter_mut().find_map(|one| one.failed.take()) {
+                bail!(why);
+            }
+            let mut now = models.iter().map(|one| &one.model);
+            let now = now.find(|now| now.identifier == model.identifier);
             if now.is_some_and(|now| now.context_length == model.context_length) {
                 return Ok(None);
             }
         }
-        let now = reloader.reload(model);
-        now.failed.map_or(Ok(now.note), |why| bail!(why))
-    }
-
-    fn reloader(&self) -> Reloader<'_> {
-        Reloader {
-            home: &self.home,
-            lms: Lms::of(&self.home),
-            advice: "load it in LM Studio".to_owned(),
-        }
+        Ok(self.reloader.try_reload(model)?.note)
     }
 }
 

@@ -28,14 +28,14 @@ fn home(env: &Env) -> (BackendDir, FakeLms) {
 }
 
 /// As patient as a test is.
-fn reloader(home: &Path) -> Reloader<'_> {
+fn reloader(home: &Path) -> Reloader {
     let lms = Lms {
         load_timeout: Duration::from_secs(20),
         wait_timeout: Duration::from_millis(1500),
         ..Lms::of(home)
     };
     Reloader {
-        home,
+        home: home.to_owned(),
         lms,
         advice: "load it yourself".to_owned(),
     }
