@@ -33,8 +33,7 @@ pub fn run(
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if lock.is_some() {
-        let done = report.with(&[Changed, Unchanged]);
-        marker::forget(home, done.map(|row| &*row.backend.name));
+        marker::forget(home, &applied);
     }
     if cli.reload.is_none() && !cli.dry_run {
         effect::add(cli, home, report, None);

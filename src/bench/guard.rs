@@ -14,12 +14,11 @@ use super::prompt::context_for;
 use super::results::Results;
 use super::server::Server;
 use crate::command;
-use crate::lmstudio::backends::Backend;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
 use crate::output::Output;
-use crate::patch;
 use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::{self, Applied};
 use crate::reload::{How, Reloader};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -30,9 +29,6 @@ struct Files {
     are_changed: bool,
     is_over: bool,
 }
-
-/// A backend that did not reach a goal, and why.
-type Failed<'a> = (&'a Backend, String);
 
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
@@ -143,33 +139,26 @@ impl Guard {
     fn set(&self, size: u64) -> Result<()> {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
-        if !files.are_changed {
-            let commands = marker::commands(self.before.iter(), self.is_all);
-            let written = marker::write(&self.home, &commands);
-            written.context("cannot write beside the backends")?;
-            files.are_changed = true;
-        }
-        let (_, mut failed) = self.apply(Goal::Size(size))?;
-        failed.retain(|(backend, _)| backend.selected);
-        check(&failed)
+        let commands = marker::commands(self.before.iter(), self.is_all);
+        let written = marker::write(&self.home, &commands);
+        written.context("cannot write beside the backends")?;
+        files.are_changed = true;
+        let mut applied = self.apply(Goal::Size(size));
+        applied.retain(|one| one.before.backend.selected);
+        check(&applied)
     }
 
-    /// Applies `goal` to the backends in `before`. Returns the names of those that reached it, and why others did not.
-    fn apply(&self, goal: Goal<'_>) -> Result<(Vec<&str>, Vec<Failed<'_>>)> {
-        let before = || self.before.iter().map(|one| &one.backend);
-        let mut now = patch::survey(&self.home, &[])?.backends;
-        now.retain(|now| before().any(|one| one.path == now.backend.path));
-        let applied = patch::apply(&self.lock, now, goal);
-        let (mut reached, mut failed) = (Vec::new(), Vec::new());
-        for backend in before() {
-            let mut applied = applied.iter();
-            let one = applied.find(|one| one.before.backend.path == backend.path);
-            match one.map_or(Some("it is gone".to_owned()), |one| one.why.clone()) {
-                Some(why) => failed.push((backend, why)),
-                None => reached.push(&*backend.name),
+    /// Applies `goal` to the backends in `before`, as they are now.
+    fn apply(&self, goal: Goal<'_>) -> Vec<Applied> {
+        let read = |one: &Surveyed| patch::survey::survey(one.backend.clone());
+        let now = self.before.iter().map(read).collect();
+        let mut applied = patch::apply(&self.lock, now, goal);
+        for one in &mut applied {
+            if !one.before.backend.path.exists() {
+                one.why = Some("it is gone".to_owned());
             }
         }
-        Ok((reached, failed))
+        applied
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
@@ -197,34 +186,37 @@ impl Guard {
         if files.are_changed {
             self.restore()?;
         }
-        match keep {
-            Some(size) => return self.keep(size),
-            None if files.are_changed => self.output.say("Every backend is as it was."),
-            None => {}
+        if let Some(size) = keep {
+            self.keep(size)?;
+        } else if files.are_changed {
+            self.output.say("Every backend is as it was.");
         }
         Ok(())
     }
 
     fn restore(&self) -> Result<()> {
-        let (back, failed) = self.apply(Goal::Earlier(&self.before))?;
-        marker::forget(&self.home, back);
-        check(&failed).map_err(|why| match marker::restore_commands(&self.home) {
+        let applied = self.apply(Goal::Earlier(&self.before));
+        marker::forget(&self.home, &applied);
+        check(&applied).map_err(|why| match marker::restore_commands(&self.home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),
         })
     }
 
     fn keep(&self, size: u64) -> Result<()> {
-        let (set, failed) = self.apply(Goal::Size(size))?;
+        let applied = self.apply(Goal::Size(size)).into_iter();
+        let (set, failed): (Vec<_>, Vec<_>) = applied.partition(|one| one.why.is_none());
         if !set.is_empty() {
             let effect = match self.server {
                 Some(_) => "",
                 None => "; it takes effect when a model is next loaded",
             };
-            let set = set.join(", ");
-            self.output.say(&format!("{size} is set in {set}{effect}."));
+            let names = set.iter().map(|one| one.before.backend.name.clone());
+            let names = names.collect::<Vec<_>>().join(", ");
+            let said = format!("{size} is set in {names}{effect}.");
+            self.output.say(&said);
         }
-        let is_wrong = set.is_empty() || failed.iter().any(|(one, _)| one.selected);
+        let is_wrong = set.is_empty() || failed.iter().any(|one| one.before.backend.selected);
         match check(&failed).with_context(|| format!("not set to {size}")) {
             Err(why) if !is_wrong => self.output.note(&format!("{why:#}")),
             checked => return checked,
@@ -279,9 +271,12 @@ impl Guard {
 }
 
 /// Fails if there is a backend that did not reach the goal.
-fn check(failed: &[Failed<'_>]) -> Result<()> {
-    let why = |(backend, why): &Failed<'_>| format!("{}: {why}", backend.name);
-    let whys: Vec<_> = failed.iter().map(why).collect();
+fn check(applied: &[Applied]) -> Result<()> {
+    let mut whys = Vec::new();
+    for one in applied {
+        let name = &one.before.backend.name;
+        whys.extend(one.why.iter().map(|why| format!("{name}: {why}")));
+    }
     ensure!(whys.is_empty(), whys.join("; "));
     Ok(())
 }

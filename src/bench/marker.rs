@@ -12,6 +12,7 @@ use tempfile::NamedTempFile;
 use crate::files;
 use crate::lmstudio::backends::{amphibian, flag};
 use crate::lock::Lock;
+use crate::patch::Applied;
 use crate::patch::backend::Surveyed;
 
 /// Beside the backends, while a benchmark runs.
@@ -44,12 +45,12 @@ pub fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
 }
 
 /// Takes backends that have been set since out of the marker of a benchmark that was interrupted.
-pub fn forget<'n>(home: &Path, set: impl IntoIterator<Item = &'n str>) {
+pub fn forget(home: &Path, applied: &[Applied]) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    for name in set {
-        commands.remove(name);
+    for one in applied.iter().filter(|one| one.why.is_none()) {
+        commands.remove(&one.before.backend.name);
     }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {
