@@ -3,7 +3,7 @@
 use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
@@ -32,7 +32,7 @@ impl Benchmark {
     /// Probes, says how long it takes at most, and races until the answer is settled. Sends what is known after each
     /// step, and fails once nobody receives it.
     pub fn run(mut self, budget: Duration, output: Output, known: &Sender<Results>) -> Result<()> {
-        let (start, results) = (Instant::now(), &mut self.results);
+        let results = &mut self.results;
         let (tokens, at_most) = (results.prompt_tokens, results.tokens_at_most());
         let probe_tokens = PROBE_TOKENS.min(tokens);
         let chunk = results.rows[0].chunk();
@@ -53,7 +53,6 @@ impl Benchmark {
             if let Err(why) = self.step(step) {
                 self.results.row(step.size).failed = Some(format!("{why:#}"));
             }
-            self.results.seconds = start.elapsed().as_secs_f64();
             known.send(self.results.known()).context("stopped")?;
         }
         Ok(())
@@ -66,19 +65,18 @@ impl Benchmark {
             is_measured,
         } = step;
         let chunk = self.results.row(size).chunk();
-        if !is_measured && self.results.is_reloading() {
+        let is_loading = !is_measured && self.results.is_reloading();
+        if let Some(guard) = self.guard.as_ref().filter(|_| is_loading) {
             self.bar.set_message(format!("{chunk}, loading"));
             // If this fails, what is loaded is unknown.
             self.results.warm.clear();
-            if let Some(guard) = &self.guard {
-                let needed = self.results.prompt_tokens;
-                let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
-                ensure!(
-                    context >= needed,
-                    "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of \
-                     the prompt"
-                );
-            }
+            let needed = self.results.prompt_tokens;
+            let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
+            ensure!(
+                context >= needed,
+                "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of the \
+                 prompt"
+            );
         }
         let (results, bar) = (&mut self.results, &self.bar);
         bar.set_message(chunk.to_string());

@@ -180,9 +180,8 @@ fn machine() -> String {
 
 /// Whether the `count` sizes were compared, or the only one was measured, and nothing failed.
 fn is_answer(results: &Results, count: usize) -> bool {
-    let mut rows = results.rows.iter();
-    let is_answered = results.verdict.keep.is_some()
-        || count == 1 && rows.any(|row| row.median_tokens_per_second.is_some());
+    let is_measured = count == 1 && results.standing().is_some();
+    let is_answered = results.verdict.keep.is_some() || is_measured;
     let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
     is_answered && !has_failed
 }
@@ -206,6 +205,7 @@ pub fn supervise(
         match known.recv_timeout(TICK) {
             Ok(now) => {
                 results = now;
+                results.seconds = start.elapsed().as_secs_f64();
                 // Whether that worked is reported in the end.
                 let _ = export::write(&args.output, &results);
             }
