@@ -13,7 +13,7 @@ use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::{self, Applied, Outcome};
-use crate::reload::{How, Reloaded, Reloader};
+use crate::reload::{How, Reloader};
 use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
 use crate::signals;
 
@@ -52,8 +52,8 @@ pub fn run(
     } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
-    let reload = |how| reload_and_look(cli, output, home, report, how, &applied);
-    let is_done = cli.reload.is_none_or(reload) && !has_failed(report);
+    let works = |how| reload(cli, output, home, report, how, &applied);
+    let is_done = cli.reload.is_none_or(works) && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
@@ -77,7 +77,7 @@ fn has_failed(report: &Report) -> bool {
 }
 
 /// Makes the values take effect, if they are those of the selected backend. Returns whether loaded models may have them.
-fn reload_and_look(
+fn reload(
     cli: &Cli,
     output: &Output,
     home: &Path,
@@ -89,40 +89,26 @@ fn reload_and_look(
         output.error("no model was reloaded: no selected backend was set");
         return false;
     }
-    let worked = reload(output, home, report, how, advice(cli, applied));
-    // A model of another app, which `lms` does not know, is still as it was.
-    effect::add(cli, home, report, None);
-    effect::after_reload(output, report) && worked
-}
-
-/// Reloads and reports on it. Returns whether that worked.
-fn reload(output: &Output, home: &Path, report: &mut Report, how: How, advice: String) -> bool {
-    let reloader = Reloader {
-        home: home.to_owned(),
-        lms: Lms::of(home),
-        advice,
-    };
     output.say("Reloading the loaded models; a large one takes minutes …");
     // Without them a signal just ends lmpatch, between an unload and a load.
     if let Ok(signals) = signals::catch() {
         signals::end_on_second(signals, false, *output);
     }
+    let reloader = Reloader {
+        home: home.to_owned(),
+        lms: Lms::of(home),
+        advice: advice(cli, applied),
+    };
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
-    if let Some(error) = &error {
-        let what = "no model was loaded again";
-        output.error(&format!("the files are written, but {what}: {error}"));
-    } else if how == How::App {
-        output.say("The app was restarted.");
-    }
-    for model in &models {
-        print_reloaded(output, model);
-    }
-    let worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
-    report.reload = Some(ReloadReport { how, models, error });
-    worked
+    let done = ReloadReport { how, models, error };
+    let has_worked = print_reloaded(output, &done);
+    report.reload = Some(done);
+    // A model of another app, which `lms` does not know, is still as it was.
+    effect::add(cli, home, report, None);
+    effect::after_reload(output, report) && has_worked
 }
 
 /// What to do about a model that cannot be loaded with the new values.
@@ -137,18 +123,30 @@ fn advice(cli: &Cli, applied: &[Applied]) -> String {
     format!("{} goes back, then {load}", marker::quoted(&commands))
 }
 
-fn print_reloaded(output: &Output, reloaded: &Reloaded) {
-    let (model, id) = (&reloaded.model, &reloaded.model.identifier);
-    if let Some(why) = &reloaded.failed {
-        let what = format!("{id} was not loaded again: {why}");
-        output.error(&format!("the files are written, but {what}"));
-        return;
+/// Says what became of every model. Returns whether all of them were loaded again.
+fn print_reloaded(output: &Output, report: &ReloadReport) -> bool {
+    let failed = |what: &str| output.error(&format!("the files are written, but {what}"));
+    match (&report.error, report.how) {
+        (Some(error), _) => failed(&format!("no model was loaded again: {error}")),
+        (None, How::App) => output.say("The app was restarted."),
+        (None, How::Models) => {}
     }
+    let mut has_worked = report.error.is_none();
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
-    let (context, parallel) = (number(model.context_length), number(model.parallel));
-    let values = format!("context {context}, parallel {parallel}");
-    output.say(&format!("{id} was reloaded ({values})."));
-    if let Some(note) = &reloaded.note {
-        output.note(&format!("{id}: {note}"));
+    for one in &report.models {
+        let id = &one.model.identifier;
+        if let Some(why) = &one.failed {
+            failed(&format!("{id} was not loaded again: {why}"));
+            has_worked = false;
+            continue;
+        }
+        let (context, parallel) = (number(one.model.context_length), number(one.model.parallel));
+        output.say(&format!(
+            "{id} was reloaded (context {context}, parallel {parallel})."
+        ));
+        if let Some(note) = &one.note {
+            output.note(&format!("{id}: {note}"));
+        }
     }
+    has_worked
 }
