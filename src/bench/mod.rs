@@ -75,7 +75,10 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     signals::end_on_second(signals, is_stopped, *output);
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
-    let mut is_good = is_answer(&results, count);
+    let is_measured = count == 1 && results.standing().is_some();
+    let is_answered = results.verdict.keep.is_some() || is_measured;
+    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
+    let mut is_good = is_answered && !has_failed;
     for why in [reported, models].into_iter().filter_map(Result::err) {
         output.error(&format!("{why:#}"));
         is_good = false;
@@ -176,14 +179,6 @@ fn machine() -> String {
         }
         _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     }
-}
-
-/// Whether the `count` sizes were compared, or the only one was measured, and nothing failed.
-fn is_answer(results: &Results, count: usize) -> bool {
-    let is_measured = count == 1 && results.standing().is_some();
-    let is_answered = results.verdict.keep.is_some() || is_measured;
-    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
-    is_answered && !has_failed
 }
 
 /// Lets `benchmark` measure until it ends, the budget is over or a signal comes. Returns what is known then, and whether
