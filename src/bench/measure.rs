@@ -80,10 +80,9 @@ impl Benchmark {
         }
         let (results, bar) = (&mut self.results, &self.bar);
         bar.set_message(chunk.to_string());
-        let (mut cut, mut last) = (None, 0.0);
+        let (mut cut, before) = (None, bar.position());
         let run = self.engine.prefill(chunk, tokens, &mut |position| {
-            bar.inc((position.tokens - last) as u64);
-            last = position.tokens;
+            bar.set_position(before + position.tokens as u64);
             cut = results.cut(size, position).filter(|_| is_measured);
             cut.is_none()
         });
