@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use colorchoice_clap::Color;
 use glob::Pattern;
 
+use crate::output::quoted;
 use crate::patch::settings::parse_size;
 use crate::reload::How;
 use crate::{agent, bench};
@@ -132,7 +133,7 @@ impl Cli {
 
     /// The flags of a command for the same backends as this one.
     pub fn limit(&self) -> String {
-        let flag = |glob| format!(" --backend '{glob}'");
+        let flag = |glob| format!(" --backend {}", quoted(glob));
         self.backend.iter().map(flag).collect()
     }
 

@@ -10,6 +10,8 @@ use std::time::UNIX_EPOCH;
 use serde::Serializer;
 use thiserror::Error;
 
+use crate::output::quoted;
+
 /// Nothing larger than this is read, in bytes. The largest vendor file so far has 78,615.
 pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -81,8 +83,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-    let closed = closed.unwrap_or(path).display();
-    let chmod = format!("`chmod u+rwx '{closed}'`, if it is yours");
+    let closed = quoted(closed.unwrap_or(path).display());
+    let chmod = format!("`chmod u+rwx {closed}`, if it is yours");
     let fix = fix(&error, &chmod);
     anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
 }

@@ -1,5 +1,6 @@
 //! stdout, stderr, colour, width and the exit code: decided once, handed down. Data goes to stdout, talk to stderr.
 
+use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -99,9 +100,15 @@ static COMMAND: OnceLock<String> = OnceLock::new();
 
 /// Has every command that is advised from now on act on `home`.
 pub fn advise_for(home: &Path) {
-    let quoted = home.display().to_string().replace('\'', r"'\''");
+    let home = quoted(home.display());
     // Called once.
-    let _ = COMMAND.set(format!("`lmpatch --home '{quoted}' "));
+    let _ = COMMAND.set(format!("`lmpatch --home {home} "));
+}
+
+/// The text as one word of a command for a shell.
+pub fn quoted(text: impl Display) -> String {
+    let text = text.to_string().replace('\'', r"'\''");
+    format!("'{text}'")
 }
 
 /// The text with the home that was given in every command of lmpatch's.

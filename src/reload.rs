@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::command::{self, retry};
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lmstudio::workers::{self, Worker};
+use crate::output::quoted;
 
 /// What makes new values take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -91,8 +92,9 @@ impl Reloader {
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
             if other.is_here() && *id != wanted.identifier && find(&before, id).is_none() {
+                let id = quoted(id);
                 let what = "another copy was loaded in between";
-                notes.push(format!("{what}: `lms unload '{id}'` ends it"));
+                notes.push(format!("{what}: `lms unload {id}` ends it"));
             }
         }
         let error = result.err().map(|error| format!("{error:#}"));

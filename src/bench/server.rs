@@ -17,6 +17,7 @@ use super::args::BenchArgs;
 use super::engine::{Engine, OnProgress, reason, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
 use super::results::{Results, Run};
+use crate::output::quoted;
 use crate::{command, files};
 
 /// For a list of models.
@@ -226,7 +227,7 @@ fn check_context(args: &BenchArgs, results: &Results, model: &Model) -> Result<(
     let most = model.max_context_length.unwrap_or(u64::MAX);
     let (mut has, mut advice) = (most, "give fewer --prompt-tokens or smaller --sizes");
     if args.sizes.is_empty() {
-        has = results.context_length.unwrap_or(u64::MAX);
+        has = results.context_length.unwrap_or(most);
         if needed <= most {
             advice = "with --sizes, lmpatch raises it and then restores it";
         }
@@ -260,8 +261,8 @@ fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m
         models.iter().any(|model| model.key == name),
         "LM Studio has no MLX model {name}; its MLX models are: {keys}"
     );
-    let context = context_for(16_384);
-    bail!("{name} is not loaded; load it with `lms load '{name}' --context-length {context}`")
+    let (context, key) = (context_for(16_384), quoted(name));
+    bail!("{name} is not loaded; load it with `lms load {key} --context-length {context}`")
 }
 
 fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::runtimes::{self, Runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
+use crate::output::quoted;
 
 /// The start of every MLX backend's name that has been seen so far.
 const NAME_PREFIX: &str = "app-mlx-generate";
@@ -77,8 +78,7 @@ pub struct Absent {
 
 /// The flag for that backend alone, as it is typed in a shell after something else.
 pub fn flag(name: &str) -> String {
-    let glob = Pattern::escape(name).replace('\'', r"'\''");
-    format!(" --backend '{glob}'")
+    format!(" --backend {}", quoted(Pattern::escape(name)))
 }
 
 /// The directory of all backends.

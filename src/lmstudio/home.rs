@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::backends;
 use crate::files::{self, NotRead, is_absence};
+use crate::output::quoted;
 
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
 ///
@@ -27,8 +28,8 @@ pub fn other(home: &Path) -> String {
     for other in [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name)) {
         let found = backends::find(&other, &[]);
         if other != home && found.is_ok_and(|(backends, _)| !backends.is_empty()) {
-            let other = other.display();
-            return format!("; there are backends in {other}: lmpatch --home '{other}'");
+            let (shown, other) = (other.display(), quoted(other.display()));
+            return format!("; there are backends in {shown}: `lmpatch --home {other}`");
         }
     }
     String::new()

@@ -67,16 +67,20 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
         selected_since: runtimes::selected_since(home),
         ..WorkerSnapshot::default()
     };
-    for process in pids.iter().filter_map(|pid| system.process(*pid)) {
-        let (pid, parent) = (process.pid().as_u32(), process.parent().map(Pid::as_u32));
+    let processes = || pids.iter().filter_map(|pid| system.process(*pid));
+    for process in processes() {
         if let Some(app) = app_of_worker(process, &node) {
-            let started = process.start_time();
+            let (pid, started) = (process.pid().as_u32(), process.start_time());
             snapshot.workers.push(Worker { pid, started, app });
+        }
+    }
+    let is_worker = |pid: Pid| snapshot.workers.iter().any(|one| one.pid == pid.as_u32());
+    for process in processes().filter(|process| !is_worker(process.pid())) {
         // A child of a worker is part of that worker.
-        } else if !snapshot.workers.iter().any(|w| Some(w.pid) == parent)
+        if !process.parent().is_some_and(is_worker)
             && let Some(directory) = engine_directory(process, &amphibian)
         {
-            snapshot.foreign.push((pid, directory));
+            snapshot.foreign.push((process.pid().as_u32(), directory));
         }
     }
     snapshot

@@ -18,6 +18,7 @@ use super::file::Edit;
 use super::survey::receipt_path;
 use crate::files::{self, NotRead, cannot, is_absence};
 use crate::lock::Lock;
+use crate::output::quoted;
 
 const TEMP_MARK: &str = ".lmpatch-tmp.";
 
@@ -137,7 +138,8 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let path = model.display();
     let metadata = metadata.with_context(|| format!("{path} is gone"))?;
     if metadata.permissions().readonly() {
-        bail!("{path} is read-only; allow writing with `chmod u+w '{path}'`");
+        let command = format!("`chmod u+w {}`", quoted(&path));
+        bail!("{path} is read-only; allow writing with {command}");
     }
     let (directory, name) = split(target);
     let prefix = format!(".{name}{TEMP_MARK}");

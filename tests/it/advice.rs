@@ -125,10 +125,10 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     env.run(["512", "--backend", OLDER]).exits(0);
     let cut_off = |env: &Env| {
         let before = survey(&env.lmstudio(), &[]).unwrap().backends;
-        marker::write(&env.lmstudio(), &marker::commands(before.iter(), true)).unwrap();
+        marker::add(&env.lmstudio(), marker::commands(before.iter(), true)).unwrap();
         env.run(["64"]).says("2 changed");
         // That set them all, so nothing is left to give back.
-        marker::write(&env.lmstudio(), &marker::commands(before.iter(), true)).unwrap();
+        marker::add(&env.lmstudio(), marker::commands(before.iter(), true)).unwrap();
     };
     cut_off(&env);
     let home = env.lmstudio();
@@ -178,20 +178,36 @@ fn what_a_limited_run_advises_is_limited_too() {
     }
 }
 
+/// Runs the last command that is printed in backticks.
+#[track_caller]
+fn follow(env: &Env, ran: &Ran, more: &str) -> Ran {
+    let advised = ran.stderr.rsplit('`').nth(1).unwrap();
+    let script = advised.replacen("lmpatch", env!("CARGO_BIN_EXE_lmpatch"), 1);
+    let mut shell = Command::new("sh");
+    let shell = env.isolate(&mut shell).args(["-c", &(script + more)]);
+    Ran::of(&shell.output().unwrap()).exits(0)
+}
+
 #[test]
-fn a_name_that_is_a_pattern_or_needs_quotes_can_be_copied() {
+fn what_is_a_pattern_or_needs_quotes_can_be_copied() {
     let env = one(&engine_since_2026("2048"));
     let odd = "app-mlx-generate-it's[x]@35";
     usual_backend(&env.lmstudio(), odd);
     runtime(&env.lmstudio(), "1.13.0", &[odd]);
     select(&env.lmstudio(), "1.13.0");
     let ran = env.run(["4096", "--backend", NAME]).exits(0);
-    let advised = ran.stderr.split('`').nth(1).unwrap();
-    let script = advised.replacen("lmpatch", env!("CARGO_BIN_EXE_lmpatch"), 1);
-    let mut shell = Command::new("sh");
-    let ran = env.isolate(&mut shell).args(["-c", &script]).output();
-    Ran::of(&ran.unwrap()).exits(0).says("1 backend: 1 changed");
+    follow(&env, &ran, "").says("1 backend: 1 changed");
     env.run(["--check", "4096"]).exits(0);
+    let ran = env.run(["--check", "3072", "--backend", "*it's*"]);
+    follow(&env, &ran.exits(3), "").says("1 backend: 1 changed");
+    env.run(["--check", "3072", "--backend", "*@35"]).exits(0);
+    // The home that is there beside an empty one.
+    let user = env.user().join("it's mine");
+    fs::create_dir_all(user.join(".cache/lm-studio")).unwrap();
+    fs::rename(env.lmstudio(), user.join(".lmstudio")).unwrap();
+    let check = env.command(["--check"]).env("HOME", &user).output();
+    let ran = Ran::of(&check.unwrap()).exits(1);
+    follow(&env, &ran, " --check 3072 --backend '*@35'");
 }
 
 #[test]
