@@ -120,7 +120,7 @@ fn advice(cli: &Cli, applied: &[Applied]) -> String {
     if commands.is_empty() {
         return load.to_owned();
     }
-    format!("{} goes back, then {load}", marker::quoted(&commands))
+    format!("{} goes back, then {load}", marker::shown(&commands))
 }
 
 /// Says what became of every model. Returns whether all of them were loaded again.
@@ -128,8 +128,9 @@ fn print_reloaded(output: &Output, report: &ReloadReport) -> bool {
     let failed = |what: &str| output.error(&format!("the files are written, but {what}"));
     match (&report.error, report.how) {
         (Some(error), _) => failed(&format!("no model was loaded again: {error}")),
-        (None, How::App) => output.say("The app was restarted."),
-        (None, How::Models) => {}
+        // Without a model there was no app to restart.
+        (None, How::App) if !report.models.is_empty() => output.say("The app was restarted."),
+        _ => {}
     }
     let mut has_worked = report.error.is_none();
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());

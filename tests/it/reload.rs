@@ -151,7 +151,10 @@ fn without_a_worker_lms_is_never_called() {
     let (_backend, fake) = home(&env);
     fake.set("running", json!(false));
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
-        env.run(arguments).exits(0).says("No model is loaded.");
+        env.run(arguments)
+            .exits(0)
+            .says("No model is loaded.")
+            .says_nothing_of("restarted");
     }
     assert_eq!(fake.calls(), NOTHING, "it would start LM Studio");
     // Nor for an engine that was started by hand, which it cannot reload.
