@@ -113,7 +113,8 @@ impl Run {
             self.token(seconds);
         }
         let usage = &data["usage"];
-        self.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+        self.cached_tokens = cached.or(self.cached_tokens);
         self.prompt_tokens = usage["prompt_tokens"]
             .as_u64()
             .unwrap_or(self.prompt_tokens);

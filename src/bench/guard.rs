@@ -140,7 +140,7 @@ impl Guard {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
         let commands = marker::commands(self.before.iter(), self.is_all);
-        let written = marker::write(&self.home, &commands);
+        let written = marker::add(&self.home, commands);
         written.context("cannot write beside the backends")?;
         files.are_changed = true;
         let mut applied = self.apply(Goal::Size(size));

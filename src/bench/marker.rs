@@ -34,8 +34,14 @@ pub fn lock(home: &Path) -> Result<Lock> {
     Lock::take(home, Duration::from_secs(10), &taken)
 }
 
-/// Writes the marker, a command for each backend by its name, before the first change.
-pub fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
+/// Adds a command for each of these backends, by its name, to the marker; what is there may be for one whose disk is away.
+pub fn add(home: &Path, commands: BTreeMap<String, String>) -> Result<()> {
+    let mut all = read(home).unwrap_or_default();
+    all.extend(commands);
+    write(home, &all)
+}
+
+fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     let path = marker(home);
     let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
     file.write_all(&serde_json::to_vec(commands)?)?;
@@ -73,11 +79,11 @@ pub fn interrupted(home: &Path) -> Option<String> {
 pub fn restore_commands(home: &Path) -> Option<String> {
     let mut commands = read(home)?;
     commands.retain(|name, _| amphibian(home).join(name).exists());
-    (!commands.is_empty()).then(|| quoted(&commands))
+    (!commands.is_empty()).then(|| shown(&commands))
 }
 
 /// The commands as a message has them.
-pub fn quoted(commands: &BTreeMap<String, String>) -> String {
+pub fn shown(commands: &BTreeMap<String, String>) -> String {
     let different: BTreeSet<_> = commands.values().collect();
     let quoted = different.iter().map(|command| format!("`{command}`"));
     quoted.collect::<Vec<_>>().join(", then ")

@@ -155,9 +155,14 @@ impl Results {
         let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
         let compared = self.rows.iter().filter(is_compared).count();
         if compared < 2 {
-            return nothing(
-                "one size was measured, so there is nothing to compare it with; --sizes takes several",
-            );
+            let is_alone = self.rows.len() == 1;
+            let advice = if is_alone {
+                "; --sizes takes several"
+            } else {
+                ""
+            };
+            let why = "one size was measured, so there is nothing to compare it with";
+            return nothing(&format!("{why}{advice}"));
         }
         // The size of a direct run is an argument: it needs no proof of effect.
         let is_seen = |row: &Row| row.observed_chunk.is_some();

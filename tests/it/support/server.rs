@@ -76,9 +76,13 @@ pub struct Odd {
     pub fits: BTreeMap<u64, u64>,
     pub is_throttled: bool,
     pub has_no_progress: bool,
+    /// Progress comes with the seconds of the table, as from `direct.py`, so that a busy machine makes no difference.
+    pub tells_seconds: bool,
     pub has_bare_comments: bool,
     pub has_no_usage: bool,
     pub always_hits: bool,
+    /// The list of models does not say what context they were loaded with.
+    pub hides_context: bool,
     /// An error in a 200, for every chat.
     pub error: Option<&'static str>,
     /// The model that answers in place of the one that was asked.
@@ -262,7 +266,8 @@ fn answer_with(stream: &mut TcpStream, status: u16, body: &str) -> std::io::Resu
 }
 
 fn list(state: &State) -> Value {
-    let instance = |instance: &Instance| json!({ "id": instance.id, "config": { "context_length": instance.context, "parallel": instance.parallel } });
+    let context = |one: &Instance| (!state.odd.hides_context).then_some(one.context);
+    let instance = |one: &Instance| json!({ "id": one.id, "config": { "context_length": context(one), "parallel": one.parallel } });
     let model = |model: &Model| {
         json!({
             "type": "llm", "key": model.key, "format": model.format, "max_context_length": 262_144,
@@ -437,7 +442,10 @@ fn chat(
             _ if !is_told => Ok(()),
             (true, _) => send(
                 "prompt_processing.progress",
-                json!({ "type": "prompt_processing.progress", "progress": done as f64 / tokens as f64 }),
+                json!({
+                    "type": "prompt_processing.progress", "progress": done as f64 / tokens as f64,
+                    "seconds": odd.tells_seconds.then(|| ((done - cached) * pace) as f64 / 1e6),
+                }),
             ),
             (false, true) => send(":", ": prompt-progress\n\n".into()),
             (false, false) => send(":", format!(": keepalive {done}/{tokens}\n\n").into()),
@@ -500,6 +508,8 @@ fn chat(
             "",
             json!({ "model": answered, "choices": [], "usage": { "prompt_tokens": tokens, "completion_tokens": 1, "prompt_tokens_details": details } }),
         )?;
+        // What comes after it says nothing of the prompt.
+        send("", json!({ "model": answered, "choices": [] }))?;
     }
     write!(stream, "data: [DONE]\n\n")
 }
