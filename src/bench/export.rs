@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use comfy_table::{CellAlignment, Table, presets};
 
 use super::results::{Results, Row};
 use crate::output::printable;
+use crate::report::table::layout;
 
 /// The path of a file to write, whose extension names the format.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
@@ -80,20 +80,12 @@ fn shown_speed(row: &Row) -> Option<String> {
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
     let room = width.unwrap_or(80).saturating_sub(73).min(24);
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(HEADER.split('|'));
+    let mut table = layout(HEADER.split('|').chain([""]).collect(), 1..7);
     for row in &results.rows {
         let mut cells = cells(results, row);
         let columns = (results.part(row) * f64::from(room)).round() as usize;
         cells.push("█".repeat(columns));
         table.add_row(cells);
-    }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if (1..7).contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     let trimmed = |line: String| line.trim_end().to_owned() + "\n";
     table.lines().map(trimmed).collect()

@@ -1,5 +1,7 @@
 //! The report for people: tables, and the lines below them.
 
+use std::ops::Range;
+
 use anstyle::Style;
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
@@ -17,24 +19,15 @@ pub fn backends(report: &Report, output: &Output) -> String {
         Action::Set | Action::Revert => &["result"],
     });
     let numbers = 3..header.len() - 1;
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(header);
+    let mut table = layout(header, numbers);
     table.add_rows(report.backends.iter().map(cells));
     if let Some(width) = output.width() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
         table.set_width(width);
     }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if index == 0 {
-            // A name that is broken cannot be copied.
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
-        if numbers.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    // A name that is broken cannot be copied.
+    let names = table.column_mut(0).expect("it is in the header");
+    names.set_constraint(ColumnConstraint::ContentWidth);
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default();
     let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
@@ -51,6 +44,20 @@ pub fn backends(report: &Report, output: &Output) -> String {
         text.extend(report.backends.iter().map(details));
     }
     text
+}
+
+/// A table without rows or lines, its columns two blanks apart and `numbers` aligned to the right.
+pub fn layout(header: Vec<&str>, numbers: Range<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
 }
 
 fn cells(row: &BackendReport) -> Vec<String> {
