@@ -63,7 +63,7 @@ enum Fault {
 /// is a kill before the next change.
 const READING: [&str; 5] = ["read", "pread64", "getdents64", "readlink", "readlinkat"];
 
-/// The same of calls that only look; but what may not be looked at is told in its own words.
+/// The same of calls that only look, or open for reading; but what may not be looked at is told in its own words.
 const LOOKING: [&str; 5] = ["stat", "lstat", "fstat", "newfstatat", "statx"];
 
 impl Fault {
@@ -212,7 +212,7 @@ fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
     rehearsal.calls.iter().flat_map(move |call| {
         let faults: &[Fault] = if READING.contains(&call.name.as_str()) {
             &[Once("EIO"), FromNowOn]
-        } else if LOOKING.contains(&call.name.as_str()) {
+        } else if LOOKING.contains(&call.name.as_str()) || call.text.contains("O_RDONLY") {
             &[Once("EIO"), Once("EACCES"), FromNowOn]
         } else {
             &[Once("EIO"), Once("ENOSPC"), Once("EACCES"), FromNowOn, Kill]
