@@ -16,7 +16,7 @@ use crate::lmstudio::{backends::amphibian, home};
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable};
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::State;
+use crate::patch::file::{State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
@@ -99,10 +99,11 @@ fn lasting_program() -> Result<PathBuf> {
     let real = program.canonicalize()?;
     let temporary = [resolved(&env::temp_dir()), "/private/tmp".into()];
     // Cargo marks its target directories with this file.
-    let goes = |at: &Path| at.join(".rustc_info.json").is_file() || temporary.contains(&at.into());
-    if real.ancestors().any(goes) {
+    let is_temporary =
+        |at: &Path| at.join(".rustc_info.json").is_file() || temporary.contains(&at.into());
+    if real.ancestors().any(is_temporary) {
         let what = "is in a build or temporary directory";
-        let next = "install it first, with `cargo install --path .`, and run `lmpatch agent install` from there";
+        let next = "install it with `cargo install --path .` in the clone, then do this with the installed one";
         bail!("{} {what}; {next}", program.display());
     }
     // Homebrew removes a version's own directory on upgrade; the link in its `bin` stays.
@@ -176,7 +177,7 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
 fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
     let home = home.context("agent run needs --home")?;
     let settle = Duration::from_millis(settle_ms);
-    let deadline = Instant::now() + 180 * settle; // 15 minutes
+    let deadline = Instant::now() + 180 * settle; // 15 minutes at the default of 5 s
     loop {
         let is_late = Instant::now() >= deadline;
         if is_finished(home, settle)? || is_late {
@@ -214,7 +215,10 @@ fn last_change(path: &Path) -> Option<SystemTime> {
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
     let is_for_us = |state| matches!(state, State::Stock | State::Refused);
-    backends.retain(|backend| backend.is_whole() && is_for_us(backend.state()));
+    // Numbers that are stock only by the rule, over others that a receipt has, are somebody's.
+    let is_ours = |file: &VendorFile| file.source().is_none_or(|source| !source.is_as_found());
+    backends
+        .retain(|one| one.is_whole() && is_for_us(one.state()) && one.files.iter().all(is_ours));
     let mut exit = Exit::Done;
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;

@@ -73,13 +73,13 @@ impl Surveyed {
 
     /// What every file must hold for `goal`, including files that already hold it.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
-        let is_original = |file: &VendorFile| match &file.content {
-            Ok(source) => source.is_stock(),
+        let can_revert = |file: &VendorFile| match &file.content {
+            Ok(source) => source.is_stock() || source.original.is_some(),
             Err(blocked) => blocked.is_original,
         };
         if let Some(blocked) = self.blocked() {
             let is_revert = matches!(goal, Goal::Original) && !self.files.is_empty();
-            if !is_revert || !self.files.iter().all(is_original) {
+            if !is_revert || !self.files.iter().all(can_revert) {
                 return Err(blocked);
             }
         }
@@ -124,8 +124,16 @@ impl VendorFile {
             after.bytes = fill(bytes, sites, &wanted);
             after.sites = self.read_back(&after, &wanted)?;
         }
-        let restores = original == Some(&wanted);
         let is_set = matches!(goal, Goal::Size(_));
+        // What lmpatch first found may be wanted again; only a revert ends that.
+        let is_end = match goal {
+            Goal::Original => true,
+            Goal::Size(_) => !source.is_as_found(),
+            Goal::Earlier(earlier) => self
+                .then(earlier)
+                .is_none_or(|then| matches!(then.receipt, Ok(None))),
+        };
+        let restores = is_end && original == Some(&wanted);
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
@@ -153,10 +161,14 @@ impl VendorFile {
             .ok_or(why.to_owned())
     }
 
-    fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
+    /// The same file in an earlier survey.
+    fn then<'s>(&self, earlier: &'s [Surveyed]) -> Option<&'s Source> {
         let mut files = earlier.iter().flat_map(|backend| &backend.files);
-        let then = files.find(|file| file.path == self.path);
-        if let Some(then) = then.and_then(Self::source) {
+        files.find(|file| file.path == self.path)?.source()
+    }
+
+    fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
+        if let Some(then) = self.then(earlier) {
             let literals = literals(&then.bytes, &then.sites);
             if fill(&source.bytes, &source.sites, &literals) == then.bytes {
                 return Ok(literals);

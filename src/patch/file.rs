@@ -121,14 +121,20 @@ impl Source {
         let by_rule = with_values(&bytes, &sites, |site| site.stock);
         let noted = receipt.iter().flatten().next();
         let noted = noted.map(|receipt| receipt.literals.clone());
-        let candidates = [Some(literals(&bytes, &sites)), Some(by_rule), noted.clone()];
+        // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
+        let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
+        let now = literals(&bytes, &sites);
+        let candidates = [
+            Some(now),
+            Some(by_rule),
+            Some(shipped.clone()),
+            noted.clone(),
+        ];
         let prove = |literals: &[String]| prove(&bytes, &sites, literals, evidence);
         let proven = candidates.into_iter().flatten().find_map(|literals| {
             let proof = prove(&literals)?;
             Some(Original { proof, literals })
         });
-        // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
-        let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
         let is_recoverable = prove(&shipped).is_some();
         let vendors = proven.iter().flat_map(|original| &original.literals);
         for (site, literal) in sites.iter_mut().zip(vendors) {

@@ -26,7 +26,8 @@ use file::{Edit, State};
 /// How many backends are written at a time: a disk handles many syncs as one.
 const WRITERS: usize = 16;
 
-/// What became of one backend. If it is incomplete, refused or failed, its files are as they were.
+/// What became of one backend. If it is incomplete or refused, its files are as they were; if it failed, the reason says
+/// whether they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {

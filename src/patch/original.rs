@@ -63,7 +63,7 @@ pub struct Original {
     pub literals: Vec<String>,
 }
 
-/// Fingerprints of originals, strongest proof first.
+/// Fingerprints of originals, in the order in which they are tried.
 pub type Evidence = Vec<(Proof, Fingerprint)>;
 
 /// What says that `source` with these literals is the original, if anything does.

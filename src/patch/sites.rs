@@ -87,6 +87,9 @@ fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
         end = at + length;
         match source[at] {
             b'"' | b'\'' => text[at..end].fill(b'"'),
+            b'\\' if source[start..at].trim_ascii().is_empty() => {
+                return refuse(at, "a line that begins with a backslash");
+            }
             b'#' | b'\\' => text[at..end].fill(b' '),
             b'\r' | b'\n' if open.is_empty() => lines.push(mem::replace(&mut start, end)..at),
             b'\r' | b'\n' => {}
@@ -136,8 +139,7 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
     let mut mentions = memmem::find_iter(text, form.name).peekable();
     // The line and those in whose blocks it may be, each with its indentation.
     let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
-    let last = memmem::rfind(text, form.name.as_bytes());
-    for line in lines.iter().take_while(|line| Some(line.start) <= last) {
+    for line in lines {
         let code = &text[line.clone()];
         // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
         let blanks = code.len() - code.trim_ascii_start().len();
@@ -289,7 +291,7 @@ patterns! {
     ODD = concat!(
         r"\x00\s*(?:[-+*/%@&|^:]+=|[<>]\?)|\blambda\b.*\x00\s*=|\b(?:def|class)\s+\x00",
         r"|\b(?:global|nonlocal|del|import)\b[^;]*\x00|\bas\b[^:;]*\x00",
-        r"|\bfor\b(?:[^\w\x00;]|\b(?:in\w+|i(?:[\w--n]\w*)?|[\w--i]\w*)\b)*\x00|^\s*case\s+[^=\s].*\x00.*:"
+        r"|\bfor\b(?:[^\w\x00;]|\b(?:in\w+|i(?:[\w--n]\w*)?|[\w--i]\w*)\b)*\x00|^\s*case(?:\s+[^=\s]|[(\[]).*\x00.*:"
     );
     /// The same for a second statement in a line, multiple targets, and lambdas, whose commas separate no parameters.
     ODD_ITEM = concat!(

@@ -57,7 +57,7 @@ pub fn receipt_path(file: &Path) -> PathBuf {
     file.with_extension("py.lmpatch")
 }
 
-/// Permissions can be fixed in place; anything else only by reinstalling.
+/// Why a file cannot be read, and what to do: permissions can be fixed in place, anything else only by reinstalling.
 fn unreadable(path: &Path, why: &NotRead) -> String {
     let is_denied = matches!(why, NotRead::Io(e) if e.kind() == ErrorKind::PermissionDenied);
     let next = if is_denied { "" } else { REINSTALL };

@@ -22,7 +22,8 @@ use crate::output::quoted;
 
 const TEMP_MARK: &str = ".lmpatch-tmp.";
 
-/// Applies every edit of a backend, or leaves all of its files as they were and fails.
+/// Applies every edit of a backend. Fails with all files as they were, unless the error says otherwise: of a file that
+/// could not be restored, or of a leftover that could not be removed.
 ///
 /// Files that already hold the wanted bytes are not touched.
 pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
@@ -129,7 +130,9 @@ fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
         let name = name.to_string_lossy();
         name.starts_with(&prefix) && name.contains(TEMP_MARK)
     });
-    Ok(names.iter().map(|name| directory.join(name)).collect())
+    let mut paths: Vec<_> = names.iter().map(|name| directory.join(name)).collect();
+    paths.retain(|path| !path.is_dir());
+    Ok(paths)
 }
 
 /// Writes `content` beside `target`, with the mode and owner of `model`; on the disk and not yet in its place.

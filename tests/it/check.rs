@@ -36,9 +36,10 @@ fn finds(env: &Env, level: &str, backend: Option<&str>, what: &str, next: &str) 
     let found = findings(&report, what);
     assert_eq!(found.len(), 1, "{what}: {report:#}");
     let keys: Vec<_> = found[0].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(keys, ["backend", "level", "next", "what"]);
+    assert_eq!(keys, ["backends", "level", "next", "what"]);
     assert_eq!(found[0]["level"], level, "{report:#}");
-    assert_eq!(found[0]["backend"], json!(backend), "{report:#}");
+    let backends: Vec<_> = backend.into_iter().collect();
+    assert_eq!(found[0]["backends"], json!(backends), "{report:#}");
     let text = |key: &str| found[0][key].as_str().unwrap().to_owned();
     assert!(text("next").contains(next), "{report:#}");
     let about = backend.map_or(String::new(), |name| format!("{name}: "));
@@ -115,7 +116,7 @@ fn without_a_home_the_report_says_what_to_do() {
         let report = env.json(args);
         assert_eq!(
             (&report["schema"], &report["exit_code"]),
-            (&json!(2), &json!(1))
+            (&json!(3), &json!(1))
         );
         assert_eq!(report["backends"], json!([]));
         let error = report["error"].as_str().unwrap();
@@ -134,7 +135,8 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
     runtime(&env.lmstudio(), "1.13.0", &[gone]);
     let what = format!("MLX 1.13.0 needs {gone}, which is not on disk");
     let spec = format!("{RUNTIME}@1.13.0");
-    let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
+    let next =
+        format!("to download it again: `lms runtime remove {spec}`, then `lms runtime get {spec}`");
     finds(&env, "note", None, &what, &next);
     select(&env.lmstudio(), "1.13.0");
     let what = what.replace(" needs", ", the selected runtime, needs");
@@ -273,16 +275,18 @@ fn the_state_of_each_backend_is_judged() {
         "warning",
         Some(NAME),
         "so it is set only in part",
-        "`lmpatch 8192` sets them all",
+        &format!("`lmpatch 8192 --backend '{NAME}'` sets them all"),
     );
     // Nothing proves what this engine was, so the way back is no advice.
     let next = findings(&env.json(["--check"]), "so it is set only in part")[0]["next"].clone();
     assert!(!next.as_str().unwrap().contains("revert"), "{next}");
     env.run(["8192"]).exits(0);
     assert_eq!(env.json(["--check", "8192"])["exit_code"], 0);
+    // A revert also ends what lmpatch noted of the odd number.
+    env.run(["--revert"]).exits(0);
     fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
     fs::write(backend.generate(), generate("8192", "8192", "8192")).unwrap();
-    let revert = "`lmpatch --revert` restores them";
+    let revert = &format!("`lmpatch --revert --backend '{NAME}'` restores them");
     finds(
         &env,
         "warning",
@@ -294,7 +298,13 @@ fn the_state_of_each_backend_is_judged() {
 
     fs::write(backend.engine(), "x = 1\n").unwrap();
     let refused = "no constant PROMPT_PROCESSING_CHUNK_SIZE";
-    finds(&env, "error", Some(NAME), refused, "it is left as it is");
+    finds(
+        &env,
+        "error",
+        Some(NAME),
+        refused,
+        "nothing is changed in it",
+    );
     env.run(["--check"]).exits(1).shows("refused");
     fs::remove_file(backend.engine()).unwrap();
     let incomplete = "cache_wrapper.py: not there";
@@ -392,13 +402,19 @@ fn sizes_that_cost_something_are_told() {
         "12000 is not a multiple of 256",
         "`lmpatch 11776` keeps it",
     );
-    finds(&env, "note", None, "12000 is above 8192", "`lmpatch 4096`");
+    finds(
+        &env,
+        "note",
+        None,
+        "12000 may be too much",
+        "`lmpatch 4096`",
+    );
     finds(
         &env,
         "note",
         Some(NAME),
         "leaves less memory for context",
-        "`lmpatch 2048`",
+        &format!("`lmpatch 2048 --backend '{NAME}'`"),
     );
     env.run(["1024"]).exits(0);
     finds(
@@ -541,7 +557,7 @@ fn advice_can_be_followed_to_its_end() {
         "note",
         Some(NAME),
         below,
-        "`lmpatch 2048` sets that again",
+        &format!("`lmpatch 2048 --backend '{NAME}'` sets that again"),
     );
     env.run(["2048", "--backend", NAME]).exits(0);
     finds_nothing_of(&env, below);
