@@ -52,12 +52,15 @@ pub fn run(
     } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
-    let works = |how| reload(cli, output, home, report, how, &applied);
-    let is_done = cli.reload.is_none_or(works) && !has_failed(report);
+    let is_reloaded = match cli.reload {
+        Some(how) => reload(cli, output, home, report, how, &applied),
+        None => true,
+    };
+    let is_done = is_reloaded && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
-/// Whether this became of the backend in use, or may have, if it is unknown which one that is.
+/// Whether the backend in use has one of these outcomes; if it is unknown which one is in use, whether any has.
 fn is_in_use(report: &Report, outcomes: &[Outcome]) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || report.is_selected_missing()
@@ -89,7 +92,10 @@ fn reload(
         output.error("no model was reloaded: no selected backend was set");
         return false;
     }
-    output.say("Reloading the loaded models; a large one takes minutes …");
+    output.say(match how {
+        How::Models => "Reloading the loaded models, if any; a large one takes minutes …",
+        How::App => "Restarting the app, if it runs, and loading its models again …",
+    });
     // Without them a signal just ends lmpatch, between an unload and a load.
     if let Ok(signals) = signals::catch() {
         signals::end_on_second(signals, false, *output);

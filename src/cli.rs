@@ -1,4 +1,4 @@
-//! The command line: every flag, validated; what was typed, and nothing that the environment adds.
+//! The command line: every flag, validated. No environment variable stands in for one.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ Examples:
   lmpatch --check         show every backend
   lmpatch 4096 --dry-run  show what would change, write nothing
   lmpatch --revert        restore the vendor's files in every backend
-  lmpatch 8192 --reload   the same for models that are loaded now
+  lmpatch 8192 --reload   set 8192, then reload the loaded models
 
 A size that is a backend's own stock value (512 until March 2026, 2048 since)
 gives that backend the vendor's files back, byte for byte.
@@ -50,7 +50,7 @@ pub struct Cli {
     #[arg(value_parser = parse_first_word)]
     pub size: Option<u64>,
 
-    /// Show every backend and change nothing; with SIZE, exit 3 unless every backend has it
+    /// Show every backend and change nothing; with SIZE, exit 3 if one has another value
     #[arg(long)]
     pub check: bool,
 
@@ -83,7 +83,7 @@ pub struct Cli {
     #[arg(short, long, conflicts_with = "verbose", global = true)]
     pub quiet: bool,
 
-    /// Show every site: file, line, owner, value
+    /// Show every number that is edited: file, line, owner, value
     #[arg(short, long, global = true)]
     pub verbose: bool,
 
@@ -105,14 +105,14 @@ pub enum Command {
         /// The shell that it is for
         shell: Shell,
     },
-    /// Print the manual page; `lmpatch man | man -l -` shows it
+    /// Print the manual page; `lmpatch man >lmpatch.1 && man ./lmpatch.1` shows it
     Man,
 }
 
 impl Cli {
     /// Parses the command line. Fails with what clap prints, also for `--help`.
     ///
-    /// Only flags that the subcommand has too may come before it.
+    /// Only global flags may come before a subcommand.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut command = Self::command();
         let arguments: Vec<_> = arguments.into_iter().collect();
@@ -124,8 +124,8 @@ impl Cli {
         };
         let own = command.get_arguments().find(is_typed);
         if let (Some(subcommand), Some(own)) = (matches.subcommand_name(), own) {
-            let why =
-                format!("the argument '{own}' cannot be used with the subcommand '{subcommand}'");
+            let help = format!("`lmpatch {subcommand} --help` shows what it takes");
+            let why = format!("'{own}' cannot stand before '{subcommand}'; {help}");
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)

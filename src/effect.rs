@@ -62,15 +62,15 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
         Some(ReloadNeeded(older)) => {
             let pids: Vec<_> = older.iter().map(|worker| worker.pid.to_string()).collect();
             let pids = pids.join(", ");
-            let why = format!("worker {pids} started before its files were last written");
-            let what = format!("a loaded model may still have older values: {why}");
+            let why = format!("worker {pids} started before the last edit");
+            let what = format!("a loaded model may still have the old values: {why}");
             let is_other = |app: &&str| !["", LM_STUDIO, "llmster"].contains(app);
             let other = older.iter().map(|worker| &*worker.app).find(is_other);
             let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
             let values = (row.state, row.chunk, other);
             if let (State::Stock | State::Patched, Some(chunk), None) = values {
                 let only = flag(&row.backend.name);
-                next = format!("`lmpatch {chunk}{only} --reload` loads it again");
+                next = format!("`lmpatch {chunk}{only} --reload` reloads it");
             }
             found.add(level, Some(row), &what, &next);
         }

@@ -26,6 +26,8 @@ const EPERM_FIX: &str = "; macOS keeps it from this program: allow it, or your t
 pub enum NotRead {
     #[error("is not there")]
     Missing,
+    #[error("is a link that leads nowhere")]
+    DanglingLink,
     /// Something other than a regular file; what it is.
     #[error("is {0}, not a regular file")]
     NotAFile(&'static str),
@@ -59,7 +61,7 @@ fn fix(error: &io::Error, chmod: &str) -> String {
 /// Anything but a regular file is recognised by its type and never opened: opening a FIFO would wait for a writer.
 pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
     let metadata = fs::metadata(path).map_err(|error| match error.into() {
-        NotRead::Missing if path.is_symlink() => NotRead::NotAFile("a link that leads nowhere"),
+        NotRead::Missing if path.is_symlink() => NotRead::DanglingLink,
         why => why,
     })?;
     if !metadata.is_file() {
@@ -86,7 +88,7 @@ pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
     let closed = quoted(closed.unwrap_or(path).display());
     let chmod = format!("`chmod u+rwx {closed}`, if it is yours");
     let fix = fix(&error, &chmod);
-    anyhow::Error::new(error).context(format!("cannot {act} {}{fix}", path.display()))
+    anyhow::anyhow!("cannot {act} {} ({error}){fix}", path.display())
 }
 
 /// When a file was last written, in seconds since 1970; `None` if that is in the future.

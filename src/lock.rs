@@ -23,6 +23,7 @@ impl Lock {
         retry(limit, || {
             let lock = Self::try_take(home).transpose();
             lock.with_context(|| why.to_owned())
+            // Whoever else has it is waited for; that it cannot be taken at all is final.
         })?
     }
 

@@ -130,9 +130,11 @@ fn eprint(tag: &str, style: Style, text: &str) {
             .word_splitter(WordSplitter::NoHyphenation)
             .initial_indent(&taken)
             .subsequent_indent("  ");
-        // A command that is broken cannot be copied either.
+        // A command that is broken cannot be copied either; lines of source may be.
         let mut parts: Vec<_> = text.split('`').map(str::to_owned).collect();
-        for command in parts.iter_mut().skip(1).step_by(2) {
+        let is_command =
+            |text: &&mut String| ["lm", "ch"].iter().any(|tool| text.starts_with(tool));
+        for command in parts.iter_mut().skip(1).step_by(2).filter(is_command) {
             *command = command.replace(' ', "\u{a0}");
         }
         let filled = textwrap::fill(&parts.join("`"), options);

@@ -87,7 +87,10 @@ impl Reloader {
         // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
         thread::sleep(Duration::from_secs(1));
         let result = self.lms.load(wanted);
-        let after = self.lms.loaded().context("it may not be loaded again")?;
+        let after = match (self.lms.loaded(), &result) {
+            (Err(_), Err(why)) => bail!("{why:#}; {}", self.advice),
+            (after, _) => after.context("it may not be loaded again")?,
+        };
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
@@ -117,6 +120,7 @@ impl Reloader {
             Ok(now) if find(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
+            // Only a busy model is waited for.
             loaded => Ok(loaded),
         })??;
         let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);

@@ -17,7 +17,7 @@ pub fn end_on_second(mut signals: Signals, is_first_over: bool, output: Output) 
     thread::spawn(move || {
         let mut signals = signals.forever();
         if !is_first_over && signals.next().is_some() {
-            output.say("The model is still to be loaded; Ctrl-C again ends lmpatch without that.");
+            output.say("A model is being loaded; press Ctrl-C again to stop without it.");
         }
         if signals.next().is_some() {
             let what = "stopped before the model was loaded as it was";

@@ -73,8 +73,8 @@ pub struct BenchArgs {
     /// How a size takes effect: load the model again, restart the app, or a command of your own
     #[arg(
         long,
-        value_name = "model|app|CMD",
-        default_value = "model",
+        value_name = "models|app|CMD",
+        default_value = "models",
         requires = "sizes"
     )]
     pub reload: String,

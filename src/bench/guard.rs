@@ -242,6 +242,9 @@ impl Guard {
         if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
             bail!("{name} is not as it was: {note}");
         }
+        if was.is_some() {
+            self.output.say(&format!("{name} is loaded as it was."));
+        }
         // Leave the server as it was: answering.
         let mut server = self.server.iter().filter(|_| !is_stopped);
         server.try_for_each(Server::wait)

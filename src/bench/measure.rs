@@ -43,8 +43,9 @@ impl Benchmark {
         let seconds = at_most as f64 / probe.tokens_per_second;
         let minutes = (seconds.min(budget.as_secs_f64()) / 60.0).ceil();
         let (model, count) = (&results.model, results.rows.len());
+        let sizes = if count == 1 { "size" } else { "sizes" };
         output.say(&format!(
-            "{model}, {tokens} prompt tokens, sizes: {count}; at most {minutes} min of prefill"
+            "{model}, {count} {sizes}, {tokens} prompt tokens; at most {minutes} min of prefill"
         ));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.

@@ -29,7 +29,7 @@ pub fn other(home: &Path) -> String {
         let found = backends::find(&other, &[]);
         if other != home && found.is_ok_and(|(backends, _)| !backends.is_empty()) {
             let (shown, other) = (other.display(), quoted(other.display()));
-            return format!("; there are backends in {shown}: `lmpatch --home {other}`");
+            return format!("; there are backends in {shown}: add `--home {other}`");
         }
     }
     String::new()
@@ -52,7 +52,7 @@ fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
     let shown = format!("{}, by which LM Studio finds its home,", pointer.display());
     let unusable = |why: &str| format!("{shown} {why}; give --home DIR");
     let content = match files::read(pointer) {
-        Err(NotRead::Missing | NotRead::NotAFile("a link that leads nowhere")) => return Ok(None),
+        Err(NotRead::Missing | NotRead::DanglingLink) => return Ok(None),
         Err(why) => bail!(unusable(&why.to_string())),
         Ok(content) => String::from_utf8(content).with_context(|| unusable("is not UTF-8"))?,
     };

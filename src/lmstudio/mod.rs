@@ -1,4 +1,4 @@
-//! What LM Studio is, on disk, over HTTP and as processes; knows nothing of patching.
+//! What LM Studio is: its files, its processes and its `lms`; knows nothing of patching.
 
 pub mod backends;
 pub mod home;

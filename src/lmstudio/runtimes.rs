@@ -21,7 +21,7 @@ pub const APPS: [(&str, &str); 2] = [
     ),
 ];
 pub const LM_STUDIO: &str = "LM Studio";
-/// M5s have another.
+/// The name on every Mac but those with an M5, whose runtime has `nax` in it.
 const USUAL_NAME: &str = "mlx-llm-mac-arm64-apple-metal-advsimd";
 
 /// One runtime, as its `backend-manifest.json` describes it.

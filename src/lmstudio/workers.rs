@@ -48,8 +48,8 @@ pub enum LoadState {
 /// Looks at the processes of this machine.
 pub fn snapshot(home: &Path) -> WorkerSnapshot {
     let mut system = System::new();
-    let names = ProcessRefreshKind::nothing().without_tasks();
-    system.refresh_processes_specifics(ProcessesToUpdate::All, false, names);
+    let basics = ProcessRefreshKind::nothing().without_tasks();
+    system.refresh_processes_specifics(ProcessesToUpdate::All, false, basics);
     let is_candidate = |process: &&Process| {
         let name = process.name().to_string_lossy().to_lowercase();
         let mut parts = ["node", "llmworker", "python", "mlx"].into_iter();
@@ -58,7 +58,7 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     let candidates = system.processes().values().filter(is_candidate);
     let mut pids: Vec<_> = candidates.map(Process::pid).collect();
     pids.sort_unstable();
-    let details = names.with_exe(Always).with_cmd(Always);
+    let details = basics.with_exe(Always).with_cmd(Always);
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, details);
 
     let node = resolved(&home.join(".internal/utils/node"));

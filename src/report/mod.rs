@@ -15,7 +15,7 @@ use crate::patch::{Applied, Outcome};
 use crate::reload::{How, Reloaded};
 
 /// The version of the JSON report's shape; it grows when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
@@ -50,7 +50,7 @@ pub enum Action {
     Revert,
 }
 
-/// One backend. Chunks are in tokens; `result` is `None` if the run only looked.
+/// One backend. Chunks are in tokens; `result` is `None` in a check.
 #[derive(Debug, Serialize)]
 pub struct BackendReport {
     #[serde(flatten)]
@@ -121,7 +121,8 @@ impl BackendReport {
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
-    backend: Option<String>,
+    /// Those that it is about; empty if it is about no backend in particular.
+    backends: Vec<String>,
     what: String,
     next: String,
 }
@@ -131,17 +132,19 @@ struct Finding {
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Adds a finding and its next step. If several backends share it, it is told once and names none of them.
+    /// Adds a finding and its next step. If several backends share it, it is told once.
     pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
         let (what, next) = (with_home(what), with_home(next));
+        let name = row.map(|row| row.backend.name.clone());
         let is_same = |old: &&mut Finding| old.what == what && old.next == next;
         if let Some(old) = self.0.iter_mut().find(is_same) {
-            old.backend = None;
+            let name = name.filter(|name| !old.backends.contains(name));
+            old.backends.extend(name);
             return;
         }
         self.0.push(Finding {
             level,
-            backend: row.map(|row| row.backend.name.clone()),
+            backends: name.into_iter().collect(),
             what,
             next,
         });
@@ -155,8 +158,11 @@ impl Findings {
     pub fn print(&mut self, output: &Output) {
         self.0.sort_by_key(|finding| finding.level);
         for finding in &self.0 {
-            let about = finding.backend.iter().map(|name| format!("{name}: "));
-            let about: String = about.collect();
+            let about = match &finding.backends[..] {
+                [] => String::new(),
+                few @ ([_] | [_, _]) => few.join(", ") + ": ",
+                all => format!("{} backends: ", all.len()),
+            };
             let text = format!("{about}{}; {}", finding.what, finding.next);
             output.message(finding.level, &text);
         }

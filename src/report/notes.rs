@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{BackendReport, Findings, Report};
+use super::{Action, BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
@@ -14,7 +14,7 @@ use crate::patch::{Applied, Outcome};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
 const CHECKPOINT_GRID: u64 = 256;
-/// Above this size reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
+/// From this size on, reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
 const MEMORY_CAUTION: u64 = 8192;
 
 /// Engines with this file fit the context to memory with the chunk in the formula (2026-07-14 to 2026-08-21).
@@ -27,7 +27,7 @@ pub fn on_check(report: &mut Report) {
     let others = rows.iter().find(is_set).and_then(|row| row.chunk);
     for row in rows {
         on_backend(found, row, row.chunk, limit);
-        on_values(found, row, others, limit);
+        on_values(found, row, others);
     }
     on_missing(found, &report.absent, Warning);
     for why in &report.absent.selection_unknown {
@@ -58,9 +58,22 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
             let path = file.setting.record_path();
-            let how = "as lmpatch first found it, not as such files ship";
-            let what = format!("{path}: --revert gives it back {how}");
+            let how = "as lmpatch first found it, which is not what such files ship with";
+            let verb = match report.action {
+                Action::Revert => "was restored",
+                _ => "will be restored by --revert",
+            };
+            let what = format!("{path} {verb} {how}");
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
+            found.add(Note, Some(row), &what, next);
+        }
+    }
+    for row in rows.iter().filter(|_| report.action == Action::Revert) {
+        let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
+        for file in row.files.iter().filter(differs) {
+            let path = file.setting.record_path();
+            let what = format!("{path} is not the file that its package's RECORD lists");
+            let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";
             found.add(Note, Some(row), &what, next);
         }
     }
@@ -113,13 +126,14 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let Some(why) = &row.why else { return };
     let (is_selected, apps) = (row.backend.selected, row.backend.users());
     let what = match row.result {
+        Some(Outcome::Failed) if is_selected => format!("{apps} it, and it failed: {why}"),
         Some(_) if is_selected => format!("{apps} it, and it was not changed: {why}"),
         _ => why.clone(),
     };
     let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
     let (level, next) = match (row.result, row.state) {
         (Some(Outcome::Failed), _) => (Error, "run lmpatch again when that is fixed"),
-        (Some(Outcome::Refused), _) | (None, State::Refused) => (Error, "it is left as it is"),
+        (Some(Outcome::Refused), _) | (None, State::Refused) => (Error, "nothing is changed in it"),
         _ if !is_selected => (Note, unfinished),
         (None, _) => (Warning, unfinished),
         (Some(_), _) => (Error, unfinished),
@@ -127,16 +141,17 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     found.add(level, Some(row), &what, next);
 }
 
-fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>, limit: &str) {
+fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
     if row.state == State::Mixed {
         let set = row
             .chunk
             .filter(|chunk| Some(*chunk) != row.stock && SIZES.contains(chunk));
         let what = "its sites have different values, so it is set only in part";
         let size = set.unwrap_or(DEFAULT_SIZE);
-        let mut next = format!("`lmpatch {size}{limit}` sets them all");
+        let only = flag(&row.backend.name);
+        let mut next = format!("`lmpatch {size}{only}` sets them all");
         if can_revert(row) {
-            next += &format!(", `lmpatch --revert{limit}` restores them");
+            next += &format!(", `lmpatch --revert{only}` restores them");
         }
         found.add(Warning, Some(row), what, &next);
     } else if let Some(size) = others.filter(|size| row.chunk != Some(*size))
@@ -153,7 +168,7 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>, lim
 /// Whether a revert gives back what the vendor ships.
 fn can_revert(row: &BackendReport) -> bool {
     let mut sources = row.files.iter().filter_map(VendorFile::source);
-    sources.all(|source| source.is_stock() || source.original.is_some() && !source.is_as_found())
+    sources.all(|source| !source.is_as_found() && (source.is_stock() || source.original.is_some()))
 }
 
 fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64), limit: &str) {
@@ -164,12 +179,13 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
         let next = format!("`lmpatch {below}{limit}` keeps it");
         found.add(Note, None, &what, &next);
     }
-    if size > MEMORY_CAUTION {
-        let why = "people have run out of memory there without gaining speed";
-        let what = format!("{size} is above 8192: {why}");
+    if size >= MEMORY_CAUTION {
+        let why = "people have run out of memory from 8192 on, without gaining speed";
+        let what = format!("{size} may be too much: {why}");
         let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{limit}`");
         found.add(Note, None, &what, &next);
     }
+    let only = flag(&row.backend.name);
     let mut packages = row.backend.site_packages.iter().flatten();
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
@@ -177,13 +193,14 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
         let next = if can_revert(row) {
             format!("`lmpatch --revert{limit}` restores the vendor's files")
         } else {
-            format!("`lmpatch {stock}{limit}` sets that again")
+            format!("`lmpatch {stock}{only}` sets that again")
         };
         found.add(Note, Some(row), &what, &next);
     } else if packages.any(|packages| packages.join(CONTEXT_FIT).exists()) {
+        // One worked case for engines with that file.
         let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("a larger chunk leaves less memory for context: {case}");
-        let next = format!("if you need the longer context: `lmpatch {stock}{limit}`");
+        let next = format!("if you need the longer context: `lmpatch {stock}{only}`");
         found.add(Note, Some(row), &what, &next);
     }
 }
@@ -199,7 +216,8 @@ fn on_missing(found: &mut Findings, absent: &Absent, level: Level) {
         let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
         let why = "which is not on disk: an unfinished update";
         let what = format!("{runtime}{selected} needs {name}, {why}");
-        let next = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
+        let again = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
+        let next = format!("to download it again: {again}");
         found.add(level, None, &what, &next);
     }
 }

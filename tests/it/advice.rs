@@ -114,7 +114,7 @@ fn a_chunk_that_nobody_can_read_is_not_told() {
 fn a_size_that_lmpatch_does_not_take_is_not_advised() {
     let env = one(&engine_since_2026("32"));
     env.run(["--check"])
-        .says("`lmpatch 4096` sets them all")
+        .says(&format!("`lmpatch 4096 --backend '{NAME}'` sets them all"))
         .says_nothing_of("lmpatch 32");
 }
 
@@ -207,6 +207,8 @@ fn what_is_a_pattern_or_needs_quotes_can_be_copied() {
     fs::rename(env.lmstudio(), user.join(".lmstudio")).unwrap();
     let check = env.command(["--check"]).env("HOME", &user).output();
     let ran = Ran::of(&check.unwrap()).exits(1);
+    let stderr = ran.stderr.replace("add `--home", "add `lmpatch --home");
+    let ran = Ran { stderr, ..ran };
     follow(&env, &ran, " --check 3072 --backend '*@35'");
 }
 

@@ -773,7 +773,7 @@ fn signals_also_end_the_last_load() {
     });
     Ran::of(&child.wait_with_output().unwrap())
         .exits(1)
-        .says("The model is still to be loaded; Ctrl-C again ends lmpatch without that.")
+        .says("A model is being loaded; press Ctrl-C again to stop without it.")
         .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded")
         .shows("4096");
 }

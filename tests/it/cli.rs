@@ -136,7 +136,7 @@ fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     ] {
         let ran = env.run(wrong).exits(2);
         assert!(
-            ran.stderr.contains(named) && ran.stderr.contains("the subcommand"),
+            ran.stderr.contains(named) && ran.stderr.contains("cannot stand before 'man'"),
             "{wrong:?}: {}",
             ran.stderr
         );

@@ -218,7 +218,7 @@ fn a_change_names_the_workers_that_hold_old_values_and_touches_nothing() {
         env.run(arguments)
             .exits(0)
             .says(&format!(
-                "a loaded model may still have older values: worker {pid} started before"
+                "a loaded model may still have the old values: worker {pid} started before"
             ))
             .says("--reload");
     }

@@ -50,7 +50,7 @@ fn another_home_is_named_and_never_patched_instead() {
     fs::create_dir_all(env.user().join(".cache/lm-studio")).unwrap();
     usual_backend(&env.lmstudio(), NAME);
     let before = snapshot(&env.user());
-    let named = format!("lmpatch --home '{}'", env.lmstudio().display());
+    let named = format!("add `--home '{}'`", env.lmstudio().display());
     for args in ["--check", "4096", "--revert"] {
         env.run([args])
             .exits(1)
@@ -101,7 +101,7 @@ fn a_pointer_of_no_use_is_an_error_that_names_the_other_home() {
     env.run(["--check"])
         .exits(1)
         .says("connect the disk that it is on")
-        .says(&format!("lmpatch --home '{}'", env.lmstudio().display()));
+        .says(&format!("add `--home '{}'`", env.lmstudio().display()));
     assert_eq!(snapshot(&env.lmstudio()), before);
 }
 
@@ -142,7 +142,7 @@ fn a_home_on_a_disk_that_is_not_connected_is_told_as_that() {
     let report = env.json(["--check"]);
     assert_eq!(
         (&report["schema"], &report["exit_code"]),
-        (&2.into(), &1.into())
+        (&3.into(), &1.into())
     );
     assert!(report["error"].as_str().unwrap().contains(told));
     fs::remove_file(env.lmstudio()).unwrap();
@@ -189,7 +189,7 @@ fn nothing_to_patch_is_no_success() {
     let report = env.json(["4096"]);
     assert_eq!(
         (&report["schema"], &report["exit_code"]),
-        (&2.into(), &1.into())
+        (&3.into(), &1.into())
     );
     assert!(
         report["error"]

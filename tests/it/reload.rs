@@ -136,7 +136,7 @@ fn after_a_reload_the_values_are_in_effect() {
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["8192"])
         .exits(0)
-        .says("may still have older values");
+        .says("may still have the old values");
     let check = || env.json(["--check"])["backends"][0]["in_effect"].clone();
     assert_eq!(check(), "reload-needed");
     env.run(["8192", "--reload"])
@@ -195,7 +195,7 @@ fn a_model_of_another_app_that_lms_does_not_list_is_told() {
     fake.faults(json!({ "ps-says": "[]" }));
     env.run(["4096", "--reload"])
         .exits(1)
-        .says("a loaded model may still have older values")
+        .says("a loaded model may still have the old values")
         .says("load it again in Bionic");
     env.run(["8192", "--reload", "--quiet"])
         .exits(1)
@@ -217,7 +217,7 @@ fn a_signal_does_not_come_between_an_unload_and_the_load() {
     assert!(killed.unwrap().success());
     Ran::of(&child.wait_with_output().unwrap())
         .exits(0)
-        .says("Ctrl-C again ends lmpatch without that")
+        .says("press Ctrl-C again to stop without it")
         .says("qwen/tiny was reloaded (context 12345");
     assert_eq!(fake.summary(), [row("qwen/tiny", 12345, 4096)]);
 }

@@ -78,7 +78,7 @@ fn the_states_are_told_apart() {
 fn the_json_has_everything_the_table_knows() {
     let env = Env::with_fixture();
     let report = env.json(["4096"]);
-    assert_eq!(report["schema"], 2);
+    assert_eq!(report["schema"], 3);
     assert_eq!(report["action"], "set");
     assert_eq!(report["size"], 4096);
     assert_eq!(report["exit_code"], 0);
@@ -128,11 +128,16 @@ fn advice_comes_only_where_it_applies() {
     usual_backend(&env.lmstudio(), NAME);
     runtime(&env.lmstudio(), "1.12.0", &[NAME]);
     select(&env.lmstudio(), "1.12.0");
-    let (grid, memory, below) = ("not a multiple of 256", "above 8192", "below its stock");
+    let (grid, memory, below) = (
+        "not a multiple of 256",
+        "may be too much",
+        "below its stock",
+    );
     for (size, applies) in [
         ("4096", vec![]),
         ("3000", vec![grid]),
-        ("8192", vec![]),
+        ("6144", vec![]),
+        ("8192", vec![memory]),
         ("16384", vec![memory]),
         ("1024", vec![below]),
         ("100", vec![grid, below]),
@@ -174,7 +179,7 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         let ran = env.run(["4096"]).exits(0).says_nothing_of("update");
         let note = format!("note: {NAME}: a larger chunk leaves less memory for context");
         assert_eq!(ran.stderr.contains(&note), applies, "{}", ran.stderr);
-        let advice = "if you need the longer context: `lmpatch 2048`";
+        let advice = "if you need the longer context: `lmpatch 2048 --backend 'app-mlx-generate-mac14-arm64@34'`";
         assert_eq!(ran.stderr.contains(advice), applies, "{}", ran.stderr);
         let checked = env.run(["--check"]).exits(0);
         assert_eq!(checked.stderr.contains(&note), applies, "{checked:#?}");
