@@ -82,12 +82,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 }
 
 /// Describes `error` as a failure to `act` on the directory `path`, with a fix if permissions are the reason.
-pub fn cannot(act: &str, path: &Path, error: io::Error) -> anyhow::Error {
+pub fn cannot(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
     // The deepest directory that can still be seen is the one that is closed.
     let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
     let closed = quoted(closed.unwrap_or(path).display());
     let chmod = format!("`chmod u+rwx {closed}`, if it is yours");
-    let fix = fix(&error, &chmod);
+    let fix = fix(error, &chmod);
     anyhow::anyhow!("cannot {act} {} ({error}){fix}", path.display())
 }
 
@@ -104,7 +104,7 @@ pub fn names(directory: &Path) -> anyhow::Result<Vec<OsString>> {
     let names = entries.and_then(|all| all.map(|entry| Ok(entry?.file_name())).collect());
     match names {
         Err(error) if is_absence(&error) => Ok(Vec::new()),
-        names => names.map_err(|error| cannot("list", directory, error)),
+        names => names.map_err(|error| cannot("list", directory, &error)),
     }
 }
 

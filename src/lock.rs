@@ -30,7 +30,7 @@ impl Lock {
     /// Takes the lock on `home`, if nobody has it.
     pub fn try_take(home: &Path) -> Result<Option<Self>> {
         let directory = amphibian(home);
-        let failed = |error| cannot("lock", &directory, error);
+        let failed = |error| cannot("lock", &directory, &error);
         let handle = File::open(&directory).map_err(failed)?;
         match handle.try_lock() {
             Ok(()) => Ok(Some(Self { _handle: handle })),

@@ -70,14 +70,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
     pub url: Option<String>,
 
-    /// How a size takes effect: load the model again, restart the app, or a command of your own
-    #[arg(
-        long,
-        value_name = "models|app|CMD",
-        default_value = "models",
-        requires = "sizes"
-    )]
-    pub reload: String,
+    /// Run this command after each change instead of loading the model again through `lms`
+    #[arg(long, value_name = "CMD", value_parser = parse_command, requires = "sizes")]
+    pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = value_parser!(u64).range(1..=86_400))]
@@ -90,6 +85,13 @@ pub struct BenchArgs {
     /// Also write FILE, as .json, .csv, .md or .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
+}
+
+fn parse_command(text: &str) -> Result<String, String> {
+    match text {
+        "model" | "models" | "app" => Err("give a command, or leave it out".to_owned()),
+        command => Ok(command.to_owned()),
+    }
 }
 
 /// A URL as it was typed, if it can be a server's: plain HTTP, no path.

@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use clap::ValueEnum as _;
 
 use super::args::BenchArgs;
 use super::marker;
@@ -19,7 +18,7 @@ use crate::lock::Lock;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied};
-use crate::reload::{How, Reloader};
+use crate::reload::Reloader;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -39,10 +38,9 @@ pub struct Guard {
     /// Whether `--backend` leaves none out.
     is_all: bool,
     reloader: Reloader,
-    /// How LM Studio makes a size take effect; `None` if `command`, which is the user's own, does.
-    how: Option<How>,
-    command: String,
-    /// If LM Studio does: what was loaded, and the measured model as the sweep loads it.
+    /// The user's own way to make a size take effect, instead of `lms`.
+    command: Option<String>,
+    /// Without it: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
     files: Mutex<Files>,
@@ -85,7 +83,6 @@ impl Guard {
                 lms: Lms::of(home),
                 advice: "load it in LM Studio".to_owned(),
             },
-            how: How::from_str(&args.reload, false).ok(),
             command: args.reload.clone(),
             loaded: Vec::new(),
             wanted: None,
@@ -93,7 +90,7 @@ impl Guard {
             is_reloaded: Mutex::default(),
             server,
         };
-        if results.is_reloading() && guard.how.is_some() {
+        if results.is_reloading() && guard.command.is_none() {
             guard.find_model(&results.model, context_for(results.prompt_tokens))?;
         }
         Ok(guard)
@@ -243,7 +240,7 @@ impl Guard {
             bail!("{name} is not as it was: {note}");
         }
         if was.is_some() {
-            self.output.say(&format!("{name} is loaded as it was."));
+            self.output.say(&format!("{name} is loaded again."));
         }
         // Leave the server as it was: answering.
         let mut server = self.server.iter().filter(|_| !is_stopped);
@@ -252,24 +249,12 @@ impl Guard {
 
     /// Loads `model`, or runs the command that does. Returns how the model differs from it then, if that is known.
     fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
-        let (Some(how), Some(model)) = (self.how, model) else {
-            let mut shell = Command::new("sh");
-            let ran = command::output(shell.args(["-c", &self.command]), COMMAND_TIMEOUT);
-            ran.with_context(|| format!("--reload '{}'", self.command))?;
-            return Ok(None);
-        };
-        if how == How::App {
-            let mut models = self.reloader.run(how)?;
-            if let Some(why) = models.iter_mut().find_map(|one| one.failed.take()) {
-                bail!(why);
-            }
-            let mut now = models.iter().map(|one| &one.model);
-            let now = now.find(|now| now.identifier == model.identifier);
-            if now.is_some_and(|now| now.context_length == model.context_length) {
-                return Ok(None);
-            }
+        if let Some(text) = &self.command {
+            let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
+            ran.with_context(|| format!("--reload '{text}'"))?;
         }
-        Ok(self.reloader.try_reload(model)?.note)
+        let reloaded = model.map(|model| self.reloader.try_reload(model));
+        Ok(reloaded.transpose()?.and_then(|now| now.note))
     }
 }
 

@@ -22,7 +22,7 @@ fn marker(home: &Path) -> PathBuf {
 
 /// The lock for a change. Waits for another change, which on ten backends takes well under a second; not for a benchmark.
 pub fn lock(home: &Path) -> Result<Lock> {
-    if marker(home).exists() {
+    if restore_commands(home).is_some() {
         // Anything else that has the lock beside the marker of an interrupted benchmark is done sooner.
         let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
         return Lock::take(home, Duration::from_secs(1), is_running);

@@ -83,7 +83,7 @@ impl Benchmark {
         bar.set_message(chunk.to_string());
         let (mut cut, before) = (None, bar.position());
         let run = self.engine.prefill(chunk, tokens, &mut |position| {
-            bar.set_position(before + position.tokens as u64);
+            bar.set_position(before.saturating_add(position.tokens as u64));
             cut = results.cut(size, position).filter(|_| is_measured);
             cut.is_none()
         });

@@ -35,6 +35,7 @@ use signal_hook::iterator::Signals;
 
 use crate::command;
 use crate::lmstudio::home;
+use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::output::{Exit, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;
@@ -80,8 +81,14 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
     let mut is_good = is_answered && !has_failed;
     for why in [reported, models].into_iter().filter_map(Result::err) {
-        output.error(&format!("{why:#}"));
+        let why = format!("{why:#}");
+        output.error(&why);
+        results.error.get_or_insert(why);
         is_good = false;
+    }
+    if !is_good {
+        // They were written before the model was loaded; whether that works has been told.
+        let _ = export::write(&args.output, &results);
     }
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
@@ -95,6 +102,8 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         found => found.ok(),
     };
     let home = found.as_deref();
+    // Two benchmarks at a time would measure each other.
+    home.map(marker::lock).transpose()?;
     if let Some(commands) = home.and_then(marker::interrupted) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
@@ -105,7 +114,8 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         bail!("{name} is selected, but --backend omits it");
     }
     let backends = survey.iter().flat_map(|survey| &survey.backends);
-    let in_use = backends.max_by_key(|one| one.backend.selected);
+    let is_used = |one: &&Surveyed| one.backend.selected_by().contains(&LM_STUDIO);
+    let in_use = backends.max_by_key(|one| (is_used(one), one.backend.selected));
     let mut results = initial_results(args, in_use)?;
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
@@ -220,8 +230,8 @@ pub fn supervise(
             if results.rows.is_empty() {
                 break Some(anyhow!("the budget ran out before anything was measured"));
             }
-            let note = "The budget ran out before there was a verdict.";
-            results.notes.push(note.to_owned());
+            let note = after_budget(&results, &args.sizes);
+            results.notes.push(note);
             break None;
         }
     };
@@ -230,17 +240,30 @@ pub fn supervise(
     (results, is_stopped)
 }
 
+/// What the budget left open.
+fn after_budget(results: &Results, sizes: &[u64]) -> String {
+    let is_open = |size: &&u64| results.rows.iter().all(|row| row.size != Some(**size));
+    let open: Vec<_> = sizes.iter().filter(is_open).map(u64::to_string).collect();
+    if open.is_empty() {
+        return "The budget ran out before the verdict was settled.".to_owned();
+    }
+    let open = open.join(", ");
+    format!("The budget ran out before these were measured: {open}.")
+}
+
 /// Prints the results and writes every file.
 fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
     let written = export::write(&args.output, results);
+    let mut printed = Ok(());
     if is_json {
-        output.print_json(results)?;
+        printed = output.print_json(results);
     } else if !results.rows.is_empty() && !output.is_quiet {
-        output.print(&export::table(results, output.width()))?;
+        printed = output.print(&export::table(results, output.width()));
     }
+    // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {
         output.say(&remark);
     }
     results.error.iter().for_each(|error| output.error(error));
-    written
+    printed.and(written)
 }

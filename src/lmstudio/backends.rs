@@ -232,7 +232,7 @@ fn engine_directories(backend: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for name in names {
         let site_packages = lib.join(name).join("site-packages");
-        let closed = |error| cannot("list", &site_packages, error);
+        let closed = |error| cannot("list", &site_packages, &error);
         let has = |package| is_dir(&site_packages.join(package)).map_err(closed);
         if has("mlx_engine")? || has("mlx_lm")? {
             found.push(site_packages);

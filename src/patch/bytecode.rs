@@ -26,7 +26,7 @@ pub fn remove(source: &Path) -> Result<()> {
             && let Err(error) = fs::remove_file(&cached)
             && !is_absence(&error)
         {
-            return Err(cannot("remove files from", &cache, error));
+            return Err(cannot("remove files from", &cache, &error));
         }
     }
     Ok(())

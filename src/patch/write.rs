@@ -151,7 +151,7 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
         let mut options = File::options();
         options.write(true).create_new(true).mode(0o600).open(path)
     });
-    let mut temp = temp.map_err(|error| cannot("write in", directory, error))?;
+    let mut temp = temp.map_err(|error| cannot("write in", directory, &error))?;
     let filled = fill(&mut temp, &metadata, content);
     filled.with_context(|| format!("cannot write {name} in {}", directory.display()))?;
     Ok(temp)
@@ -175,7 +175,7 @@ fn commit(temp: NamedTempFile, target: &Path, before: &[u8], after: &[u8]) -> Re
 fn rename(temp: NamedTempFile, target: &Path) -> Result<()> {
     let renamed = temp.persist(target).map_err(|error| error.error);
     let directory = split(target).0;
-    renamed.map_err(|error| cannot("replace files in", directory, error))?;
+    renamed.map_err(|error| cannot("replace files in", directory, &error))?;
     // Without this a crash could bring the old directory entry back.
     let synced = File::open(directory).and_then(|handle| sync(&handle));
     synced.with_context(|| format!("cannot sync {} to disk", directory.display()))

@@ -203,6 +203,48 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
 }
 
 #[test]
+fn only_a_revert_ends_what_was_noted_of_an_odd_number() {
+    let env = Env::new();
+    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("4096"));
+    let before = snapshot(&env.lmstudio());
+    // The second has nothing to change, and the last wants the number that was found.
+    for size in ["4096", "4096", "8192", "4096"] {
+        env.run([size]).exits(0);
+    }
+    // Nor is a backend whose chunk somebody put at stock one for the agent.
+    env.run(["2048"]).exits(0);
+    let home = env.lmstudio().display().to_string();
+    let job = ["--home", &home, "agent", "run", "8192", "--settle-ms", "10"];
+    env.run(job).exits(0);
+    assert_eq!(text(backend.engine()), engine_since_2026("2048"));
+    env.run(["--revert"]).exits(0);
+    let left = differences(&before, &snapshot(&env.lmstudio()));
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn a_number_that_is_written_otherwise_is_reverted_where_its_digits_are_proven() {
+    let env = Env::new();
+    let backend = usual_backend(&env.lmstudio(), NAME);
+    let before = text(backend.generate());
+    let odd = before.replacen("2048", "2_048", 1);
+    assert_ne!(odd, before);
+    for size in [None, Some("4096")] {
+        fs::write(backend.generate(), &odd).unwrap();
+        size.map(|size| env.run([size]).exits(0));
+        env.run(["--revert"]).exits(0).says("1 changed");
+        assert_eq!(text(backend.generate()), before);
+    }
+    // What RECORD does not list is told.
+    let other = before.clone() + "# by another hand\n";
+    fs::write(backend.generate(), &other).unwrap();
+    env.run(["--revert"])
+        .exits(0)
+        .says("is not the file that its package's RECORD lists");
+    assert_eq!(text(backend.generate()), other);
+}
+
+#[test]
 fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let env = Env::new();
     let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("1_024"));

@@ -231,6 +231,20 @@ fn the_constant_comes_first_and_must_decide_alone() {
 
 #[test]
 fn unfamiliar_forms_are_refused_and_named() {
+    let constant = "PROMPT_PROCESSING_CHUNK_SIZE = 2048\n";
+    for pattern in [
+        "(PROMPT_PROCESSING_CHUNK_SIZE)",
+        "[PROMPT_PROCESSING_CHUNK_SIZE]",
+    ] {
+        let source = format!("{constant}match 99:\n  case{pattern}:\n    pass\n");
+        refuses(ENGINE, &source, "line 3");
+    }
+    let hidden = format!("\\\ndef f():\n {constant}");
+    refuses(
+        ENGINE,
+        &hidden,
+        "line 1: a line that begins with a backslash",
+    );
     for (value, why) in [
         (
             "4 * 512",
