@@ -78,8 +78,7 @@ impl Reloader {
             let left = self.lms.loaded()?;
             if let Some(now) = find(&left, &wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
-                let what =
-                    "it was not unloaded, or something loaded it again in between; try again";
+                let what = "it was not unloaded, or something loaded it again; try again";
                 let now = with_differences(now, wanted, vec![what.to_owned()]);
                 bail!("{}", now.note.unwrap_or_default());
             }
@@ -87,17 +86,13 @@ impl Reloader {
         // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
         thread::sleep(Duration::from_secs(1));
         let result = self.lms.load(wanted);
-        let after = match (self.lms.loaded(), &result) {
-            (Err(_), Err(why)) => bail!("{why:#}; {}", self.advice),
-            (after, _) => after.context("it may not be loaded again")?,
-        };
+        let after = self.lms.loaded().context("it may not be loaded again")?;
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
             if other.is_here() && *id != wanted.identifier && find(&before, id).is_none() {
-                let id = quoted(id);
-                let what = "another copy was loaded in between";
-                notes.push(format!("{what}: `lms unload {id}` ends it"));
+                let end = format!("`lms unload {}` ends it", quoted(id));
+                notes.push(format!("another copy was loaded in between: {end}"));
             }
         }
         let error = result.err().map(|error| format!("{error:#}"));
@@ -120,7 +115,6 @@ impl Reloader {
             Ok(now) if find(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
-            // Only a busy model is waited for.
             loaded => Ok(loaded),
         })??;
         let same = loaded.iter().filter(|m| m.identifier == wanted.identifier);

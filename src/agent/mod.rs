@@ -16,7 +16,7 @@ use crate::lmstudio::{backends::amphibian, home};
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable};
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::{State, VendorFile};
+use crate::patch::file::State;
 use crate::patch::settings::{DEFAULT_SIZE, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
@@ -97,11 +97,10 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
 fn lasting_program() -> Result<PathBuf> {
     let program = env::current_exe().context("the path of lmpatch is unknown")?;
     let real = program.canonicalize()?;
-    let temporary = [resolved(&env::temp_dir()), "/private/tmp".into()];
+    let temp = [resolved(&env::temp_dir()), "/private/tmp".into()];
     // Cargo marks its target directories with this file.
-    let is_temporary =
-        |at: &Path| at.join(".rustc_info.json").is_file() || temporary.contains(&at.into());
-    if real.ancestors().any(is_temporary) {
+    let is_temp = |at: &Path| at.join(".rustc_info.json").is_file() || temp.contains(&at.into());
+    if real.ancestors().any(is_temp) {
         let what = "is in a build or temporary directory";
         let next = "install it with `cargo install --path .` in the clone, then do this with the installed one";
         bail!("{} {what}; {next}", program.display());
@@ -215,10 +214,7 @@ fn last_change(path: &Path) -> Option<SystemTime> {
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
     let is_for_us = |state| matches!(state, State::Stock | State::Refused);
-    // Numbers that are stock only by the rule, over others that a receipt has, are somebody's.
-    let is_ours = |file: &VendorFile| file.source().is_none_or(|source| !source.is_as_found());
-    backends
-        .retain(|one| one.is_whole() && is_for_us(one.state()) && one.files.iter().all(is_ours));
+    backends.retain(|one| one.is_whole() && is_for_us(one.state()) && !one.is_as_found());
     let mut exit = Exit::Done;
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;

@@ -63,27 +63,23 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
 
     let node = resolved(&home.join(".internal/utils/node"));
     let amphibian = resolved(&amphibian(home));
-    let mut snapshot = WorkerSnapshot {
-        selected_since: runtimes::selected_since(home),
-        ..WorkerSnapshot::default()
-    };
     let processes = || pids.iter().filter_map(|pid| system.process(*pid));
-    for process in processes() {
-        if let Some(app) = app_of_worker(process, &node) {
-            let (pid, started) = (process.pid().as_u32(), process.start_time());
-            snapshot.workers.push(Worker { pid, started, app });
-        }
+    let worker = |one: &Process| {
+        let (pid, started) = (one.pid().as_u32(), one.start_time());
+        app_of_worker(one, &node).map(|app| Worker { pid, started, app })
+    };
+    let workers: Vec<_> = processes().filter_map(worker).collect();
+    // A child of a worker is part of that worker.
+    let is_worker = |pid: Pid| workers.iter().any(|one| one.pid == pid.as_u32());
+    let is_part = |one: &Process| is_worker(one.pid()) || one.parent().is_some_and(is_worker);
+    let others = processes().filter(|one| !is_part(one));
+    let engine = |one: &Process| Some((one.pid().as_u32(), engine_directory(one, &amphibian)?));
+    WorkerSnapshot {
+        foreign: others.filter_map(engine).collect(),
+        workers,
+        selected_since: runtimes::selected_since(home),
+        loaded: None,
     }
-    let is_worker = |pid: Pid| snapshot.workers.iter().any(|one| one.pid == pid.as_u32());
-    for process in processes().filter(|process| !is_worker(process.pid())) {
-        // A child of a worker is part of that worker.
-        if !process.parent().is_some_and(is_worker)
-            && let Some(directory) = engine_directory(process, &amphibian)
-        {
-            snapshot.foreign.push((process.pid().as_u32(), directory));
-        }
-    }
-    snapshot
 }
 
 fn app_of_worker(process: &Process, node: &Path) -> Option<String> {

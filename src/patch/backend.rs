@@ -49,6 +49,12 @@ impl Surveyed {
         self.state() != State::Incomplete && self.files.len() != 1
     }
 
+    /// Whether lmpatch found odd numbers in it, so that stock ones are somebody's choice.
+    pub fn is_as_found(&self) -> bool {
+        let mut sources = self.files.iter().filter_map(VendorFile::source);
+        sources.any(Source::is_as_found)
+    }
+
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<Blocked> {
         let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";

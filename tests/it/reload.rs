@@ -384,7 +384,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
             1,
             vec![row("qwen/tiny", 4096, 4096)],
             vec![
-                "something loaded it again in between",
+                "or something loaded it again",
                 "context length 4096 instead of 12345",
             ],
         ),
