@@ -10,7 +10,6 @@ use clap_complete::Shell;
 use colorchoice_clap::Color;
 use glob::Pattern;
 
-use crate::output::quoted;
 use crate::patch::settings::parse_size;
 use crate::reload::How;
 use crate::{agent, bench};
@@ -129,12 +128,6 @@ impl Cli {
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)
-    }
-
-    /// The flags of a command for the same backends as this one.
-    pub fn limit(&self) -> String {
-        let flag = |glob| format!(" --backend {}", quoted(glob));
-        self.backend.iter().map(flag).collect()
     }
 
     /// Whether to print a report for people on stdout.

@@ -34,6 +34,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
 
 use crate::command;
+use crate::lmstudio::backends::flags;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::output::{Exit, Output};
@@ -263,6 +264,10 @@ fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -
     // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {
         output.say(&remark);
+    }
+    if let (Some(size), false) = (results.verdict.keep, args.apply_best) {
+        let flags = flags(&args.backend);
+        output.say(&format!("`lmpatch {size}{flags} --reload` sets it."));
     }
     results.error.iter().for_each(|error| output.error(error));
     printed.and(written)

@@ -81,6 +81,12 @@ pub fn flag(name: &str) -> String {
     format!(" --backend {}", quoted(Pattern::escape(name)))
 }
 
+/// The flags for the backends that these patterns mean.
+pub fn flags(patterns: &[Pattern]) -> String {
+    let flag = |pattern| format!(" --backend {}", quoted(pattern));
+    patterns.iter().map(flag).collect()
+}
+
 /// The directory of all backends.
 pub fn amphibian(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/_amphibian")

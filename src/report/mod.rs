@@ -28,7 +28,7 @@ pub struct Report {
     pub home: Option<String>,
     /// The `--backend` flags that commands for the same backends have.
     #[serde(skip)]
-    pub limit: String,
+    pub flags: String,
     pub exit_code: u8,
     /// Why the run as a whole failed.
     pub error: Option<String>,

@@ -22,11 +22,11 @@ const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
 /// What a check finds.
 pub fn on_check(report: &mut Report) {
-    let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
+    let (rows, found, flags) = (&report.backends, &mut report.findings, &report.flags);
     let is_set = |row: &&BackendReport| row.state == State::Patched && row.chunk != row.stock;
     let others = rows.iter().find(is_set).and_then(|row| row.chunk);
     for row in rows {
-        on_backend(found, row, row.chunk, limit);
+        on_backend(found, row, row.chunk, flags);
         on_values(found, row, others);
     }
     on_missing(found, &report.absent, Warning);
@@ -52,9 +52,9 @@ pub fn on_check(report: &mut Report) {
 
 /// What a run that sets or reverts tells besides its table.
 pub fn on_change(report: &mut Report, applied: &[Applied]) {
-    let (rows, found, limit) = (&report.backends, &mut report.findings, &report.limit);
+    let (rows, found, flags) = (&report.backends, &mut report.findings, &report.flags);
     for (row, applied) in rows.iter().zip(applied) {
-        on_backend(found, row, report.size, limit);
+        on_backend(found, row, report.size, flags);
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
             let path = file.setting.record_path();
@@ -105,7 +105,7 @@ fn agent_of(home: Option<&str>) -> Option<agent::Status> {
     agent.home.as_deref().is_none_or(is_here).then_some(agent)
 }
 
-fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, limit: &str) {
+fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flags: &str) {
     on_blocked(found, row);
     effect::on_row(found, row, Warning);
     for source in row.files.iter().filter_map(VendorFile::source) {
@@ -118,7 +118,7 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, limi
         && size != stock
         && SIZES.contains(&size)
     {
-        on_size(found, row, (size, stock), limit);
+        on_size(found, row, (size, stock), flags);
     }
 }
 
@@ -171,18 +171,18 @@ fn can_revert(row: &BackendReport) -> bool {
     sources.all(|source| !source.is_as_found() && (source.is_stock() || source.original.is_some()))
 }
 
-fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64), limit: &str) {
+fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64), flags: &str) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
         let why = "so hybrid models lose their prompt cache on disk";
         let what = format!("{size} is not a multiple of 256, {why}");
         let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
-        let next = format!("`lmpatch {below}{limit}` keeps it");
+        let next = format!("`lmpatch {below}{flags}` keeps it");
         found.add(Note, None, &what, &next);
     }
     if size >= MEMORY_CAUTION {
         let why = "people have run out of memory from 8192 on, without gaining speed";
         let what = format!("{size} may be too much: {why}");
-        let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{limit}`");
+        let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{flags}`");
         found.add(Note, None, &what, &next);
     }
     let only = flag(&row.backend.name);
@@ -191,7 +191,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = if can_revert(row) {
-            format!("`lmpatch --revert{limit}` restores the vendor's files")
+            format!("`lmpatch --revert{flags}` restores the vendor's files")
         } else {
             format!("`lmpatch {stock}{only}` sets that again")
         };

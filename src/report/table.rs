@@ -105,11 +105,11 @@ pub fn summary(report: &Report) -> String {
 
 /// How many of the backends have the size that was asked about, and what sets it in the others.
 pub fn verdict(size: u64, report: &Report) -> String {
-    let (all, limit) = (&report.backends, &report.limit);
+    let (all, flags) = (&report.backends, &report.flags);
     let lacking = all.iter().filter(|row| !row.has(size));
     let is_needed = lacking.clone().any(|row| row.why.is_none());
     let having = all.len() - lacking.count();
-    let next = is_needed.then(|| format!("; `lmpatch {size}{limit}` sets it"));
+    let next = is_needed.then(|| format!("; `lmpatch {size}{flags}` sets it"));
     let (all, next) = (count(all.len()), next.unwrap_or_default());
     format!("{size} in {having} of {all}{next}")
 }
