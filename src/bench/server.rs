@@ -117,7 +117,7 @@ impl Server {
     fn send(&self, agent: &Agent, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
         let mut request = Request::builder().uri(format!("{}/{path}", self.base));
         if let Ok(token) = std::env::var("LM_API_TOKEN") {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", format!("Bearer {}", token.trim()));
         }
         let sent = match body {
             None => agent.run(request.body(())?),

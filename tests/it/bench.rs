@@ -506,7 +506,7 @@ fn errors_are_told_as_what_they_are() {
     Ran::of(
         &token
             .command(&[])
-            .env("LM_API_TOKEN", "secret")
+            .env("LM_API_TOKEN", "secret\n")
             .output()
             .unwrap(),
     )
