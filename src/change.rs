@@ -109,8 +109,9 @@ fn reload(
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
+    let has_worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
     let done = ReloadReport { how, models, error };
-    let has_worked = print_reloaded(output, &done);
+    print_reloaded(output, &done);
     report.reload = Some(done);
     // A model of another app, which `lms` does not know, is still as it was.
     effect::add(cli, home, report, None);
@@ -129,8 +130,8 @@ fn advice(cli: &Cli, applied: &[Applied]) -> String {
     format!("{} goes back, then {load}", marker::shown(&commands))
 }
 
-/// Says what became of every model. Returns whether all of them were loaded again.
-fn print_reloaded(output: &Output, report: &ReloadReport) -> bool {
+/// Says what became of every model.
+fn print_reloaded(output: &Output, report: &ReloadReport) {
     let failed = |what: &str| output.error(&format!("the files are written, but {what}"));
     match (&report.error, report.how) {
         (Some(error), _) => failed(&format!("no model was loaded again: {error}")),
@@ -138,13 +139,11 @@ fn print_reloaded(output: &Output, report: &ReloadReport) -> bool {
         (None, How::App) if !report.models.is_empty() => output.say("The app was restarted."),
         _ => {}
     }
-    let mut has_worked = report.error.is_none();
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
     for one in &report.models {
         let id = &one.model.identifier;
         if let Some(why) = &one.failed {
             failed(&format!("{id} was not loaded again: {why}"));
-            has_worked = false;
             continue;
         }
         let (context, parallel) = (number(one.model.context_length), number(one.model.parallel));
@@ -155,5 +154,4 @@ fn print_reloaded(output: &Output, report: &ReloadReport) -> bool {
             output.note(&format!("{id}: {note}"));
         }
     }
-    has_worked
 }

@@ -4,13 +4,12 @@ use std::path::Path;
 
 use crate::cli::Cli;
 use crate::files;
-use crate::lmstudio::backends::flag;
 use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use crate::lmstudio::workers::{self, WorkerSnapshot};
 use crate::output::Level::{self, Note};
-use crate::output::Output;
+use crate::output::{Output, flag};
 use crate::patch::file::State;
 use crate::report::{BackendReport, Findings, Report};
 

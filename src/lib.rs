@@ -23,7 +23,6 @@ mod signals;
 use anyhow::Result;
 
 use cli::{Cli, Command};
-use lmstudio::backends::flags;
 use lmstudio::home;
 use output::{Exit, Output};
 use patch::backend::Goal;
@@ -63,7 +62,7 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         action,
         dry_run: cli.dry_run,
         size,
-        flags: flags(&cli.backend),
+        flags: output::flags(&cli.backend),
         ..Report::default()
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {

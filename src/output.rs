@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
+use glob::Pattern;
 use serde::Serialize;
 use textwrap::{Options, WordSplitter};
 
@@ -111,6 +112,17 @@ pub fn quoted(text: impl Display) -> String {
     format!("'{text}'")
 }
 
+/// The flag for that backend alone, to follow a command.
+pub fn flag(backend: &str) -> String {
+    flags([Pattern::escape(backend)])
+}
+
+/// The flags for the backends that these patterns mean, to follow a command.
+pub fn flags(patterns: impl IntoIterator<Item = impl Display>) -> String {
+    let flag = |pattern| format!(" --backend {}", quoted(pattern));
+    patterns.into_iter().map(flag).collect()
+}
+
 /// The text with the home that was given in every command of lmpatch's.
 pub fn with_home(text: &str) -> String {
     match COMMAND.get() {
@@ -130,11 +142,9 @@ fn eprint(tag: &str, style: Style, text: &str) {
             .word_splitter(WordSplitter::NoHyphenation)
             .initial_indent(&taken)
             .subsequent_indent("  ");
-        // A command that is broken cannot be copied either; lines of source may be.
+        // A command that is broken cannot be copied either.
         let mut parts: Vec<_> = text.split('`').map(str::to_owned).collect();
-        let is_command =
-            |text: &&mut String| ["lm", "ch"].iter().any(|tool| text.starts_with(tool));
-        for command in parts.iter_mut().skip(1).step_by(2).filter(is_command) {
+        for command in parts.iter_mut().skip(1).step_by(2) {
             *command = command.replace(' ', "\u{a0}");
         }
         let filled = textwrap::fill(&parts.join("`"), options);

@@ -51,17 +51,19 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Takes the lock and reads what restoring needs. Fails if a sweep could not work; changes nothing yet.
+    /// Keeps what restoring needs, of these backends as they are under the lock. Fails if a sweep could not work; changes
+    /// nothing yet.
     pub fn new(
         home: &Path,
+        lock: Lock,
+        backends: Vec<Surveyed>,
         args: &BenchArgs,
         results: &Results,
         server: Option<Server>,
         output: Output,
     ) -> Result<Self> {
-        let lock = marker::lock(home)?;
         let mut before = Vec::new();
-        for backend in patch::survey(home, &args.backend)?.backends {
+        for backend in backends {
             let Some(blocked) = backend.blocked() else {
                 before.push(backend);
                 continue;
@@ -136,10 +138,12 @@ impl Guard {
     fn set(&self, size: u64) -> Result<()> {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
-        let commands = marker::commands(self.before.iter(), self.is_all);
-        let written = marker::add(&self.home, commands);
-        written.context("cannot write beside the backends")?;
-        files.are_changed = true;
+        if !files.are_changed {
+            let commands = marker::commands(self.before.iter(), self.is_all);
+            let written = marker::add(&self.home, commands);
+            written.context("cannot write beside the backends")?;
+            files.are_changed = true;
+        }
         let mut applied = self.apply(Goal::Size(size));
         applied.retain(|one| one.before.backend.selected);
         check(&applied)

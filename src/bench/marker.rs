@@ -10,8 +10,9 @@ use anyhow::Result;
 use tempfile::NamedTempFile;
 
 use crate::files;
-use crate::lmstudio::backends::{amphibian, flag};
+use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
+use crate::output::flag;
 use crate::patch::Applied;
 use crate::patch::backend::Surveyed;
 
@@ -27,11 +28,11 @@ pub fn lock(home: &Path) -> Result<Lock> {
         let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
         return Lock::take(home, Duration::from_secs(1), is_running);
     }
-    let directory = amphibian(home);
+    let (directory, limit) = (amphibian(home), Duration::from_secs(10));
     let taken = format!("another process has locked {}", directory.display());
     let next = "wait for that lmpatch or end it, then run this again (lsof shows who holds it)";
-    let taken = format!("{taken} for 10 seconds; {next}");
-    Lock::take(home, Duration::from_secs(10), &taken)
+    let taken = format!("{taken} for {} seconds; {next}", limit.as_secs());
+    Lock::take(home, limit, &taken)
 }
 
 /// Adds a command for each of these backends, by its name, to the marker; what is there may be for one whose disk is away.

@@ -34,10 +34,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
 
 use crate::command;
-use crate::lmstudio::backends::flags;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
-use crate::output::{Exit, Output};
+use crate::output::{Exit, Output, flags};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
@@ -104,19 +103,23 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     };
     let home = found.as_deref();
     // Two benchmarks at a time would measure each other.
-    home.map(marker::lock).transpose()?;
-    if let Some(commands) = home.and_then(marker::interrupted) {
+    let lock = home.map(marker::lock).transpose()?;
+    if let Some(commands) = home.and_then(marker::restore_commands) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
+    // What changes nothing keeps nobody waiting.
+    let lock = lock.filter(|_| sets);
     let survey = home.map(|home| patch::survey(home, &args.backend));
-    let survey = survey.transpose()?;
-    let left_out = survey.as_ref().and_then(|one| one.absent.left_out.last());
-    if let (Some(name), false) = (left_out, args.direct) {
+    let (backends, absent) = match survey.transpose()? {
+        Some(survey) => (survey.backends, survey.absent),
+        None => Default::default(),
+    };
+    if let (Some(name), false) = (absent.left_out.last(), args.direct) {
         bail!("{name} is selected, but --backend omits it");
     }
-    let backends = survey.iter().flat_map(|survey| &survey.backends);
     let is_used = |one: &&Surveyed| one.backend.selected_by().contains(&LM_STUDIO);
-    let in_use = backends.max_by_key(|one| (is_used(one), one.backend.selected));
+    let in_use = backends.iter();
+    let in_use = in_use.max_by_key(|one| (is_used(one), one.backend.selected));
     let mut results = initial_results(args, in_use)?;
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
@@ -126,8 +129,9 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         let server = Server::new(args, home, &mut results)?;
         (Box::new(server.clone()), Some(server))
     };
-    let guard = home.filter(|_| sets);
-    let guard = guard.map(|home| Guard::new(home, args, &results, server, *output));
+    let guard = home.zip(lock);
+    let guard =
+        guard.map(|(home, lock)| Guard::new(home, lock, backends, args, &results, server, *output));
     Ok(Benchmark {
         engine,
         guard: guard.transpose()?.map(Arc::new),

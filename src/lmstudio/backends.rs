@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::runtimes::{self, Runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
-use crate::output::quoted;
 
 /// The start of every MLX backend's name that has been seen so far.
 const NAME_PREFIX: &str = "app-mlx-generate";
@@ -74,17 +73,6 @@ pub struct Absent {
     /// The selected backends whose names match no pattern.
     #[serde(skip)]
     pub left_out: Vec<String>,
-}
-
-/// The flag for that backend alone, as it is typed in a shell after something else.
-pub fn flag(name: &str) -> String {
-    format!(" --backend {}", quoted(Pattern::escape(name)))
-}
-
-/// The flags for the backends that these patterns mean.
-pub fn flags(patterns: &[Pattern]) -> String {
-    let flag = |pattern| format!(" --backend {}", quoted(pattern));
-    patterns.iter().map(flag).collect()
 }
 
 /// The directory of all backends.

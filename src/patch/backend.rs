@@ -7,7 +7,8 @@ use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
 use super::sites::locate;
 use crate::files::MAX_BYTES;
-use crate::lmstudio::backends::{Backend, flag};
+use crate::lmstudio::backends::Backend;
+use crate::output::flag;
 
 /// What a run is to bring about: a chunk of so many tokens; the original bytes; or those of an earlier survey.
 #[derive(Debug, Clone, Copy)]
@@ -79,13 +80,13 @@ impl Surveyed {
 
     /// What every file must hold for `goal`, including files that already hold it.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
-        let can_revert = |file: &VendorFile| match &file.content {
+        let is_known = |file: &VendorFile| match &file.content {
             Ok(source) => source.is_stock() || source.original.is_some(),
             Err(blocked) => blocked.is_original,
         };
         if let Some(blocked) = self.blocked() {
             let is_revert = matches!(goal, Goal::Original) && !self.files.is_empty();
-            if !is_revert || !self.files.iter().all(can_revert) {
+            if !is_revert || !self.files.iter().all(is_known) {
                 return Err(blocked);
             }
         }

@@ -6,8 +6,9 @@ use super::{Action, BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::{Absent, flag};
+use crate::lmstudio::backends::Absent;
 use crate::output::Level::{self, Error, Note, Warning};
+use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
 use crate::patch::{Applied, Outcome};
@@ -67,10 +68,9 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
             found.add(Note, Some(row), &what, next);
         }
-    }
-    for row in rows.iter().filter(|_| report.action == Action::Revert) {
+        let is_revert = report.action == Action::Revert;
         let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
-        for file in row.files.iter().filter(differs) {
+        for file in row.files.iter().filter(|_| is_revert).filter(differs) {
             let path = file.setting.record_path();
             let what = format!("{path} is not the file that its package's RECORD lists");
             let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";

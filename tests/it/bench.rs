@@ -15,13 +15,14 @@ use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
 use lmpatch::bench::engine::{Engine, OnProgress};
 use lmpatch::bench::guard::Guard;
-use lmpatch::bench::marker::interrupted;
+use lmpatch::bench::marker::{interrupted, lock};
 use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::results::{Results, Run};
 use lmpatch::bench::supervise;
 use lmpatch::cli::{self, Cli};
 use lmpatch::lock::Lock;
 use lmpatch::output::Output;
+use lmpatch::patch::survey;
 use serde_json::Value;
 use signal_hook::iterator::Signals;
 
@@ -435,7 +436,9 @@ fn a_backend_that_is_gone_is_told() {
     };
     let args = bench_args(&["--sizes", "4096", "--reload", "true"]);
     let results = Results::new([Some(4096)]);
-    let guard = Guard::new(&stage.env.lmstudio(), &args, &results, None, output).unwrap();
+    let home = stage.env.lmstudio();
+    let (lock, backends) = (lock(&home).unwrap(), survey(&home, &[]).unwrap().backends);
+    let guard = Guard::new(&home, lock, backends, &args, &results, None, output).unwrap();
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
@@ -445,7 +448,6 @@ fn a_backend_that_is_gone_is_told() {
     }
     // Its disk was away: the way back is known when it is there again.
     drop(guard);
-    let home = stage.env.lmstudio();
     // What other tests start has the lock's file, too, until it is another program.
     until("the lock is free", || {
         Lock::try_take(&home).unwrap().is_some()
@@ -864,7 +866,8 @@ fn a_panic_puts_everything_back() {
         prompt_tokens: 8192,
         ..Results::new([Some(4096)])
     };
-    let guard = Guard::new(&home, &args, &results, None, output).unwrap();
+    let (lock, backends) = (lock(&home).unwrap(), survey(&home, &[]).unwrap().backends);
+    let guard = Guard::new(&home, lock, backends, &args, &results, None, output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
             guard.prepare(4096).unwrap();
