@@ -24,15 +24,16 @@
 mod support;
 
 mod advice;
+mod against_cpython;
+mod against_faults;
+mod against_mlx;
 mod agent;
 mod bench;
 mod check;
 mod cli;
 mod contention;
-mod differential;
 mod disk;
 mod effect;
-mod faults;
 mod find;
 mod hostile_access;
 mod hostile_files;
@@ -43,7 +44,6 @@ mod patch;
 mod properties;
 mod race;
 mod readme;
-mod real_mlx;
 mod reload;
 mod report;
 mod shell;

@@ -28,6 +28,9 @@ class Bindings(ast.NodeVisitor):
     def __init__(self):
         self.scopes, self.found, self.is_lambda = [], [], False
 
+    def visit(self, node):
+        visitor(type(node))(self, node)
+
     def add(self, kind, name, value=None):
         if isinstance(name, str):
             place = (value.lineno, value.col_offset) if value is not None else (0, 0)
@@ -102,12 +105,20 @@ class Bindings(ast.NodeVisitor):
         for name in node.names if isinstance(node, (ast.Global, ast.Nonlocal)) else []:
             self.add("other", name)
         was, self.is_lambda = self.is_lambda, isinstance(node, ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            if self.is_lambda and isinstance(child, ast.arguments):
-                super().generic_visit(child)
-            elif child._fields:
-                self.visit(child)
+        for field in node._fields:
+            value = getattr(node, field, None)
+            for child in value if isinstance(value, list) else (value,):
+                if not isinstance(child, ast.AST) or not child._fields:
+                    continue
+                if self.is_lambda and isinstance(child, ast.arguments):
+                    super().generic_visit(child)
+                else:
+                    self.visit(child)
         self.is_lambda = was
+
+@functools.cache
+def visitor(kind):
+    return getattr(Bindings, "visit_" + kind.__name__, Bindings.generic_visit)
 
 @functools.cache
 def naming(kind):
@@ -133,7 +144,8 @@ def renamed(source, old, new):
     return re.sub(rf"\b{old}\b", new, source)
 
 def sources():
-    for name in sorted({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}):
+    names = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+    for name in sorted(names):
         for directory, _, files in os.walk(name):
             yield from (os.path.join(directory, file) for file in sorted(files) if file.endswith(".py"))
 
@@ -167,7 +179,7 @@ if os.path.isdir(wheels):
                 if name.endswith(".py"):
                     source = archive.read(name)
                     tell("wheel", 1, source, bindings(source))
-paths = list(dict.fromkeys(map(os.path.realpath, sources())))
+paths = list(dict.fromkeys(sources()))
 random.shuffle(paths)
 for path in paths:
     if tell.count >= wanted:

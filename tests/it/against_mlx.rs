@@ -59,14 +59,15 @@ from mlx_lm.server import main
 main()
 "#;
 
-/// A chunk of 64 tokens takes a fifth of a second longer, so that it is behind also on a busy machine.
-const SLOW_AT_64: &str = r"
+/// Makes 512 the fastest size and every larger one slower, so that none of them is cut short, and 64 so slow that it is;
+/// also on a busy machine.
+const SLOWER: &str = r"
 import time
 import mlx_lm.models.llama as llama
 call = llama.Model.__call__
+seconds = {64: 0.15, 2048: 0.4, 4096: 1.5}
 def slow(self, inputs, *rest, **named):
-    if inputs.shape[1] == 64:
-        time.sleep(0.2)
+    time.sleep(seconds.get(inputs.shape[1], 0))
     return call(self, inputs, *rest, **named)
 llama.Model.__call__ = slow
 ";
@@ -101,8 +102,11 @@ fn real(test: &str) -> Option<Real> {
     runtime(&env.lmstudio(), "1.12.0", &[NAME]);
     select(&env.lmstudio(), "1.12.0");
     // The backend's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
-    let own = backend.root.join("bin/python3.11");
-    script(&own, &format!("exec '{}' \"$@\"", python.display()));
+    let slower = env.user().join("slower.py");
+    fs::write(&slower, SLOWER).unwrap();
+    let (own, slower) = (backend.root.join("bin/python3.11"), slower.display());
+    let python_c = format!("exec '{}' -c \"$(cat '{slower}')\n$2\"", python.display());
+    script(&own, &python_c);
     let model = env.user().join("tiny");
     let made = env
         .isolate(&mut Command::new(&python))
@@ -129,52 +133,26 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Runs a benchmark and gives its results; the network is out of bounds for the libraries under it.
-fn bench(real: &Real, arguments: &[&str]) -> Value {
-    let model = real.model.to_str().unwrap();
-    let common = [
-        "bench",
-        "--model",
-        model,
-        "--prompt-tokens",
-        "10000",
-        "--runs",
-        "1",
-        "--json",
-    ];
-    let mut command = real.env.command(common.iter().chain(arguments));
-    let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
-    serde_json::from_str(&ran.stdout).unwrap()
-}
-
-/// The CPU build is faster at smaller chunks, so each size has a benchmark of its own, in which nothing is cut short.
+/// Sweeps four sizes and gives the three rows with whole prefills; the network is out of bounds for the libraries.
 #[track_caller]
-fn real_steps(real: &Real, arguments: &[&str]) -> Vec<Value> {
-    let steps = |(size, steps): (u64, u64)| {
-        let results = bench(real, &[arguments, &["--sizes", &size.to_string()]].concat());
-        let row = &results["results"][0];
+fn sweep(real: &Real, arguments: &[&str]) -> Value {
+    let model = real.model.to_str().unwrap();
+    let common = "bench --sizes 64,512,2048,4096 --prompt-tokens 10000 --runs 1 --json --model";
+    let words = common.split(' ').chain([model]);
+    let mut command = real.env.command(words.chain(arguments.iter().copied()));
+    let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
+    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    for (row, (size, steps)) in [(1, (512, 20)), (2, (2048, 5)), (3, (4096, 3))] {
+        let row = &results["results"][row];
         assert_eq!(row["failed"], Value::Null, "{results:#}");
         assert_eq!(
             (&row["observed_chunk"], &row["observed_steps"]),
-            (&size.into(), &steps.into()),
+            (&u64::into(size), &u64::into(steps)),
             "{results:#}"
         );
-        assert!(
-            row["runs"][0]["prompt_tokens"]
-                .as_u64()
-                .unwrap()
-                .abs_diff(10_000)
-                <= 100,
-            "{results:#}"
-        );
-        results
-    };
-    [(512, 20), (2048, 5), (4096, 3)].map(steps).into()
-}
-
-#[track_caller]
-fn real_cut(real: &Real, arguments: &[&str]) {
-    let results = bench(real, &[arguments, &["--sizes", "64,512"]].concat());
+        let tokens = row["runs"][0]["prompt_tokens"].as_u64().unwrap();
+        assert!(tokens.abs_diff(10_000) <= 100, "{results:#}");
+    }
     let cut = &results["results"][0]["cut"];
     let tokens = cut["tokens"]
         .as_f64()
@@ -182,9 +160,16 @@ fn real_cut(real: &Real, arguments: &[&str]) {
     assert!((2500.0..9000.0).contains(&tokens), "{cut}");
     assert_eq!(results["verdict"]["keep"], 512, "{results:#}");
     aloud(&format!(
-        "real mlx-lm, {}: 64 was cut short at {tokens:.0} tokens of 10,000",
+        "real mlx-lm, {}: 20, 5 and 3 steps at 512, 2048 and 4096; 64 was cut short at {tokens:.0} tokens of 10,000",
         results["api"]
     ));
+    results
+}
+
+/// The rows of the sizes that were prefilled whole.
+fn runs(results: &Value) -> impl Iterator<Item = &Value> {
+    let rows = results["results"].as_array().unwrap();
+    rows[1..].iter().map(|row| &row["runs"][0])
 }
 
 #[test]
@@ -193,32 +178,20 @@ fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
         return;
     };
     let before = snapshot(&real.backend.root);
-    for results in real_steps(&real, &["--direct"]) {
-        let run = &results["results"][0]["runs"][0];
+    let results = sweep(&real, &["--direct"]);
+    let runtime = results["runtime"].as_str().unwrap();
+    assert!(runtime.contains(", mlx-lm 0."), "{runtime}");
+    for run in runs(&results) {
         assert_eq!(run["prompt_tokens"], 10_000);
-        let runtime = results["runtime"].as_str().unwrap();
-        assert!(runtime.contains(", mlx-lm 0."), "{runtime}");
         assert!(
             run["peak_memory_bytes"].as_u64().unwrap() > 100_000,
             "{run}"
         );
     }
-    let (slow, code) = (
-        real.env.user().join("slow"),
-        real.env.user().join("slow.py"),
-    );
-    fs::write(&code, SLOW_AT_64).unwrap();
-    let (python, code) = (real.python.display(), code.display());
-    script(
-        &slow,
-        &format!("exec '{python}' -c \"$(cat '{code}')\n$2\""),
-    );
-    real_cut(&real, &["--direct", "--python", slow.to_str().unwrap()]);
     assert_eq!(
         differences(&before, &snapshot(&real.backend.root)),
         Vec::<String>::new()
     );
-    aloud("real mlx-lm, direct: 20, 5 and 3 steps at 512, 2048 and 4096");
 }
 
 #[test]
@@ -234,7 +207,7 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
     let server = Server {
         pid: real.env.user().join("server.pid"),
     };
-    let serve = format!("{SLOW_AT_64}{SERVE}");
+    let serve = format!("{SLOWER}{SERVE}");
     fs::write(real.env.user().join("serve.py"), serve).unwrap();
     let restart = real.env.user().join("restart");
     let text = format!(
@@ -254,18 +227,12 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
     let before = fs::read(real.backend.generate()).unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let arguments = ["--url", &url, "--reload", restart.to_str().unwrap()];
-    for results in real_steps(&real, &arguments) {
-        let source = &results["results"][0]["runs"][0]["source"];
-        assert_eq!(
-            (&results["api"], source),
-            (&"openai".into(), &"client".into())
-        );
-    }
-    real_cut(&real, &arguments);
+    let results = sweep(&real, &arguments);
+    assert_eq!(results["api"], "openai");
+    assert!(runs(&results).all(|run| run["source"] == "client"));
     assert_eq!(fs::read(real.backend.generate()).unwrap(), before);
     // The last reload was waited for.
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    aloud("real mlx_lm.server: 20, 5 and 3 steps at 512, 2048 and 4096, set in generate.py");
 }
 
 /// Ends the server that the last restart left.
