@@ -1,6 +1,7 @@
 //! Runs another program, never waiting for it forever.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
@@ -16,21 +17,33 @@ const MAX_ERROR: usize = 300;
 
 /// Runs `command` without input. Fails if it cannot be started, or has to be killed after `timeout`.
 pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
+    // Files, because a pipe does not end before everything that the program leaves running, like a server.
+    let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     // A process group of its own: Ctrl-C is for lmpatch and must not interrupt what it has started.
-    let child = command
+    let mut child = command
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
         .process_group(0)
         .spawn()?;
     let pid = Pid::from_child(&child);
     let (sender, ended) = mpsc::channel();
-    thread::spawn(move || sender.send(child.wait_with_output()));
-    ended.recv_timeout(timeout).unwrap_or_else(|_| {
-        // It may have ended by itself while something that it started still holds its output open.
+    thread::spawn(move || sender.send(child.wait()));
+    let status = ended.recv_timeout(timeout).unwrap_or_else(|_| {
         let _ = kill_process(pid, Signal::KILL);
         let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
         Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })?;
+    let printed = |file: &mut File| -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    Ok(Output {
+        status,
+        stdout: printed(&mut stdout)?,
+        stderr: printed(&mut stderr)?,
     })
 }
 

@@ -1052,6 +1052,24 @@ fn a_command_reloads_where_it_is_asked_for() {
     assert_eq!(stage.chunk(), Some(2048));
 }
 
+#[test]
+fn what_a_command_leaves_running_is_not_waited_for() {
+    let stage = stage();
+    let (alive, ended) = (
+        stage.env.user().join("alive"),
+        stage.env.user().join("ended"),
+    );
+    fs::write(&alive, "").unwrap();
+    let server = format!(
+        "(n=0; while [ -e '{}' ] && [ $((n += 1)) -lt 240 ]; do sleep 0.5; done; : > '{}') &",
+        alive.display(),
+        ended.display()
+    );
+    stage.json(&["--sizes", "512", "--reload", &server], 1);
+    assert!(!ended.exists());
+    fs::remove_file(alive).unwrap();
+}
+
 /// A Python that is none: it says what the real script says, and dies at 4096.
 const MADE_UP_PYTHON: &str = r#"read -r job
 say() { printf 'data: %s\n' "$1"; }
