@@ -107,6 +107,11 @@ fn agent_of(home: Option<&str>) -> Option<agent::Status> {
 
 fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flags: &str) {
     on_blocked(found, row);
+    if let ([file], None) = (&row.files[..], &row.why) {
+        let what = format!("it holds {} alone", file.setting.package);
+        let next = "if LM Studio is updating it, run this again when that is done";
+        found.add(Warning, Some(row), &what, next);
+    }
     effect::on_row(found, row, Warning);
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {

@@ -316,6 +316,11 @@ fn the_state_of_each_backend_is_judged() {
         "let LM Studio finish its update",
     );
     env.run(["--check"]).exits(0).shows("incomplete");
+    fs::remove_dir_all(backend.engine().parent().unwrap()).unwrap();
+    let alone = "it holds mlx_lm alone";
+    let next = "run this again when that is done";
+    finds(&env, "warning", Some(NAME), alone, next);
+    env.run(["4096"]).exits(0).says(alone).says(next);
 }
 
 #[test]
