@@ -14,7 +14,7 @@ use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::{self, Applied, Outcome};
 use crate::reload::{How, Reloader};
-use crate::report::{BackendReport, ReloadReport, Report, diff, notes, table};
+use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, table};
 use crate::signals;
 
 /// Brings every backend to the goal, or shows what that would change.
@@ -75,7 +75,9 @@ fn has_failed(report: &Report) -> bool {
         Some(Incomplete) => row.backend.selected,
         result => matches!(result, Some(Refused | Failed)),
     };
-    let is_any = report.is_selected_missing() || report.backends.iter().any(is_failure);
+    // Where there is nothing, nothing is to be reverted.
+    let is_missing = report.action != Action::Revert && report.is_selected_missing();
+    let is_any = is_missing || report.backends.iter().any(is_failure);
     is_any || report.with(&[Incomplete]).count() == report.backends.len()
 }
 
@@ -89,7 +91,13 @@ fn reload(
     applied: &[Applied],
 ) -> bool {
     if !is_in_use(report, &[Changed, Unchanged]) {
-        output.error("no model was reloaded: no selected backend was set");
+        let why = "no selected backend was set";
+        output.error(&format!("no model was reloaded: {why}"));
+        report.reload = Some(ReloadReport {
+            how,
+            models: Vec::new(),
+            error: Some(why.to_owned()),
+        });
         return false;
     }
     output.say(match how {

@@ -9,7 +9,7 @@ use glob::Pattern;
 use crate::bench::marker;
 use crate::cli::Cli;
 use crate::effect;
-use crate::lmstudio::backends::{INSTALL, amphibian};
+use crate::lmstudio::backends::{self, INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::output::{Exit, Level, Output};
@@ -50,14 +50,19 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
 /// The backends that were asked for; the report gets what is absent. Fails if there is none.
 pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveyed>> {
     let survey = patch::survey(home, &cli.backend)?;
+    report.absent = survey.absent;
     if !survey.backends.is_empty() {
-        report.absent = survey.absent;
         return Ok(survey.backends);
     }
     let amphibian = amphibian(home);
     let directory = amphibian.display();
     let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
-    if patterns.is_empty() {
+    if let Some(missing) = report.absent.missing.first() {
+        let (what, next) = notes::missing(missing);
+        bail!("no MLX backend found in {directory}: {what}; {next}");
+    }
+    let is_none = || backends::find(home, &[]).is_ok_and(|(all, _)| all.is_empty());
+    if patterns.is_empty() || is_none() {
         let other = cli.home.is_none().then(|| home::other(home));
         let other = other.unwrap_or_default();
         bail!("no MLX backend found in {directory}; {INSTALL}{other}");

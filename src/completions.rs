@@ -17,6 +17,8 @@ pub fn script(shell: Shell) -> Vec<u8> {
     }
     // Where there is a command, it is the first word: clap_complete counts the size, which cannot be there then, too.
     let script = String::from_utf8_lossy(&script).replace("$line[2]", "$line[1]");
+    let skip = "(( CURRENT > 2 )) && [[ $words[2] == [0-9]* ]] && words[2]=() && (( CURRENT-- ))";
+    let script = script.replacen("_lmpatch() {", &format!("_lmpatch() {{\n    {skip}"), 1);
     let lines = script.lines().filter(|line| !line.starts_with("'::size "));
     lines
         .flat_map(|line| [line, "\n"])

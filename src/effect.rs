@@ -11,6 +11,7 @@ use crate::lmstudio::workers::{self, WorkerSnapshot};
 use crate::output::Level::{self, Note};
 use crate::output::{Output, flag};
 use crate::patch::file::State;
+use crate::patch::settings::SIZES;
 use crate::report::{BackendReport, Findings, Report};
 
 /// Adds to the report whether the values are in effect, going by the processes `seen`, or else by a look at them now.
@@ -67,7 +68,9 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
             let other = older.iter().map(|worker| &*worker.app).find(is_other);
             let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
             let values = (row.state, row.chunk, other);
-            if let (State::Stock | State::Patched, Some(chunk), None) = values {
+            if let (State::Stock | State::Patched, Some(chunk), None) = values
+                && SIZES.contains(&chunk)
+            {
                 let only = flag(&row.backend.name);
                 next = format!("`lmpatch {chunk}{only} --reload` reloads it");
             }

@@ -142,13 +142,13 @@ fn eprint(tag: &str, style: Style, text: &str) {
             .word_splitter(WordSplitter::NoHyphenation)
             .initial_indent(&taken)
             .subsequent_indent("  ");
-        // A command that is broken cannot be copied either.
+        // A command that is broken cannot be copied either. No text has this character in it.
         let mut parts: Vec<_> = text.split('`').map(str::to_owned).collect();
         for command in parts.iter_mut().skip(1).step_by(2) {
-            *command = command.replace(' ', "\u{a0}");
+            *command = command.replace(' ', "\u{e000}");
         }
         let filled = textwrap::fill(&parts.join("`"), options);
-        text = filled.trim_start().replace('\u{a0}', " ");
+        text = filled.trim_start().replace('\u{e000}', " ");
     }
     // In one write, so that nothing gets in between. If stderr itself fails, there is nobody left to tell.
     let mut line = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
@@ -186,7 +186,7 @@ pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
 /// `text` with control characters and invisible direction marks escaped: a name on disk must not move the cursor,
 /// colour the screen or reorder a line.
 pub fn printable(text: &str) -> String {
-    let is_mark = |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    let is_mark = |c| matches!(c, '\u{200b}'..='\u{200c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
     let shown = |c: char| match c {
         c if c.is_control() || is_mark(c) => c.escape_unicode().to_string(),
         c => c.to_string(),

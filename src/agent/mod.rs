@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::files::{self, FULL_DISK_ACCESS, is_protected, resolved};
 use crate::lmstudio::{backends::amphibian, home};
 use crate::lock::Lock;
-use crate::output::{Exit, Output, printable};
+use crate::output::{Exit, Output, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::file::State;
 use crate::patch::settings::{DEFAULT_SIZE, parse_size};
@@ -79,8 +79,8 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
-    let what = format!("it sets every backend that is at stock to {size}");
-    output.say(&format!("The agent is installed: {what}."));
+    let what = "it sets every backend that is at stock to";
+    output.say(&format!("The agent is installed: {what} {size}."));
     if is_protected(&resolved(&amphibian(&home)), &user) {
         let what = format!("macOS does not let the agent into {}", home.display());
         let next = format!("without Full Disk Access; give it to {}", program.display());
@@ -138,13 +138,19 @@ pub fn status() -> Result<Status> {
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
+    let home = words.and_then(|words| Some(words.get(2)?.display().to_string()));
+    let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
+    let other = home.iter().filter(|home| !is_usual(home));
+    let of: String = other
+        .map(|home| format!("--home {} ", quoted(home)))
+        .collect();
     Ok(Status {
         size,
-        home: words.and_then(|words| Some(words.get(2)?.display().to_string())),
+        home,
         installed,
         loaded,
         trouble,
-        fix: format!("`lmpatch agent install {again}` fixes it"),
+        fix: format!("`lmpatch {of}agent install {again}` fixes it"),
         last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
     })
 }

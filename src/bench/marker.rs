@@ -15,6 +15,7 @@ use crate::lock::Lock;
 use crate::output::flag;
 use crate::patch::Applied;
 use crate::patch::backend::Surveyed;
+use crate::patch::file::State;
 
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
@@ -95,8 +96,9 @@ pub fn commands<'s>(
     before: impl Iterator<Item = &'s Surveyed> + Clone,
     is_all: bool,
 ) -> BTreeMap<String, String> {
+    let is_vendors = |one: &Surveyed| one.state() == State::Stock && !one.is_as_found();
     let command = |one: &Surveyed| match one.chunk_and_stock() {
-        Some((chunk, stock)) if chunk != stock => format!("lmpatch {chunk}"),
+        Some((chunk, _)) if !is_vendors(one) => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),
     };
     let different: BTreeSet<_> = before.clone().map(command).collect();

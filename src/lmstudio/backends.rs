@@ -109,7 +109,7 @@ fn why_absent(home: &Path, directory: &Path) -> String {
         return format!("no MLX backend found: {directory} is not there; {INSTALL}");
     }
     if home.starts_with("~") {
-        return format!("the ~ in {shown} was not expanded; write `--home {shown}`, unquoted");
+        return format!("the ~ in {shown} was not expanded; give the whole path");
     }
     let next = "install LM Studio, connect the disk that it is on, or give --home DIR";
     format!("LM Studio's home {shown} is not there; {next}")

@@ -100,7 +100,10 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
-            Ok(edits) if edits.iter().any(Edit::is_change) => (Outcome::WouldChange, None, edits),
+            Ok(edits) if edits.iter().any(Edit::is_change) => match write::read_only(&edits) {
+                Some(why) => (Outcome::Failed, Some(why), vec![]),
+                None => (Outcome::WouldChange, None, edits),
+            },
             Ok(edits) => (Outcome::Unchanged, None, edits),
             Err(b) if b.state == State::Incomplete => (Outcome::Incomplete, Some(b.why), vec![]),
             Err(b) => (Outcome::Refused, Some(b.why), vec![]),

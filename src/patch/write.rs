@@ -52,6 +52,24 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
     Ok(())
 }
 
+/// Why these files are not written: their owner wants them to stay as they are.
+pub fn read_only(edits: &[Edit]) -> Option<String> {
+    let metadata = |edit: &&Edit| fs::symlink_metadata(&edit.path);
+    let is_read_only =
+        |edit: &&Edit| metadata(edit).is_ok_and(|found| found.permissions().readonly());
+    let changes = edits.iter().filter(|edit| edit.is_change());
+    let paths: Vec<_> = changes
+        .filter(is_read_only)
+        .map(|e| e.path.display())
+        .collect();
+    let first = paths.first()?;
+    let quoted: Vec<_> = paths.iter().map(quoted).collect();
+    let command = format!("`chmod u+w {}`", quoted.join(" "));
+    Some(format!(
+        "{first} is read-only; allow writing with {command}"
+    ))
+}
+
 fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
     // A revert is for the whole backend, so that a file which already has the number needs its receipt too.
     for edit in edits.iter().filter(|_| !changes.is_empty()) {
@@ -140,10 +158,6 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let metadata = fs::symlink_metadata(model);
     let path = model.display();
     let metadata = metadata.with_context(|| format!("{path} is gone"))?;
-    if metadata.permissions().readonly() {
-        let command = format!("`chmod u+w {}`", quoted(&path));
-        bail!("{path} is read-only; allow writing with {command}");
-    }
     let (directory, name) = split(target);
     let prefix = format!(".{name}{TEMP_MARK}");
     // Opened here, since the crate's own error no longer tells EPERM from EACCES.

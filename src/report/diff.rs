@@ -10,7 +10,7 @@ use crate::files::resolved;
 use crate::output::{BAD, FAINT, GOOD, Output, printable};
 use crate::patch::Applied;
 
-/// Prints the diff of all backends, which `patch -p1` in the home would apply: on a terminal coloured and safe to show;
+/// Prints the diff of all backends, which `patch -p1` in the home would apply to those that are in it: on a terminal coloured and safe to show;
 /// otherwise byte for byte.
 pub fn print(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
     let home = resolved(home);
@@ -23,9 +23,10 @@ pub fn print(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
         let path = printable(&path.display().to_string());
         let path = path.trim_start_matches('/');
         let diff = TextDiff::from_lines(change.before.as_slice(), change.after.bytes.as_slice());
-        let mut unified = diff.unified_diff();
-        unified.header(&format!("a/{path}"), &format!("b/{path}"));
-        unified.to_writer(&mut bytes).expect("a Vec never fails");
+        bytes.extend(format!("--- a/{path}\n+++ b/{path}\n").as_bytes());
+        for hunk in diff.unified_diff().iter_hunks() {
+            hunk.to_writer(&mut bytes).expect("a Vec never fails");
+        }
     }
     if !output.has_colour() && output.width().is_none() {
         return output.print_raw(&bytes);

@@ -6,7 +6,7 @@ use super::{Action, BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::Absent;
+use crate::lmstudio::backends::{Absent, MissingBackend};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
@@ -26,13 +26,17 @@ pub fn on_check(report: &mut Report) {
     let (rows, found, flags) = (&report.backends, &mut report.findings, &report.flags);
     let is_set = |row: &&BackendReport| row.state == State::Patched && row.chunk != row.stock;
     let others = rows.iter().find(is_set).and_then(|row| row.chunk);
+    let others = others.filter(|size| SIZES.contains(size));
+    let are_alike = rows.iter().all(|row| row.chunk == rows[0].chunk);
     for row in rows {
-        on_backend(found, row, row.chunk, flags);
+        let only = flag(&row.backend.name);
+        on_backend(found, row, row.chunk, if are_alike { flags } else { &only });
         on_values(found, row, others);
     }
     on_missing(found, &report.absent, Warning);
     for why in &report.absent.selection_unknown {
-        let next = "choose one in LM Studio under Runtime, or with `lms runtime select`";
+        let next =
+            "choose one under Runtime in that app (for LM Studio also with `lms runtime select`)";
         found.add(Note, None, why, next);
     }
     let Some(agent) = agent_of(report.home.as_deref()) else {
@@ -54,21 +58,17 @@ pub fn on_check(report: &mut Report) {
 /// What a run that sets or reverts tells besides its table.
 pub fn on_change(report: &mut Report, applied: &[Applied]) {
     let (rows, found, flags) = (&report.backends, &mut report.findings, &report.flags);
+    let is_revert = report.action == Action::Revert;
     for (row, applied) in rows.iter().zip(applied) {
         on_backend(found, row, report.size, flags);
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
             let path = file.setting.record_path();
             let how = "as lmpatch first found it, which is not what such files ship with";
-            let verb = match report.action {
-                Action::Revert => "was restored",
-                _ => "will be restored by --revert",
-            };
-            let what = format!("{path} {verb} {how}");
+            let what = format!("--revert restores {path} {how}");
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
             found.add(Note, Some(row), &what, next);
         }
-        let is_revert = report.action == Action::Revert;
         let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
         for file in row.files.iter().filter(|_| is_revert).filter(differs) {
             let path = file.setting.record_path();
@@ -80,17 +80,19 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
     let is_silent = rows.iter().any(is_stock);
     for name in report.absent.left_out.iter().filter(|_| !is_silent) {
-        let what = format!("{name} is selected in LM Studio, but --backend omits it");
+        let what = format!("{name} is selected, but --backend omits it");
         let wanted = report
             .size
             .map_or("--revert".to_owned(), |size| size.to_string());
         let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
         found.add(Warning, None, &what, &next);
     }
-    on_missing(found, &report.absent, Error);
+    let level = if is_revert { Warning } else { Error };
+    on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
     let agent = agent.and_then(|agent| agent.size);
-    let is_undone = |row: &BackendReport| row.state == State::Stock && row.chunk != agent;
+    let is_undone =
+        |row: &BackendReport| row.state == State::Stock && can_revert(row) && row.chunk != agent;
     if let Some(size) = agent.filter(|_| !report.dry_run && rows.iter().any(is_undone)) {
         let what = format!("the agent will set {size} again");
         found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
@@ -213,16 +215,24 @@ fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64),
 /// `level`: how serious it is if the backend is selected.
 fn on_missing(found: &mut Findings, absent: &Absent, level: Level) {
     for missing in &absent.missing {
-        let (level, selected) = if missing.selected {
-            (level, ", the selected runtime,")
-        } else {
-            (Note, "")
-        };
-        let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
-        let why = "which is not on disk: an unfinished update";
-        let what = format!("{runtime}{selected} needs {name}, {why}");
-        let again = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
-        let next = format!("to download it again: {again}");
+        let level = if missing.selected { level } else { Note };
+        let (what, next) = self::missing(missing);
         found.add(level, None, &what, &next);
     }
+}
+
+/// What a missing backend means, and what to do.
+pub fn missing(missing: &MissingBackend) -> (String, String) {
+    let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
+    let selected = if missing.selected {
+        ", the selected runtime,"
+    } else {
+        ""
+    };
+    let why = "which is not on disk: an unfinished update";
+    let again = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
+    (
+        format!("{runtime}{selected} needs {name}, {why}"),
+        format!("to download it again: {again}"),
+    )
 }

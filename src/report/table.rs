@@ -25,9 +25,10 @@ pub fn backends(report: &Report, output: &Output) -> String {
         table.set_content_arrangement(ContentArrangement::Dynamic);
         table.set_width(width);
     }
-    // A name that is broken cannot be copied.
-    let names = table.column_mut(0).expect("it is in the header");
-    names.set_constraint(ColumnConstraint::ContentWidth);
+    // A name or a number that is broken cannot be read; a list of runtimes can.
+    for column in table.column_iter_mut().filter(|column| column.index != 1) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default();
     let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
@@ -111,7 +112,13 @@ pub fn verdict(size: u64, report: &Report) -> String {
     let having = all.len() - lacking.count();
     let next = is_needed.then(|| format!("; `lmpatch {size}{flags}` sets it"));
     let (all, next) = (count(all.len()), next.unwrap_or_default());
-    format!("{size} in {having} of {all}{next}")
+    let is_missing = report.is_selected_missing();
+    let missing = if is_missing {
+        ", and the selected one is not on disk"
+    } else {
+        ""
+    };
+    format!("{size} in {having} of {all}{missing}{next}")
 }
 
 fn count(backends: usize) -> String {

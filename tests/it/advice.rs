@@ -1,11 +1,11 @@
 //! What a message advises is followed: it works, and it is for the home and the backend that it is about.
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::home::{
-    BackendDir, engine_since_2026, engine_with_parameter, runtime, select, usual_backend,
+    BackendDir, engine_since_2026, engine_with_parameter, generate, runtime, select, usual_backend,
 };
 use crate::support::lms::FakeLms;
 use crate::support::{Env, Ran};
@@ -116,6 +116,14 @@ fn a_size_that_lmpatch_does_not_take_is_not_advised() {
     env.run(["--check"])
         .says(&format!("`lmpatch 4096 --backend '{NAME}'` sets them all"))
         .says_nothing_of("lmpatch 32");
+    // Nor as what others have.
+    let older = usual_backend(&env.lmstudio(), OLDER).with_engine(engine_since_2026("32"));
+    fs::write(older.generate(), generate("32", "32", "32")).unwrap();
+    env.run(["2048", "--backend", NAME]).exits(0);
+    env.run(["--check"])
+        .exits(0)
+        .says_nothing_of("others are set")
+        .says_nothing_of("lmpatch 32");
 }
 
 #[test]
@@ -221,6 +229,8 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     env.run(["4096", "--reload"])
         .exits(1)
         .says("no model was reloaded: no selected backend was set");
+    let report = env.json(["4096", "--reload"]);
+    assert_eq!(report["reload"]["error"], "no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);
 }
 
@@ -232,4 +242,93 @@ fn two_pythons_that_are_one_are_reverted() {
     env.run(["--revert"])
         .exits(0)
         .says_nothing_of("cannot be removed");
+}
+
+#[test]
+fn the_way_back_is_a_revert_only_where_that_gives_the_size_back() {
+    let env = one(&engine_since_2026("3072"));
+    let back = |env: &Env| {
+        let before = survey(&env.lmstudio(), &[]).unwrap().backends;
+        marker::commands(before.iter(), true)[NAME].clone()
+    };
+    assert_eq!(back(&env), "lmpatch 3072");
+    env.run(["2048"]).exits(0);
+    assert_eq!(back(&env), "lmpatch 2048");
+    env.run(["4096"]).exits(0);
+    assert_eq!(back(&env), "lmpatch 4096");
+    assert_eq!(back(&one(&engine_since_2026("2048"))), "lmpatch --revert");
+}
+
+#[test]
+fn a_check_advises_for_the_backend_that_it_is_about() {
+    let env = one(&engine_since_2026("2048"));
+    usual_backend(&env.lmstudio(), OLDER);
+    env.run(["1000"]).exits(0);
+    env.run(["--check"])
+        .says("`lmpatch 768` keeps it")
+        .says("`lmpatch --revert` restores");
+    env.run(["4096", "--backend", OLDER]).exits(0);
+    let only = format!(" --backend '{NAME}'`");
+    env.run(["--check"])
+        .says(&format!("`lmpatch 768{only} keeps it"))
+        .says(&format!("`lmpatch --revert{only} restores"));
+}
+
+#[test]
+fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
+    let env = one(&engine_since_2026("2048"));
+    fs::remove_dir_all(lib(&env).parent().unwrap()).unwrap();
+    let why = format!("the selected runtime, needs {NAME}, which is not on disk");
+    for args in [&["--check"][..], &["4096"], &["4096", "--backend", "*@34"]] {
+        env.run(args).exits(1).says(&why).says("`lms runtime get ");
+    }
+    assert_eq!(env.json(["--check"])["missing_backends"][0]["name"], NAME);
+    fs::remove_dir_all(env.lmstudio().join("extensions/backends")).unwrap();
+    usual_backend(&env.lmstudio(), "elsewhere");
+    fs::remove_dir_all(env.amphibian().join("elsewhere")).unwrap();
+    env.run(["--check", "--backend", "*@34"])
+        .exits(1)
+        .says("no MLX backend found")
+        .says_nothing_of("shows them all");
+}
+
+#[test]
+fn where_the_selected_backend_is_missing_a_size_is_not_there_and_a_revert_is_done() {
+    let env = one(&engine_since_2026("2048"));
+    usual_backend(&env.lmstudio(), OLDER);
+    fs::remove_dir_all(lib(&env).parent().unwrap()).unwrap();
+    env.run(["4096"]).exits(1).says("error: ");
+    env.run(["--check", "4096"])
+        .exits(3)
+        .says("4096 in 1 of 1 backend, and the selected one is not on disk");
+    env.run(["--revert"]).exits(0).says("warning: ");
+}
+
+#[test]
+fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
+    let env = one(&engine_since_2026("2048"));
+    let packages = lib(&env).join("python3.11/site-packages");
+    let files =
+        ["mlx_engine/cache_wrapper.py", "mlx_lm/generate.py"].map(|file| packages.join(file));
+    for file in &files {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let [first, second] = files.map(|file| file.display().to_string());
+    let advice = format!("`chmod u+w '{first}' '{second}'`");
+    for args in [&["4096"][..], &["4096", "--dry-run"]] {
+        env.run(args).exits(1).says(&format!(
+            "{first} is read-only; allow writing with {advice}"
+        ));
+    }
+}
+
+#[test]
+fn the_diff_has_bytes_that_are_not_utf_8() {
+    let env = one(&engine_since_2026("2048"));
+    let engine = lib(&env).join("python3.11/site-packages/mlx_engine/cache_wrapper.py");
+    let mut bytes = b"# -*- coding: latin-1 -*-\n# r\xe9glage\n".to_vec();
+    bytes.extend(engine_since_2026("2048").bytes());
+    fs::write(&engine, &bytes).unwrap();
+    let diff = env.command(["4096", "--dry-run"]).output().unwrap().stdout;
+    assert!(diff.windows(10).any(|part| part == b" # r\xe9glage"));
 }

@@ -530,6 +530,14 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     user.run(&["agent", "status"])
         .exits(1)
         .says("gone/lmpatch is gone; `lmpatch agent install 4096` fixes it");
+    let elsewhere = job
+        .replace("bin/lmpatch", "gone/lmpatch")
+        .replace(".lmstudio<", "else<");
+    fs::write(user.job(), elsewhere).unwrap();
+    let home = env.user().join("else").display().to_string();
+    user.run(&["agent", "status"]).exits(1).says(&format!(
+        "is gone; `lmpatch --home '{home}' agent install 4096` fixes it"
+    ));
     fs::write(user.job(), "<plist>").unwrap();
     user.run(&["agent", "status"])
         .exits(1)
@@ -575,6 +583,15 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
     usual_backend(&env.lmstudio(), OLD);
     assert_eq!(user.run_job(&SOON), Some(0));
     assert_eq!(user.chunk(OLD), 4096);
+    // Somebody's own number under stock ones is left alone.
+    fs::remove_dir_all(env.amphibian().join(OLD)).unwrap();
+    usual_backend(&env.lmstudio(), OLD).with_engine(engine_since_2026("3072"));
+    user.run(&["4096"]).exits(0);
+    user.run(&["2048"])
+        .exits(0)
+        .says_nothing_of("the agent will set");
+    assert_eq!(user.run_job(&SOON), Some(0));
+    assert_eq!(user.chunk(OLD), 2048);
     user.run(&["agent", "uninstall"]).exits(0);
     user.run(&["--revert"]).exits(0).says_nothing_of("agent");
 }

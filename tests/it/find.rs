@@ -199,7 +199,7 @@ fn nothing_to_patch_is_no_success() {
     );
     env.run(["--home=~/x", "--check"])
         .exits(1)
-        .says("write `--home ~/x`");
+        .says("the ~ in ~/x was not expanded; give the whole path");
 }
 
 #[test]

@@ -251,7 +251,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let before = snapshot(&env.lmstudio());
     env.run(["4096"])
         .exits(0)
-        .says("will be restored by --revert as lmpatch first found it");
+        .says("--revert restores mlx_engine/cache_wrapper.py as lmpatch first found it");
     assert_eq!(
         env.json(["--check"])["backends"][0]["files"][0]["original"],
         "receipt"
@@ -262,7 +262,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     assert!(text(backend.engine()).contains("= 4096"));
     env.run(["--revert"])
         .exits(0)
-        .says("was restored as lmpatch first found it, which is not what such files ship with");
+        .says("cache_wrapper.py as lmpatch first found it, which is not what such files ship with");
     assert_eq!(
         differences(&before, &snapshot(&env.lmstudio())),
         Vec::<String>::new()

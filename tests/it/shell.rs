@@ -18,6 +18,9 @@ zpty -r -m shell seen '*ready*'
 zpty -w -n shell $'lmpatch --ba\t'
 zpty -r -m shell line '*lmpatch --backend*'
 print -r -- "$line"
+zpty -w -n shell $'\C-ulmpatch 4096 --dry\t'
+zpty -r -m shell line '*lmpatch 4096 --dry-run*'
+print -r -- "$line"
 zpty -w -n shell $'\C-ulmpatch agent ins\t'
 zpty -r -m shell line '*lmpatch agent install*'
 print -r -- "$line"
@@ -92,6 +95,7 @@ fn zsh_completes_a_flag() {
     write_script(&env, "zsh", "_lmpatch");
     if let Some(output) = run(&env, "zsh", &["-f", "-c", ZSH], b"") {
         prints(&output, "lmpatch --backend");
+        prints(&output, "lmpatch 4096 --dry-run");
         prints(&output, "lmpatch agent install");
     }
 }
