@@ -7,7 +7,7 @@ use crate::files;
 use crate::lmstudio::lms::{Lms, LoadedModel};
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
-use crate::lmstudio::workers::{self, WorkerSnapshot};
+use crate::lmstudio::workers::{self, Worker, WorkerSnapshot};
 use crate::output::Level::{self, Note};
 use crate::output::{Output, flag};
 use crate::patch::file::State;
@@ -23,8 +23,10 @@ pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnaps
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
     judge(&mut report.backends, &snapshot);
     let mut rows = report.backends.iter();
+    let mut workers = snapshot.workers.iter();
     // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
     if rows.any(|row| !row.stale_workers.is_empty())
+        && workers.any(Worker::is_lm_studios)
         && let Ok(mut models) = Lms::of(home).loaded()
     {
         models.retain(LoadedModel::is_here);
@@ -64,8 +66,8 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
             let pids = pids.join(", ");
             let why = format!("worker {pids} started before the last edit");
             let what = format!("a loaded model may still have the old values: {why}");
-            let is_other = |app: &&str| !["", LM_STUDIO, "llmster"].contains(app);
-            let other = older.iter().map(|worker| &*worker.app).find(is_other);
+            let other = older.iter().find(|worker| !worker.is_lm_studios());
+            let other = other.map(|worker| &*worker.app);
             let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
             let values = (row.state, row.chunk, other);
             if let (State::Stock | State::Patched, Some(chunk), None) = values
@@ -95,11 +97,14 @@ pub fn after_reload(output: &Output, report: &mut Report) -> bool {
         .all(|row| row.stale_workers.is_empty())
 }
 
-/// Whether the values are in effect, unless a finding already says so.
+/// Whether the values are in effect, unless a finding already says so, or only some backends were looked at.
 pub fn summary(report: &Report) -> &'static str {
     let states = report.backends.iter().map(|row| row.in_effect.as_ref());
     let states: Vec<_> = states.flatten().collect();
-    if states.is_empty() || states.iter().any(|s| !matches!(s, InEffect | NotLoaded)) {
+    if states.is_empty()
+        || !report.flags.is_empty()
+        || states.iter().any(|s| !matches!(s, InEffect | NotLoaded))
+    {
         ""
     } else if states.contains(&&InEffect) {
         "Every loaded model has these values.\n"

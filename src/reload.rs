@@ -75,7 +75,8 @@ impl Reloader {
         let before = self.wait_idle(wanted)?;
         if find(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
-            let left = self.lms.loaded()?;
+            // What cannot be seen now may be unloaded, so it is loaded.
+            let left = retry(self.lms.wait_timeout, || self.lms.loaded()).unwrap_or_default();
             if let Some(now) = find(&left, &wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
                 let what = "it was not unloaded, or something loaded it again; try again";
@@ -127,6 +128,12 @@ impl Reloader {
         let no_app = "has no app to restart; use --reload";
         ensure!(!apps.contains(""), "a worker {no_app}");
         ensure!(!apps.contains("llmster"), "llmster {no_app}");
+        // Nothing else knows how to load it again.
+        let is_listed = before.len() >= old.len();
+        ensure!(
+            is_listed,
+            "a worker has a model that `lms ps` does not list, or not yet; try again"
+        );
         for model in before {
             let idle = self.wait_idle(model);
             idle.with_context(|| model.identifier.clone())?;

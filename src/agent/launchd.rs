@@ -1,6 +1,7 @@
 //! The agent's launchd job, and launchctl, which hands it to launchd and takes it back.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use crate::command;
 use crate::files;
@@ -77,19 +79,28 @@ impl Launchd {
         let mut bytes = Vec::new();
         plist::to_writer_xml(&mut bytes, &job)?;
         let before = fs::read(&self.job);
-        self.unload()?;
-        self.load(&bytes).inspect_err(|_| {
+        // If that fails, the old job still runs.
+        self.write(&bytes).context("its job cannot be written")?;
+        let loaded = self.unload().and_then(|()| self.load());
+        loaded.inspect_err(|_| {
             // The failure that is told is the first one.
             let _ = match before {
-                Ok(before) => self.load(&before),
+                Ok(before) => self.write(&before).and_then(|()| self.load()),
                 Err(_) => fs::remove_file(&self.job).map_err(Into::into),
             };
         })
     }
 
-    fn load(&self, job: &[u8]) -> Result<()> {
-        fs::create_dir_all(self.job.with_file_name(""))?;
-        fs::write(&self.job, job).context("its job cannot be written")?;
+    fn write(&self, job: &[u8]) -> Result<()> {
+        let directory = self.job.with_file_name("");
+        fs::create_dir_all(&directory)?;
+        let mut file = NamedTempFile::new_in(directory)?;
+        file.write_all(job)?;
+        file.persist(&self.job)?;
+        Ok(())
+    }
+
+    fn load(&self) -> Result<()> {
         let (code, failure) = launchctl(&["bootstrap", &self.domain, &self.job.to_string_lossy()])?;
         let next = match code {
             Some(0) => return Ok(()),

@@ -87,7 +87,7 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
         output.note(&format!("{what} {next} in {FULL_DISK_ACCESS}"));
     }
     if let Some(lock) = Lock::try_take(&home)? {
-        return set_stock(output, &lock, &home, size);
+        return set_stock(output, &lock, &home, size, Duration::ZERO);
     }
     output.note("another lmpatch is at work; the agent sets the backends when that has ended");
     Ok(Exit::Done)
@@ -140,10 +140,8 @@ pub fn status() -> Result<Status> {
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
     let home = words.and_then(|words| Some(words.get(2)?.display().to_string()));
     let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
-    let other = home.iter().filter(|home| !is_usual(home));
-    let of: String = other
-        .map(|home| format!("--home {} ", quoted(home)))
-        .collect();
+    let other = home.as_ref().filter(|home| !is_usual(home));
+    let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
     Ok(Status {
         size,
         home,
@@ -187,7 +185,7 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
         let is_late = Instant::now() >= deadline;
         if is_finished(home, settle)? || is_late {
             match Lock::try_take(home) {
-                Ok(Some(lock)) => return set_stock(output, &lock, home, size),
+                Ok(Some(lock)) => return set_stock(output, &lock, home, size, settle),
                 _ if is_late => return Ok(Exit::Done),
                 _ => {}
             }
@@ -196,17 +194,22 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
     }
 }
 
-/// Whether every backend is whole and no vendor file has changed for `settle`.
+/// Whether no backend is missing and every one is settled.
 fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    let files = found.backends.iter().flat_map(|backend| &backend.files);
-    let mut changes = files.filter_map(|file| last_change(&file.path));
-    Ok(found.absent.missing.is_empty()
-        && found.backends.iter().all(Surveyed::is_whole)
-        && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle)))
+    let are_settled = found.backends.iter().all(|one| is_settled(one, settle));
+    Ok(found.absent.missing.is_empty() && are_settled)
+}
+
+/// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
+fn is_settled(one: &Surveyed, settle: Duration) -> bool {
+    let packages = one.backend.site_packages.iter().flatten();
+    let paths = packages.chain(one.files.iter().map(|file| &file.path));
+    let mut changes = paths.filter_map(|path| last_change(path));
+    one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
 }
 
 /// When anything about the file last changed. Not its modification time, which unpacking sets to an older one.
@@ -216,11 +219,12 @@ fn last_change(path: &Path) -> Option<SystemTime> {
     Some(UNIX_EPOCH + Duration::from_secs(metadata.ctime().unsigned_abs()) + nanoseconds)
 }
 
-/// Sets every whole backend that has its stock values to `size` tokens, and tells what was set or refused.
-fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64) -> Result<Exit> {
+/// Sets every backend that has its stock values, and has been settled for `age`, to `size` tokens; tells what was set or
+/// refused.
+fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
     let is_for_us = |state| matches!(state, State::Stock | State::Refused);
-    backends.retain(|one| one.is_whole() && is_for_us(one.state()) && !one.is_as_found());
+    backends.retain(|one| is_settled(one, age) && is_for_us(one.state()) && !one.is_as_found());
     let mut exit = Exit::Done;
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;

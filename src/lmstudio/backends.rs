@@ -123,6 +123,8 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
     let (mut names, real) = open(home)?;
     let directory = amphibian(home);
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
+    // What is hidden is being unpacked, or is somebody else's.
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selection_unknown) = runtimes::read(home);
     let mut backends = Vec::new();

@@ -22,6 +22,13 @@ pub struct Worker {
     pub app: String,
 }
 
+impl Worker {
+    /// Whether it is of LM Studio or its daemon, whose models `lms` knows; or may be.
+    pub fn is_lm_studios(&self) -> bool {
+        ["", LM_STUDIO, "llmster"].contains(&&*self.app)
+    }
+}
+
 /// What this machine's processes look like, and what helps to judge them; times in seconds since 1970.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerSnapshot {
@@ -145,10 +152,11 @@ impl WorkerSnapshot {
                 older.extend((*started <= written).then(|| worker.clone()));
             }
         }
+        let is_of_lms = older.iter().all(Worker::is_lm_studios);
         match (self.loaded, older.len()) {
             (_, 0) if is_used => InEffect,
             (_, 0) => NotLoaded,
-            (Some((_, others)), count) if count <= others => Unknown(format!(
+            (Some((_, others)), count) if is_of_lms && count <= others => Unknown(format!(
                 "worker {} is older than its files, but may run a model of another engine",
                 older[0].pid
             )),

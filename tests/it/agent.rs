@@ -688,6 +688,46 @@ fn the_job_leaves_files_alone_while_they_change() {
 }
 
 #[test]
+fn a_backend_that_changes_until_the_deadline_is_left_alone() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let _launchd = user.launchd();
+    user.run(&["agent", "install"]).exits(0);
+    env.run(["--revert"]).exits(0);
+    let backend = usual_backend(&env.lmstudio(), NEW);
+    let settle = Duration::from_millis(40);
+    let mut job = user.job_command(&["--settle-ms", "40"]).spawn().unwrap();
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while job.try_wait().unwrap().is_none() {
+        // A package that is unpacked beside the two.
+        fs::create_dir(backend.path("tokenizers")).unwrap();
+        fs::remove_dir(backend.path("tokenizers")).unwrap();
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if longest >= settle {
+        return aloud("skipped: it was too busy here to keep a backend changing");
+    }
+    assert_eq!((user.chunk(OLD), user.chunk(NEW)), (4096, 2048));
+}
+
+#[test]
+fn a_job_that_cannot_be_written_leaves_the_old_one() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let launchd = user.launchd();
+    user.run(&["agent", "install"]).exits(0);
+    let job = launchd.job().unwrap();
+    fs::remove_file(user.job()).unwrap();
+    fs::create_dir(user.job()).unwrap();
+    user.run(&["agent", "install", "512"])
+        .exits(1)
+        .says("its job cannot be written");
+    assert_eq!(launchd.job(), Some(job));
+}
+
+#[test]
 fn at_the_deadline_the_job_sets_those_that_are_whole() {
     let env = Env::new();
     let user = User::new(&env);
@@ -766,10 +806,12 @@ fn other_directories_are_ignored_in_silence() {
     user.run(&["agent", "install"]).exits(0);
     let python = "cpython3.11-mac-arm64@12/lib/python3.11/site-packages";
     fs::create_dir_all(env.amphibian().join(python)).unwrap();
-    fs::create_dir_all(env.amphibian().join(".unpacking")).unwrap();
+    let hidden = usual_backend(&env.lmstudio(), ".unpacking");
+    let before = snapshot(&hidden.root);
     fs::write(env.amphibian().join("a file"), "").unwrap();
     assert_eq!(user.run_job(&SOON), Some(0));
     assert_eq!(user.logged(), "");
+    assert!(snapshot(&hidden.root) == before);
 }
 
 #[test]

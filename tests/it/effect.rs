@@ -308,7 +308,7 @@ fn the_decision_from_literals() {
             ReloadNeeded(vec![old.clone()]),
         ),
         (with(&[bionic.clone()], None), NotLoaded),
-        (with(&[bionic, new.clone()], None), InEffect),
+        (with(&[bionic.clone(), new.clone()], None), InEffect),
         (
             with(&[worker(5, 100, "llmster")], None),
             ReloadNeeded(vec![worker(5, 100, "llmster")]),
@@ -334,6 +334,11 @@ fn the_decision_from_literals() {
             "{snapshot:?}"
         );
     }
+    // What LM Studio has loaded is no excuse for a worker of Bionic.
+    let bionics = backend("a", &["Bionic"]);
+    let both = with(&[bionic.clone(), new.clone()], Some((0, 1)));
+    let state = both.load_state(&bionics, Some(101));
+    assert_eq!(state, ReloadNeeded(vec![bionic]));
     let unknown = |snapshot: &WorkerSnapshot, written| match snapshot.load_state(&used, written) {
         LoadState::Unknown(why) => why,
         other => panic!("{other:?}: {snapshot:?}"),

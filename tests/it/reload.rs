@@ -192,7 +192,16 @@ fn a_model_of_another_app_that_lms_does_not_list_is_told() {
     written(&env.lmstudio().join(APPS[1].1), ago(7200));
     fake.set("app", json!("/Applications/Bionic.app/Contents"));
     fake.add(json!({ "path": "qwen/tiny" }));
+    // Without LM Studio, `lms` would start it.
+    env.run(["512"]).exits(0).says("load it again in Bionic");
+    assert_eq!(fake.calls(), NOTHING);
     fake.faults(json!({ "ps-says": "[]" }));
+    let standins = app(&env, &fake, "/Applications/Bionic.app/Contents");
+    standins
+        .run(["1024", "--reload=app"])
+        .exits(1)
+        .says("a worker has a model that `lms ps` does not list, or not yet");
+    assert_eq!(standins.calls(), NOTHING);
     env.run(["4096", "--reload"])
         .exits(1)
         .says("a loaded model may still have the old values")
@@ -200,6 +209,16 @@ fn a_model_of_another_app_that_lms_does_not_list_is_told() {
     env.run(["8192", "--reload", "--quiet"])
         .exits(1)
         .says("error: ");
+}
+
+#[test]
+fn a_list_that_fails_after_the_unload_is_asked_for_again() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    fake.faults(json!({ "ps-fails-after-unload": true }));
+    env.run(["4096", "--reload"]).exits(0);
+    assert_eq!(fake.summary(), [row("qwen/tiny", 12345, 4096)]);
 }
 
 #[test]
