@@ -71,7 +71,7 @@ pub struct BenchArgs {
     pub url: Option<String>,
 
     /// Run this command after each change instead of loading the model again through `lms`
-    #[arg(long, value_name = "CMD", value_parser = parse_command, requires = "sizes")]
+    #[arg(long, value_name = "CMD", requires = "sizes")]
     pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long
@@ -85,13 +85,6 @@ pub struct BenchArgs {
     /// Also write FILE, as .json, .csv, .md or .svg; repeatable
     #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
     pub output: Vec<PathBuf>,
-}
-
-fn parse_command(text: &str) -> Result<String, String> {
-    match text {
-        "model" | "models" | "app" => Err("give a command, or leave it out".to_owned()),
-        command => Ok(command.to_owned()),
-    }
 }
 
 /// A URL as it was typed, if it can be a server's: plain HTTP, no path.
