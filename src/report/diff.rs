@@ -10,8 +10,8 @@ use crate::files::resolved;
 use crate::output::{BAD, FAINT, GOOD, Output, printable};
 use crate::patch::Applied;
 
-/// Prints the diff of all backends, which `patch -p1` in the home would apply to those that are in it: on a terminal coloured and safe to show;
-/// otherwise byte for byte.
+/// Prints the diff of all backends; `patch -p1` in the home would apply it to those that are in there. On a terminal it is
+/// coloured and safe to show, otherwise byte for byte.
 pub fn print(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
     let home = resolved(home);
     let mut bytes = Vec::new();
