@@ -12,7 +12,8 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::files::{self, FULL_DISK_ACCESS, is_protected, resolved};
-use crate::lmstudio::{backends::amphibian, home};
+use crate::lmstudio::backends::{self, amphibian};
+use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
@@ -132,7 +133,9 @@ pub fn status() -> Result<Status> {
         _ if !installed => None,
         Some([program, ..]) if !program.is_file() => Some(format!("{} is gone", program.display())),
         None | Some([]) => Some("its job was not written by lmpatch".to_owned()),
-        _ => (!loaded).then(|| NOT_LOADED.to_owned()),
+        _ if !loaded => Some(NOT_LOADED.to_owned()),
+        Some([_, _, home, ..]) => backends::open(home).err().map(|why| format!("{why:#}")),
+        Some(_) => None,
     };
     let again = size.unwrap_or(DEFAULT_SIZE);
     let log = files::read(&launchd.log).unwrap_or_default();
@@ -140,7 +143,8 @@ pub fn status() -> Result<Status> {
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
     let home = words.and_then(|words| Some(words.get(2)?.display().to_string()));
     let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
-    let other = home.as_ref().filter(|home| !is_usual(home));
+    let is_there = |at: &&String| amphibian(Path::new(at)).exists();
+    let other = home.as_ref().filter(|at| is_there(at) && !is_usual(at));
     let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
     Ok(Status {
         size,

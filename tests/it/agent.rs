@@ -534,10 +534,21 @@ fn status_tells_what_is_wrong_and_what_to_do() {
         .replace("bin/lmpatch", "gone/lmpatch")
         .replace(".lmstudio<", "else<");
     fs::write(user.job(), elsewhere).unwrap();
-    let home = env.user().join("else").display().to_string();
+    let home = env.user().join("else");
+    usual_backend(&home, OLD);
+    let home = home.display().to_string();
     user.run(&["agent", "status"]).exits(1).says(&format!(
         "is gone; `lmpatch --home '{home}' agent install 4096` fixes it"
     ));
+    // The agent's home was moved: the fix is for the new one.
+    fs::write(user.job(), &job).unwrap();
+    user.run(&["agent", "install"]).exits(0);
+    fs::rename(env.lmstudio(), env.user().join("moved")).unwrap();
+    user.run(&["agent", "status"])
+        .exits(1)
+        .says(".lmstudio is not there; ")
+        .says("; `lmpatch agent install 4096` fixes it");
+    fs::rename(env.user().join("moved"), env.lmstudio()).unwrap();
     fs::write(user.job(), "<plist>").unwrap();
     user.run(&["agent", "status"])
         .exits(1)
