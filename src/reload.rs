@@ -132,7 +132,7 @@ impl Reloader {
         let is_listed = before.len() >= old.len();
         ensure!(
             is_listed,
-            "a worker has a model that `lms ps` does not list, or not yet; try again"
+            "a worker has a model that `lms ps` does not list, or not yet; try again, or use --reload"
         );
         for model in before {
             let idle = self.wait_idle(model);
