@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anstyle::Style;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 use super::{Action, BackendReport, Report};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
@@ -25,9 +25,12 @@ pub fn backends(report: &Report, output: &Output) -> String {
         table.set_content_arrangement(ContentArrangement::Dynamic);
         table.set_width(width);
     }
-    // A name or a number that is broken cannot be read; a list of runtimes can.
-    for column in table.column_iter_mut().filter(|column| column.index != 1) {
-        column.set_constraint(ColumnConstraint::ContentWidth);
+    // A name or a number that is broken cannot be read; a list of runtimes can, and each is about as long as this.
+    for column in table.column_iter_mut() {
+        column.set_constraint(match column.index {
+            1 => ColumnConstraint::LowerBoundary(Width::Fixed(12)),
+            _ => ColumnConstraint::ContentWidth,
+        });
     }
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default();
