@@ -1,13 +1,14 @@
-//! Reading files that somebody else may have put there, and saying why that failed.
+//! Reading files that somebody else may have put there, saying why that failed, and replacing lmpatch's own.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::Serializer;
+use tempfile::NamedTempFile;
 use thiserror::Error;
 
 use crate::output::quoted;
@@ -79,6 +80,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
         ..=MAX_BYTES => Ok(bytes),
         size => Err(NotRead::TooLarge(size)),
     }
+}
+
+/// Writes a small file of lmpatch's own, so that it is at any instant wholly old or wholly new.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(path.with_file_name(""))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// Describes `error` as a failure to `act` on the directory `path`, with a fix if permissions are the reason.

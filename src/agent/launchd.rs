@@ -1,7 +1,6 @@
 //! The agent's launchd job, and launchctl, which hands it to launchd and takes it back.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use crate::command;
 use crate::files;
@@ -92,12 +90,8 @@ impl Launchd {
     }
 
     fn write(&self, job: &[u8]) -> Result<()> {
-        let directory = self.job.with_file_name("");
-        fs::create_dir_all(&directory)?;
-        let mut file = NamedTempFile::new_in(directory)?;
-        file.write_all(job)?;
-        file.persist(&self.job)?;
-        Ok(())
+        fs::create_dir_all(self.job.with_file_name(""))?;
+        Ok(files::replace(&self.job, job)?)
     }
 
     fn load(&self) -> Result<()> {

@@ -144,7 +144,9 @@ pub fn status() -> Result<Status> {
     let home = words.and_then(|words| Some(words.get(2)?.display().to_string()));
     let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
     let is_there = |at: &&String| amphibian(Path::new(at)).exists();
-    let other = home.as_ref().filter(|at| is_there(at) && !is_usual(at));
+    // Looked for only where there is something to fix.
+    let broken = home.as_ref().filter(|_| trouble.is_some());
+    let other = broken.filter(|at| is_there(at) && !is_usual(at));
     let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
     Ok(Status {
         size,

@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use tempfile::NamedTempFile;
 
 use crate::files;
 use crate::lmstudio::backends::amphibian;
@@ -44,12 +42,8 @@ pub fn add(home: &Path, commands: BTreeMap<String, String>) -> Result<()> {
 }
 
 fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
-    let path = marker(home);
-    let mut file = NamedTempFile::new_in(path.parent().unwrap_or(home))?;
-    file.write_all(&serde_json::to_vec(commands)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
+    let bytes = serde_json::to_vec(commands)?;
+    Ok(files::replace(&marker(home), &bytes)?)
 }
 
 /// Takes backends that have been set since out of the marker of a benchmark that was interrupted.

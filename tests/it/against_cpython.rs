@@ -29,7 +29,7 @@ class Bindings(ast.NodeVisitor):
         self.scopes, self.found, self.is_lambda = [], [], False
 
     def visit(self, node):
-        visitor(type(node))(self, node)
+        visit_method(type(node))(self, node)
 
     def add(self, kind, name, value=None):
         if isinstance(name, str):
@@ -117,7 +117,7 @@ class Bindings(ast.NodeVisitor):
         self.is_lambda = was
 
 @functools.cache
-def visitor(kind):
+def visit_method(kind):
     return getattr(Bindings, "visit_" + kind.__name__, Bindings.generic_visit)
 
 @functools.cache
