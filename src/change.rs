@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::bench::marker;
 use crate::check;
 use crate::cli::Cli;
 use crate::effect;
 use crate::lmstudio::lms::Lms;
+use crate::marker;
 use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;

@@ -6,12 +6,12 @@ use std::thread;
 use anyhow::{Result, bail};
 use glob::Pattern;
 
-use crate::bench::marker;
 use crate::cli::Cli;
 use crate::effect;
 use crate::lmstudio::backends::{self, INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
+use crate::marker;
 use crate::output::{Exit, Level, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;

@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serializer;
 use tempfile::NamedTempFile;
@@ -106,6 +106,13 @@ pub fn modified(path: &Path) -> Option<u64> {
     let modified = fs::metadata(path).ok()?.modified().ok()?;
     modified.elapsed().ok()?;
     Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// When anything about the file last changed. Not its modification time, which unpacking sets to an older one.
+pub fn last_change(path: &Path) -> Option<SystemTime> {
+    let metadata = fs::metadata(path).ok()?;
+    let nanoseconds = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
+    Some(UNIX_EPOCH + Duration::from_secs(metadata.ctime().unsigned_abs()) + nanoseconds)
 }
 
 /// What is in a directory; nothing if it is not there. Fails if it cannot be listed.

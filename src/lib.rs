@@ -14,6 +14,7 @@ mod effect;
 pub mod files;
 pub mod lmstudio;
 pub mod lock;
+pub mod marker;
 pub mod output;
 pub mod patch;
 pub mod reload;

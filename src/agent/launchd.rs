@@ -51,11 +51,12 @@ impl Launchd {
         })
     }
 
-    /// What the job that is installed runs, a program and its arguments, and the size in tokens.
-    pub fn installed(&self) -> Option<(Vec<PathBuf>, u64)> {
+    /// Of the job that is installed, if lmpatch wrote it: the program, the home, and the size in tokens.
+    pub fn installed(&self) -> Option<(PathBuf, PathBuf, u64)> {
         let job: Job = plist::from_bytes(&files::read(&self.job).ok()?).ok()?;
-        let size = job.program_arguments.last()?.to_str()?.parse().ok()?;
-        Some((job.program_arguments, size))
+        let [program, _, home, _, _, size] =
+            <[PathBuf; 6]>::try_from(job.program_arguments).ok()?;
+        Some((program, home, size.to_str()?.parse().ok()?))
     }
 
     pub fn has_job(&self) -> bool {

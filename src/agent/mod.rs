@@ -2,9 +2,8 @@
 
 mod launchd;
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context as _, Result, bail};
@@ -56,11 +55,24 @@ pub struct Status {
     pub home: Option<String>,
     installed: bool,
     loaded: bool,
-    /// Why it does not work though it is installed, and what fixes that.
+    /// Why it does not work though it is installed.
     pub trouble: Option<String>,
-    #[serde(skip)]
-    pub fix: String,
     last_lines: Vec<String>,
+}
+
+impl Status {
+    /// What fixes its trouble.
+    pub fn fix(&self) -> String {
+        let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
+        let is_there = |at: &&String| amphibian(Path::new(at)).exists();
+        let other = self
+            .home
+            .as_ref()
+            .filter(|at| is_there(at) && !is_usual(at));
+        let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
+        let size = self.size.unwrap_or(DEFAULT_SIZE);
+        format!("`lmpatch {of}agent install {size}` fixes it")
+    }
 }
 
 /// Runs one `lmpatch agent` command, on `home` if one was given.
@@ -128,33 +140,23 @@ pub fn status() -> Result<Status> {
     let launchd = Launchd::new()?;
     let installed = launchd.job.exists();
     let loaded = installed && launchd.has_job();
-    let (words, size) = launchd.installed().unzip();
-    let trouble = match words.as_deref() {
+    let job = launchd.installed();
+    let trouble = match &job {
         _ if !installed => None,
-        Some([program, ..]) if !program.is_file() => Some(format!("{} is gone", program.display())),
-        None | Some([]) => Some("its job was not written by lmpatch".to_owned()),
-        _ if !loaded => Some(NOT_LOADED.to_owned()),
-        Some([_, _, home, ..]) => backends::open(home).err().map(|why| format!("{why:#}")),
-        Some(_) => None,
+        None => Some("its job was not written by lmpatch".to_owned()),
+        Some((program, ..)) if !program.is_file() => Some(format!("{} is gone", program.display())),
+        Some(_) if !loaded => Some(NOT_LOADED.to_owned()),
+        Some((_, home, _)) => backends::open(home).err().map(|why| format!("{why:#}")),
     };
-    let again = size.unwrap_or(DEFAULT_SIZE);
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
-    let home = words.and_then(|words| Some(words.get(2)?.display().to_string()));
-    let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
-    let is_there = |at: &&String| amphibian(Path::new(at)).exists();
-    // Looked for only where there is something to fix.
-    let broken = home.as_ref().filter(|_| trouble.is_some());
-    let other = broken.filter(|at| is_there(at) && !is_usual(at));
-    let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
     Ok(Status {
-        size,
-        home,
+        size: job.as_ref().map(|(_, _, size)| *size),
+        home: job.map(|(_, home, _)| home.display().to_string()),
         installed,
         loaded,
         trouble,
-        fix: format!("`lmpatch {of}agent install {again}` fixes it"),
         last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
     })
 }
@@ -176,7 +178,7 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
         output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;
     }
     if let Some(trouble) = &status.trouble {
-        output.error(&format!("{trouble}; {}", status.fix));
+        output.error(&format!("{trouble}; {}", status.fix()));
     }
     Ok(exit)
 }
@@ -214,15 +216,8 @@ fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
 fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let packages = one.backend.site_packages.iter().flatten();
     let paths = packages.chain(one.files.iter().map(|file| &file.path));
-    let mut changes = paths.filter_map(|path| last_change(path));
+    let mut changes = paths.filter_map(|path| files::last_change(path));
     one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
-}
-
-/// When anything about the file last changed. Not its modification time, which unpacking sets to an older one.
-fn last_change(path: &Path) -> Option<SystemTime> {
-    let metadata = fs::metadata(path).ok()?;
-    let nanoseconds = Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
-    Some(UNIX_EPOCH + Duration::from_secs(metadata.ctime().unsigned_abs()) + nanoseconds)
 }
 
 /// Sets every backend that has its stock values, and has been settled for `age`, to `size` tokens; tells what was set or

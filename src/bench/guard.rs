@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::args::BenchArgs;
-use super::marker;
 use super::prompt::context_for;
 use super::results::Results;
 use super::server::Server;
 use crate::command;
 use crate::lmstudio::lms::{Lms, LoadedModel, find};
 use crate::lock::Lock;
+use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied};

@@ -43,7 +43,7 @@ pub fn on_check(report: &mut Report) {
         return;
     };
     if let Some(trouble) = &agent.trouble {
-        found.add(Warning, None, trouble, &agent.fix);
+        found.add(Warning, None, trouble, &agent.fix());
     } else if let Some(size) = agent.size {
         let selected = rows.iter().filter(|row| row.backend.selected);
         for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {

@@ -9,7 +9,7 @@ use crate::support::home::{
 };
 use crate::support::lms::FakeLms;
 use crate::support::{Env, Ran};
-use lmpatch::bench::marker;
+use lmpatch::marker;
 use lmpatch::patch::survey;
 use serde_json::{Value, json};
 

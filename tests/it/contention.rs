@@ -87,7 +87,7 @@ fn sixteen_at_once_leave_one_value() {
 fn beside_the_marker_of_an_interrupted_benchmark_a_set_is_no_benchmark() {
     let env = three_backends();
     let commands = [(FIRST.to_owned(), "lmpatch --revert".to_owned())];
-    lmpatch::bench::marker::add(&env.lmstudio(), commands.into()).unwrap();
+    lmpatch::marker::add(&env.lmstudio(), commands.into()).unwrap();
     let holder = File::open(env.amphibian()).unwrap();
     holder.lock().unwrap();
     let child = env.command(["4096", "--quiet"]).spawn().unwrap();
