@@ -33,7 +33,7 @@ pub fn run(
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if lock.is_some() {
-        marker::forget(home, &applied);
+        marker::forget(home, patch::done(&applied));
     }
     if cli.reload.is_none() && !cli.dry_run {
         effect::add(cli, home, report, None);

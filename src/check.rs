@@ -33,7 +33,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     notes::on_check(report);
     if let Some(command) = marker::interrupted(home) {
         let next = format!("{command} restores them");
-        let what = "a benchmark was interrupted before restoring the sizes";
+        let what = "a benchmark was interrupted, and its sizes may still be set";
         report.findings.add(Level::Warning, None, what, &next);
     }
     let mut shown = Ok(());

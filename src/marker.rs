@@ -11,7 +11,6 @@ use crate::files;
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
 use crate::output::flag;
-use crate::patch::Applied;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 
@@ -46,13 +45,13 @@ fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     Ok(files::replace(&marker(home), &bytes)?)
 }
 
-/// Takes backends that have been set since out of the marker of a benchmark that was interrupted.
-pub fn forget(home: &Path, applied: &[Applied]) {
+/// Takes backends that need not be restored out of the marker.
+pub fn forget<'s>(home: &Path, backends: impl IntoIterator<Item = &'s Surveyed>) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    for one in applied.iter().filter(|one| one.why.is_none()) {
-        commands.remove(&one.before.backend.name);
+    for one in backends {
+        commands.remove(&one.backend.name);
     }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {

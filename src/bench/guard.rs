@@ -17,7 +17,7 @@ use crate::lock::Lock;
 use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Applied};
+use crate::patch::{self, Applied, done};
 use crate::reload::Reloader;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -93,6 +93,8 @@ impl Guard {
             server,
         };
         if results.is_reloading() && guard.command.is_none() {
+            let cannot = "this server cannot load a model again; give --reload a command that does";
+            ensure!(results.api == "v1", cannot);
             guard.find_model(&results.model, context_for(results.prompt_tokens))?;
         }
         Ok(guard)
@@ -105,8 +107,9 @@ impl Guard {
         let missing =
             "is not there, and nothing else loads a model again; give --reload a command that does";
         ensure!(program.is_file(), "{} {missing}", program.display());
-        let loaded = reloader.lms.loaded()?;
-        let wanted = find(&loaded, identifier).filter(|model| model.is_mlx());
+        let mut loaded = reloader.lms.loaded()?;
+        loaded.retain(|model| model.is_here() && model.is_mlx());
+        let wanted = find(&loaded, identifier);
         let missing = || format!("`lms ps` lists no MLX model {identifier} on this Mac");
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
@@ -124,12 +127,18 @@ impl Guard {
         Ok(())
     }
 
+    /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
+    pub fn begin(&self) -> Result<()> {
+        let commands = marker::commands(self.before.iter(), self.is_all);
+        marker::add(&self.home, commands).context("cannot write beside the backends")
+    }
+
     /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
     pub fn prepare(&self, size: u64) -> Result<Option<u64>> {
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
-        self.reload(self.wanted.as_ref())?;
+        self.reload()?;
         drop(is_reloaded);
         self.server.iter().try_for_each(Server::wait)?;
         self.context()
@@ -138,12 +147,7 @@ impl Guard {
     fn set(&self, size: u64) -> Result<()> {
         let mut files = locked(&self.files);
         ensure!(!files.is_over, "stopped");
-        if !files.are_changed {
-            let commands = marker::commands(self.before.iter(), self.is_all);
-            let written = marker::add(&self.home, commands);
-            written.context("cannot write beside the backends")?;
-            files.are_changed = true;
-        }
+        files.are_changed = true;
         let mut applied = self.apply(Goal::Size(size));
         applied.retain(|one| one.before.backend.selected);
         check(&applied)
@@ -162,8 +166,18 @@ impl Guard {
         applied
     }
 
+    /// Fails if something else has loaded or uses the model since it was prepared with that context.
+    pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
+        let is_same = self.context()? == context;
+        ensure!(
+            is_same,
+            "something else loaded the model again, with another context"
+        );
+        Ok(())
+    }
+
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
-    pub fn context(&self) -> Result<Option<u64>> {
+    fn context(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
@@ -186,6 +200,8 @@ impl Guard {
         files.is_over = true;
         if files.are_changed {
             self.restore()?;
+        } else {
+            marker::forget(&self.home, &self.before);
         }
         if let Some(size) = keep {
             self.keep(size)?;
@@ -197,7 +213,7 @@ impl Guard {
 
     fn restore(&self) -> Result<()> {
         let applied = self.apply(Goal::Earlier(&self.before));
-        marker::forget(&self.home, &applied);
+        marker::forget(&self.home, done(&applied));
         check(&applied).map_err(|why| match marker::restore_commands(&self.home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),
@@ -208,9 +224,10 @@ impl Guard {
         let applied = self.apply(Goal::Size(size)).into_iter();
         let (set, failed): (Vec<_>, Vec<_>) = applied.partition(|one| one.why.is_none());
         if !set.is_empty() {
+            let is_used = set.iter().any(|one| one.before.backend.selected);
             let effect = match self.server {
-                Some(_) => "",
-                None => "; it takes effect when a model is next loaded",
+                None if is_used => "; it takes effect when a model is next loaded",
+                _ => "",
             };
             let names = set.iter().map(|one| one.before.backend.name.clone());
             let names = names.collect::<Vec<_>>().join(", ");
@@ -225,7 +242,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Loads the model again as it was, if it was reloaded; first waits for a load that is under way.
+    /// Loads every model again that is not as it was, if one was reloaded; first waits for a load that is under way.
     pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
         // A model that is still at work on a prompt could not be loaded again.
         self.server.iter().for_each(Server::hang_up);
@@ -235,30 +252,48 @@ impl Guard {
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
-        let wanted = self.wanted.as_ref();
-        let was = wanted.and_then(|wanted| find(&self.loaded, &wanted.identifier));
-        let name = was.map_or("the model", |was| &was.identifier);
-        self.output.say(&format!("Loading {name} again …"));
-        let reloaded = self.reload(was);
-        if let Some(note) = reloaded.with_context(|| format!("{name} was not loaded again"))? {
-            bail!("{name} is not as it was: {note}");
-        }
-        if was.is_some() {
-            self.output.say(&format!("{name} is loaded again."));
+        if self.command.is_some() {
+            self.output.say("Loading the model again …");
+            let reloaded = self.reload();
+            reloaded.context("the model was not loaded again")?;
+        } else {
+            self.load_again()?;
         }
         // Leave the server as it was: answering.
         let mut server = self.server.iter().filter(|_| !is_stopped);
         server.try_for_each(Server::wait)
     }
 
-    /// Loads `model`, or runs the command that does. Returns how the model differs from it then, if that is known.
-    fn reload(&self, model: Option<&LoadedModel>) -> Result<Option<String>> {
+    /// Loads the measured model, and every other one that is gone. Fails in the end if one is not as it was.
+    fn load_again(&self) -> Result<()> {
+        let now = self.reloader.lms.loaded().unwrap_or_default();
+        let measured = self.wanted.as_ref().map(|model| &model.identifier);
+        let is_to_load = |was: &&LoadedModel| {
+            Some(&was.identifier) == measured || find(&now, &was.identifier).is_none()
+        };
+        let models = self.loaded.iter().filter(is_to_load);
+        let load = |was: &LoadedModel| {
+            let name = &was.identifier;
+            self.output.say(&format!("Loading {name} again …"));
+            let reloaded = self.reloader.try_reload(was);
+            let reloaded = reloaded.with_context(|| format!("{name} was not loaded again"))?;
+            if let Some(note) = reloaded.note {
+                bail!("{name} is not as it was: {note}");
+            }
+            self.output.say(&format!("{name} is loaded again."));
+            Ok(())
+        };
+        models.map(load).fold(Ok(()), Result::and)
+    }
+
+    /// Loads the measured model as the sweep needs it, or runs the command that does.
+    fn reload(&self) -> Result<()> {
         if let Some(text) = &self.command {
             let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
             ran.with_context(|| format!("--reload '{text}'"))?;
         }
-        let reloaded = model.map(|model| self.reloader.try_reload(model));
-        Ok(reloaded.transpose()?.and_then(|now| now.note))
+        let mut wanted = self.wanted.iter();
+        wanted.try_for_each(|model| self.reloader.try_reload(model).map(drop))
     }
 }
 

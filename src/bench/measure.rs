@@ -25,6 +25,8 @@ pub struct Benchmark {
     /// Where sizes are changed.
     pub guard: Option<Arc<Guard>>,
     pub results: Results,
+    /// What the measured model was prepared with, in tokens, if that is known.
+    pub context: Option<u64>,
     pub bar: ProgressBar,
 }
 
@@ -32,6 +34,7 @@ impl Benchmark {
     /// Probes, says how long it takes at most, and races until the answer is settled. Sends what is known after each
     /// step, and fails once nobody receives it.
     pub fn run(mut self, budget: Duration, output: Output, known: &Sender<Results>) -> Result<()> {
+        self.guard.iter().try_for_each(|guard| guard.begin())?;
         let results = &mut self.results;
         let (tokens, at_most) = (results.prompt_tokens, results.tokens_at_most());
         let probe_tokens = PROBE_TOKENS.min(tokens);
@@ -72,7 +75,8 @@ impl Benchmark {
             // If this fails, what is loaded is unknown.
             self.results.warm.clear();
             let needed = self.results.prompt_tokens;
-            let context = guard.prepare(chunk)?.unwrap_or(u64::MAX);
+            self.context = guard.prepare(chunk)?;
+            let context = self.context.unwrap_or(u64::MAX);
             ensure!(
                 context >= needed,
                 "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of the \
@@ -96,7 +100,8 @@ impl Benchmark {
             results.warm.push(size);
             return Ok(());
         }
-        if let Some(Err(why)) = self.guard.as_ref().map(|guard| guard.context()) {
+        let guard = self.guard.as_ref();
+        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(self.context)) {
             run.ignored = Some(format!("{why:#}"));
         }
         take(results.row(size), run)

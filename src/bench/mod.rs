@@ -136,6 +136,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         engine,
         guard: guard.transpose()?.map(Arc::new),
         results,
+        context: None,
         bar: bar(output),
     })
 }

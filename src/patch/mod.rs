@@ -51,6 +51,12 @@ pub struct Applied {
     pub edits: Vec<Edit>,
 }
 
+/// Of these, the backends that reached the goal, as they were before.
+pub fn done(applied: &[Applied]) -> impl Iterator<Item = &Surveyed> {
+    let done = applied.iter().filter(|one| one.why.is_none());
+    done.map(|one| &one.before)
+}
+
 #[derive(Debug)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,

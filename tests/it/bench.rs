@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
-use crate::support::server::{FakeLmStudio, Instance, Odd, chunk_on_disk};
+use crate::support::server::{FakeLmStudio, Instance, Meddle, Odd, State, chunk_on_disk, load};
 use crate::support::standins::{executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
 use indicatif::ProgressBar;
@@ -192,6 +192,17 @@ fn a_sweep_sets_loads_measures_and_puts_everything_back() {
         "a probe, three warm-ups, three runs"
     );
     stage.is_as(&before);
+    // A model that had to make room comes back as well.
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    stage.fake.load("llama/tiny", "gguf", 8192);
+    stage.fake.state().odd.evicts = true;
+    let mut before = stage.before();
+    stage
+        .run(&["--model", MODEL, "--sizes", "512,2048", "--runs", "1"])
+        .exits(0)
+        .says("gemma/tiny is loaded again.");
+    before.1.retain(|one| one.id != "llama/tiny");
+    stage.is_as(&before);
 }
 
 #[test]
@@ -236,11 +247,12 @@ fn equal_speeds_are_measured_again_in_turns_and_the_smallest_is_kept() {
     let stage = stage()
         .pace(&[(4096, 100), (2048, 101)])
         .odd(|odd| odd.tells_seconds = true);
-    let results = stage.json(&["--sizes", "2048,4096", "--runs", "2"], 0);
+    let results = stage.json(&["--sizes", "2048,4096", "--runs", "3"], 0);
     let counts = rows(&results)
         .iter()
         .map(|row| row["runs"].as_array().unwrap().len());
-    assert_eq!(counts.collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(counts.collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(stage.whole(), [4096, 2048, 2048, 4096, 4096, 2048]);
     assert_eq!(results["verdict"]["keep"], 2048, "{results}");
     let reason = results["verdict"]["reason"].as_str().unwrap();
     assert!(
@@ -273,9 +285,27 @@ fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
         (&results["verdict"]["keep"], &results["error"]),
         (&NONE, &NONE)
     );
+    // Four chunks of the size that is set, at least 8192 tokens.
+    for (set, tokens) in [("4096", 16_384), ("512", 8192)] {
+        stage.env.run([set]).exits(0);
+        assert_eq!(stage.json(&["--runs", "1"], 1)["prompt_tokens"], tokens);
+    }
+    stage.env.run(["--revert"]).exits(0);
     // A size given twice is one size.
     let results = stage.json(&["--sizes", "2048,2048", "--runs", "1"], 0);
     assert_eq!(column(&results, "size"), [2048]);
+}
+
+#[test]
+fn the_longest_that_it_can_take_is_said_first() {
+    let stage = stage().odd(|odd| odd.tells_seconds = true);
+    // 1000 runs and warm-ups of both sizes at 40 µs a token, as the first prompt has it; what decides takes two runs.
+    let ran = stage.run(&["--sizes", "512,2048", "--runs", "1000"]);
+    ran.exits(0)
+        .says("qwen/tiny, 2 sizes, 8192 prompt tokens; at most 13 min of prefill");
+    assert_eq!(stage.whole().len(), 2);
+    let ran = stage.run(&["--sizes", "512,2048", "--runs", "1000", "--budget", "2.5"]);
+    ran.exits(0).says("at most 3 min of prefill");
 }
 
 #[test]
@@ -439,6 +469,7 @@ fn a_backend_that_is_gone_is_told() {
     let home = stage.env.lmstudio();
     let (lock, backends) = (lock(&home).unwrap(), survey(&home, &[]).unwrap().backends);
     let guard = Guard::new(&home, lock, backends, &args, &results, None, output).unwrap();
+    guard.begin().unwrap();
     guard.prepare(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
@@ -489,18 +520,17 @@ fn the_budget_also_ends_runs_that_take_no_time() {
 
 #[test]
 fn errors_are_told_as_what_they_are() {
-    let error = stage().odd(|odd| odd.error = Some("Model unloaded."));
-    error.run(&[]).exits(1).says("Model unloaded.");
-    let other = stage().odd(|odd| odd.other_model = Some("gemma"));
-    other
-        .run(&[])
-        .exits(1)
-        .says("the model that answered is gemma, not qwen/tiny");
-    let no_usage = stage().odd(|odd| odd.has_no_usage = true);
-    no_usage
-        .run(&[])
-        .exits(1)
-        .says("did not report the prompt's token count");
+    for has_v1 in [true, false] {
+        let run = |change: fn(&mut Odd)| {
+            let stage = stage().odd(change);
+            stage.fake.state().has_v1 = has_v1;
+            stage.run(&["--model", MODEL]).exits(1)
+        };
+        run(|odd| odd.error = Some("Model unloaded.")).says("Model unloaded.");
+        run(|odd| odd.other_model = Some("gemma"))
+            .says("the model that answered is gemma, not qwen/tiny");
+        run(|odd| odd.has_no_usage = true).says("did not report the prompt's token count");
+    }
     let token = stage();
     token.fake.state().token = Some("secret".to_owned());
     token.run(&[]).exits(1).says("set LM_API_TOKEN");
@@ -535,13 +565,36 @@ fn cached_and_disturbed_runs_do_not_count() {
     let why = "a part of it came out of the prompt cache";
     failed(&openai.json(&["--model", MODEL], 1), 0, why);
     // A probe and a warm-up, and then another client loads the model too.
-    let jit = self::stage().odd(|odd| odd.second_copy_after = Some(2));
-    let results = jit.json(&["--sizes", "2048", "--runs", "1"], 1);
-    failed(
-        &results,
-        0,
-        "something else loaded the model too, as qwen/tiny:2",
-    );
+    let meddled = |count, meddle: Meddle, sizes: &[&str], code| {
+        let stage = self::stage().odd(|odd| odd.meddles = Some((count, meddle)));
+        let before = snapshot(&stage.env.lmstudio());
+        let results = stage.json(&[sizes, &["--runs", "1"]].concat(), code);
+        assert_eq!(snapshot(&stage.env.lmstudio()), before);
+        results
+    };
+    let (sweep, as_it_is) = (&["--sizes", "2048"][..], &[][..]);
+    let too = |state: &mut State| {
+        load(state, MODEL, "qwen/tiny:2".to_owned(), 8192);
+    };
+    let why = "something else loaded the model too, as qwen/tiny:2";
+    failed(&meddled(2, too, sweep, 1), 0, why);
+    let otherwise = |state: &mut State| state.models[0].loaded[0].context = 9999;
+    let why = "something else loaded the model again, with another context";
+    failed(&meddled(2, otherwise, sweep, 1), 0, why);
+    // One run that is disturbed does not count, and the next one does.
+    let ignored = |results: &Value, why: &str| {
+        let runs = rows(results)[0]["runs"].as_array().unwrap();
+        let whys: Vec<_> = runs.iter().map(|run| run["ignored"].clone()).collect();
+        assert_eq!(whys, [why.into(), NONE], "{results:#}");
+    };
+    let uses = |state: &mut State| state.odd.busy_looks = 1;
+    ignored(&meddled(3, uses, sweep, 0), "something else uses the model");
+    let unloads = |state: &mut State| state.models[0].loaded.clear();
+    let why = "LM Studio loaded the model first";
+    ignored(&meddled(2, unloads, as_it_is, 0), why);
+    let results = meddled(3, unloads, sweep, 1);
+    let first = &rows(&results)[0]["runs"][0]["ignored"];
+    assert_eq!(first, "something else unloaded qwen/tiny", "{results:#}");
 }
 
 #[test]
@@ -633,6 +686,28 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
         );
         ran.says("nowhere");
     }
+    let homeless = Env::new();
+    let python = homeless.user().join("python");
+    executable(&python, "touch started");
+    let python = python.to_str().unwrap();
+    let arguments = ["bench", "--direct", "--model", ".", "--python", python];
+    let sizes = ["--sizes", "512,2048"];
+    let apply = [&arguments[..], &sizes, &["--apply-best"]].concat();
+    homeless.run(apply).exits(1).says(".lmstudio is not there");
+    assert!(!homeless.user().join("started").exists());
+    homeless
+        .run([&arguments[..], &sizes].concat())
+        .exits(1)
+        .says("it said nothing");
+    assert!(homeless.user().join("started").exists());
+    // `lms` would start LM Studio, whose server this is not.
+    stage.fake.state().has_v1 = false;
+    stage
+        .run(&["--model", MODEL, "--sizes", "512,2048"])
+        .exits(1)
+        .says("this server cannot load a model again; give --reload a command that does");
+    assert!(stage.fake.state().lms.is_empty());
+    stage.fake.state().has_v1 = true;
     fs::remove_file(stage.env.lmstudio().join("bin/lms")).unwrap();
     let ran = stage
         .run(&["--sizes", "512,2048"])
@@ -690,7 +765,7 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
     let before = stage.before();
     let child = stage.start(&["--sizes", "512,2048", "--runs", "1"]);
     until("a prompt is being measured", || {
-        stage.fake.state().chats.len() > 2
+        !stage.fake.state().chats.is_empty()
     });
     let other = stage.env.run(["512"]).exits(1);
     other.says("a benchmark is running; wait for it");
@@ -709,27 +784,32 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
 
 #[test]
 fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent() {
-    let mut fastest = Duration::MAX;
     for name in ["-INT", "-TERM", "-HUP"] {
-        let stage = stage().odd(|odd| odd.silent_from = Some(512));
-        let before = stage.before();
-        let child = stage.start(&["--sizes", "512,1024", "--runs", "1"]);
-        until("a size is being measured", || {
-            stage.fake.state().chats.len() == 3
+        // What a busy machine adds is not lmpatch's: one of three is enough.
+        let mut attempts = (0..3).map(|_| {
+            let stage = stage().odd(|odd| odd.silent_from = Some(512));
+            let before = stage.before();
+            let child = stage.start(&["--sizes", "512,1024", "--runs", "1"]);
+            until("a size is being measured", || {
+                stage.fake.state().chats.len() == 3
+            });
+            signal(&child, name);
+            let sent = Instant::now();
+            until("the files are back", || stage.chunk() == Some(2048));
+            let taken = sent.elapsed();
+            assert_eq!(stage.whole(), [0; 0], "the server is silent still");
+            Ran::of(&child.wait_with_output().unwrap())
+                .exits(1)
+                .says("stopped")
+                .says("Every backend is as it was.");
+            stage.is_as(&before);
+            taken
         });
-        signal(&child, name);
-        let sent = Instant::now();
-        until("the files are back", || stage.chunk() == Some(2048));
-        fastest = fastest.min(sent.elapsed());
-        assert_eq!(stage.whole(), [0; 0], "the server is silent still");
-        Ran::of(&child.wait_with_output().unwrap())
-            .exits(1)
-            .says("stopped")
-            .says("Every backend is as it was.");
-        stage.is_as(&before);
+        assert!(
+            attempts.any(|taken| taken < Duration::from_secs(1)),
+            "{name}"
+        );
     }
-    // What a busy machine adds to the others is not lmpatch's.
-    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
 }
 
 #[test]
@@ -864,6 +944,7 @@ fn a_panic_puts_everything_back() {
     let results = Results {
         model: MODEL.to_owned(),
         prompt_tokens: 8192,
+        api: "v1",
         ..Results::new([Some(4096)])
     };
     let (lock, backends) = (lock(&home).unwrap(), survey(&home, &[]).unwrap().backends);
@@ -913,6 +994,7 @@ fn a_panic_of_what_measures_is_an_end_like_any_other() {
             runs_per_size: 1,
             ..Results::new([Some(2048), Some(4096)])
         },
+        context: None,
         bar: ProgressBar::hidden(),
     };
     let args = bench_args(&["--sizes", "2048,4096"]);
@@ -935,9 +1017,9 @@ fn where_the_way_back_cannot_be_written_nothing_is_set() {
     fs::create_dir_all(stage.env.lmstudio().join(marker)).unwrap();
     let before = stage.before();
     let results = stage.json(&["--sizes", "512,2048"], 1);
-    for row in [0, 1] {
-        failed(&results, row, "cannot write beside the backends");
-    }
+    let why = results["error"].as_str().unwrap();
+    assert!(why.starts_with("cannot write beside the backends"), "{why}");
+    assert!(stage.fake.state().chats.is_empty());
     stage.is_as(&before);
     assert!(stage.fake.state().lms.iter().all(|call| call[0] == "ps"));
 }
@@ -1071,7 +1153,8 @@ fn what_a_command_leaves_running_is_not_waited_for() {
 }
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
-const MADE_UP_PYTHON: &str = r#"read -r job
+const MADE_UP_PYTHON: &str = r#"echo $$ >>"$0.log"
+read -r job
 say() { printf 'data: %s\n' "$1"; }
 printf 'data: Fetching\n\377\n'
 while read -r request; do
@@ -1148,8 +1231,30 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
             .chain(&["--sizes", "2048,512", "--apply-best"]),
     )
     .exits(0)
-    .says("512 is set in");
+    .says("512 is set in")
+    .says("; it takes effect when a model is next loaded.");
     env.run(["--check", "512"]).exits(0);
+    // One process for all sizes until one crashes, and then another.
+    let processes = fs::read_to_string(env.user().join("python.log")).unwrap();
+    let processes: BTreeSet<_> = processes.lines().collect();
+    assert_eq!(
+        processes.len(),
+        3,
+        "two in the sweep with a crash, one in the other"
+    );
+    // What was really set is said, and that it is not what is in use.
+    env.run(["--revert"]).exits(0);
+    let engine = BackendDir::new(&env.lmstudio(), NAME).engine();
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o444)).unwrap();
+    env.run(
+        arguments
+            .iter()
+            .chain(&["--sizes", "2048,512", "--apply-best"]),
+    )
+    .exits(1)
+    .says("512 is set in app-mlx-generate-mac-arm64@8, app-mlx-generate-mac14-arm64@19.")
+    .says(&format!("not set to 512: {NAME}: "))
+    .says_nothing_of("takes effect");
 }
 
 /// An mlx-lm that says which process it is in, and then never comes to a token.

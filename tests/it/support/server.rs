@@ -65,6 +65,9 @@ pub struct Instance {
     pub is_busy: bool,
 }
 
+/// What another client does.
+pub type Meddle = fn(&mut State);
+
 /// What is odd; by chunk where it says so.
 #[derive(Clone, Default)]
 pub struct Odd {
@@ -87,8 +90,12 @@ pub struct Odd {
     pub error: Option<&'static str>,
     /// The model that answers in place of the one that was asked.
     pub other_model: Option<&'static str>,
-    /// Another client loads the model too, after so many prefills.
-    pub second_copy_after: Option<usize>,
+    /// What another client does after so many prefills.
+    pub meddles: Option<(usize, Meddle)>,
+    /// How often `lms ps` still shows every model at work.
+    pub busy_looks: usize,
+    /// The next model that is loaded evicts all others.
+    pub evicts: bool,
     /// `lms load` takes until the end.
     pub load_hangs: bool,
 }
@@ -177,9 +184,11 @@ impl FakeLmStudio {
         });
     }
 
-    /// What is loaded of the first model.
+    /// What is loaded, of every model.
     pub fn loaded(&self) -> Vec<Instance> {
-        self.state().models[0].loaded.clone()
+        let state = self.state();
+        let loaded = state.models.iter().flat_map(|model| &model.loaded);
+        loaded.cloned().collect()
     }
 }
 
@@ -287,6 +296,8 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
     };
     match arguments[0].as_str() {
         "ps" => {
+            let is_busy = state.odd.busy_looks > 0;
+            state.odd.busy_looks = state.odd.busy_looks.saturating_sub(1);
             let rows = state
                 .models
                 .iter()
@@ -296,7 +307,7 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
                     "type": "llm", "identifier": one.id, "modelKey": model.key, "path": format!("dir/{}", model.key),
                     "format": if model.format == "mlx" { "safetensors" } else { "gguf" }, "deviceIdentifier": null,
                     "contextLength": one.context, "maxContextLength": 262_144, "ttlMs": one.ttl_ms,
-                    "parallel": one.parallel, "status": if one.is_busy { "processingPrompt" } else { "idle" }, "queued": 0,
+                    "parallel": one.parallel, "status": if one.is_busy || is_busy { "processingPrompt" } else { "idle" }, "queued": 0,
                 })
             };
             Value::from(rows.map(row).collect::<Vec<_>>()).to_string()
@@ -318,6 +329,10 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
             let context = number("--context-length").unwrap_or(4096);
             let id = value("--identifier").unwrap();
             let key = arguments[1].strip_prefix("dir/").unwrap();
+            if std::mem::take(&mut state.odd.evicts) {
+                let models = state.models.iter_mut();
+                models.for_each(|model| model.loaded.clear());
+            }
             let one = load(&mut state, key, id, context);
             one.parallel = number("--parallel").unwrap_or(4);
             one.ttl_ms = number("--ttl").map(|seconds| seconds * 1000);
@@ -326,7 +341,7 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
     }
 }
 
-fn load<'s>(state: &'s mut State, key: &str, id: String, context: u64) -> &'s mut Instance {
+pub fn load<'s>(state: &'s mut State, key: &str, id: String, context: u64) -> &'s mut Instance {
     let chunk = chunk_on_disk(&state.engine).unwrap();
     let context = state.odd.fits.get(&chunk).copied().unwrap_or(context);
     let model = state
@@ -369,13 +384,10 @@ fn chat(
         );
     }
     let asked = body["model"].as_str().unwrap().to_owned();
-    if state
-        .odd
-        .second_copy_after
-        .is_some_and(|count| state.prefills.len() >= count)
-    {
-        state.odd.second_copy_after = None;
-        load(&mut state, &asked, format!("{asked}:2"), 8192);
+    // As LM Studio does, if it may: "just in time".
+    let is_unloaded = state.models.iter().all(|model| model.loaded.is_empty());
+    if is_unloaded {
+        load(&mut state, &asked, asked.clone(), 16_384);
     }
     let instances: Vec<Instance> = state
         .models
@@ -413,6 +425,9 @@ fn chat(
         (false, _) => write!(stream, "data: {data}\n\n"),
     };
     if is_v1 {
+        if is_unloaded {
+            send("model_load.start", json!({ "type": "model_load.start" }))?;
+        }
         send(
             "chat.start",
             json!({ "type": "chat.start", "model_instance_id": answered }),
@@ -476,12 +491,19 @@ fn chat(
         );
     }
     let seconds = tokens as f64 * pace as f64 / 1e6;
-    lock(shared).prefills.push(Prefill {
+    let mut state = lock(shared);
+    state.prefills.push(Prefill {
         chunk,
         tokens,
         seconds,
         prompt,
     });
+    if let Some((count, meddle)) = state.odd.meddles
+        && state.prefills.len() == count
+    {
+        meddle(&mut state);
+    }
+    drop(state);
     if is_v1 {
         send(
             "message.delta",
