@@ -14,6 +14,8 @@ use crate::patch::settings::parse_size;
 use crate::reload::How;
 use crate::{agent, bench};
 
+const GLOBAL: &str = "Global options";
+
 /// What `--help` ends with.
 pub const AFTER_HELP: &str = "\
 Examples:
@@ -66,27 +68,27 @@ pub struct Cli {
     #[arg(conflicts_with_all = ["check", "dry_run"])]
     pub reload: Option<How>,
 
-    /// An LM Studio home other than the one LM Studio itself would use
-    #[arg(long, value_name = "DIR", global = true)]
-    pub home: Option<PathBuf>,
-
     /// Only backends whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
     #[arg(long, value_name = "GLOB", value_parser = Pattern::new)]
     pub backend: Vec<Pattern>,
 
+    /// An LM Studio home other than the one LM Studio itself would use
+    #[arg(long, value_name = "DIR", global = true, help_heading = GLOBAL)]
+    pub home: Option<PathBuf>,
+
     /// Print the report as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
 
     /// Print errors only
-    #[arg(short, long, conflicts_with = "verbose", global = true)]
+    #[arg(short, long, conflicts_with = "verbose", global = true, help_heading = GLOBAL)]
     pub quiet: bool,
 
     /// Show every number that is edited: file, line, owner, value
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub verbose: bool,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = GLOBAL)]
     pub color: Color,
 }
 

@@ -19,7 +19,6 @@ use crate::output::quoted;
 #[serde(rename_all = "lowercase")]
 pub enum How {
     /// Unload and load each loaded MLX model
-    #[value(alias = "model")]
     Models,
     /// Quit and open the app, and load what was loaded
     App,

@@ -58,7 +58,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
 
-    /// Most runs per size
+    /// Maximum runs per size
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
     pub runs: u32,
 

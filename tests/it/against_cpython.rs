@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::interpreter;
+use crate::support::{aloud, interpreter, skipped};
 use lmpatch::patch::settings::{FormPlace, SETTINGS};
 use lmpatch::patch::sites::locate;
 use serde::Deserialize;
@@ -226,7 +226,7 @@ fn the_sites_are_those_that_cpython_sees() {
     python.args(["-I", "-W", "ignore"]).arg(&script);
     python.args([directory.path(), &wheels]).arg("3158");
     let Ok(output) = python.output() else {
-        return eprintln!("skipped: python3 does not start");
+        return skipped("python3 does not start");
     };
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{complaint}");
@@ -258,7 +258,7 @@ fn the_sites_are_those_that_cpython_sees() {
             ));
         }
     }
-    eprintln!("{tally:#?}");
+    aloud(&format!("held against CPython: {tally:?}"));
     assert!(
         wrong.is_empty(),
         "{} wrong:\n{}",

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::home::{BackendDir, RUNTIME, runtime, select, stock_generate, usual_backend};
 use crate::support::strace::{self, Call};
-use crate::support::{Entry, Env, Ran, differences, snapshot};
+use crate::support::{Entry, Env, Ran, aloud, differences, snapshot};
 use anyhow::{Context as _, Result, bail, ensure};
 
 type Tree = BTreeMap<OsString, Entry>;
@@ -118,11 +118,11 @@ fn any_call_may_fail_and_nothing_is_lost() {
     let rehearsals: Vec<_> = SCENARIOS.iter().map(rehearse).collect();
     let cases: Vec<_> = rehearsals.iter().flat_map(cases).collect();
     let failures = run_all(&cases);
-    println!(
+    aloud(&format!(
         "{} faults injected, {} survived",
         cases.len(),
         cases.len() - failures.len()
-    );
+    ));
     assert!(
         failures.is_empty(),
         "{} failures:\n{}",

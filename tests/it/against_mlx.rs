@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, runtime, select};
-use crate::support::{Env, Ran, aloud, copy_tree, differences, snapshot};
+use crate::support::{Env, Ran, aloud, copy_tree, differences, skipped, snapshot};
 use serde_json::Value;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
@@ -90,8 +90,8 @@ fn real(test: &str) -> Option<Real> {
         .args(["-c", find])
         .output();
     let Some(found) = found.ok().filter(|found| found.status.success()) else {
-        aloud(&format!(
-            "skipped: {test}: no mlx-lm in {}; see .ci/run",
+        skipped(&format!(
+            "{test}: no mlx-lm in {}; see .ci/run",
             python.display()
         ));
         return None;

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 use crate::support::home::{
     BackendDir, SITE_PACKAGES, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
-use crate::support::standins::{Launchd, StandIns};
-use crate::support::{Env, Ran, aloud, copy_binary, differences, snapshot, strace};
+use crate::support::standins::{Launchd, StandIns, install};
+use crate::support::{Env, Ran, aloud, differences, snapshot, strace};
+use lmpatch::agent;
+use lmpatch::cli::{self, Cli};
+use lmpatch::lmstudio::lms::Lms;
 use plist::Value;
 
 const OLD: &str = "app-mlx-generate-mac14-arm64@34";
@@ -36,7 +39,7 @@ impl<'e> User<'e> {
         for directory in ["bin", "Library/LaunchAgents", "Library/Logs"] {
             fs::create_dir_all(env.user().join(directory)).unwrap();
         }
-        put_program(&user.program());
+        install(&user.program());
         usual_backend(&env.lmstudio(), OLD);
         user
     }
@@ -121,14 +124,6 @@ impl<'e> User<'e> {
     }
 }
 
-/// Puts the binary under test where a program may be that launchd runs.
-fn put_program(path: &Path) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    if fs::hard_link(crate::support::LMPATCH, path).is_err() {
-        copy_binary(path);
-    }
-}
-
 fn texts(job: &Value, key: &str) -> Vec<String> {
     let texts = job.as_dictionary().unwrap()[key].as_array().unwrap();
     let text = |text: &Value| text.as_string().unwrap().to_owned();
@@ -137,6 +132,17 @@ fn texts(job: &Value, key: &str) -> Vec<String> {
 
 fn code(mut child: Child) -> Option<i32> {
     child.wait().unwrap().code()
+}
+
+#[test]
+fn a_job_waits_five_seconds_and_a_reload_two_minutes() {
+    let parsed = Cli::read(["lmpatch", "agent", "run", "4096"].map(Into::into)).unwrap();
+    let Some(cli::Command::Agent(agent::Command::Run { settle_ms, .. })) = parsed.command else {
+        panic!("{parsed:?}")
+    };
+    assert_eq!(settle_ms, 5000);
+    let lms = Lms::of(Path::new("home"));
+    assert_eq!(lms.wait_timeout, Duration::from_secs(120));
 }
 
 #[test]
@@ -359,7 +365,7 @@ fn a_program_that_will_vanish_is_refused_with_the_next_step() {
     let user = User::new(&env);
     let _launchd = user.launchd();
     let temporary = env.user().with_file_name("tmp").join("lmpatch");
-    put_program(&temporary);
+    install(&temporary);
     let before = snapshot(&env.user());
     // The binary under test is in cargo's target directory.
     for program in [Path::new(crate::support::LMPATCH), &temporary] {
@@ -382,7 +388,7 @@ fn homebrews_stable_link_is_what_launchd_runs() {
     let _launchd = user.launchd();
     let prefix = env.user().join("homebrew");
     let program = prefix.join("Cellar/lmpatch/0.1.0/bin/lmpatch");
-    put_program(&program);
+    install(&program);
     fs::create_dir_all(prefix.join("bin")).unwrap();
     symlink(&program, prefix.join("bin/lmpatch")).unwrap();
     user.run_as(&program, &["agent", "install"]).exits(0);

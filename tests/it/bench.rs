@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
 use crate::support::server::{FakeLmStudio, Instance, Meddle, Odd, State, chunk_on_disk, load};
-use crate::support::standins::{executable, until};
+use crate::support::standins::{MADE_UP_PYTHON, executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
 use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
@@ -1152,28 +1152,6 @@ fn what_a_command_leaves_running_is_not_waited_for() {
     fs::remove_file(alive).unwrap();
 }
 
-/// A Python that is none: it says what the real script says, and dies at 4096.
-const MADE_UP_PYTHON: &str = r#"echo $$ >>"$0.log"
-read -r job
-say() { printf 'data: %s\n' "$1"; }
-printf 'data: Fetching\n\377\n'
-while read -r request; do
-  size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
-  tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
-  [ $size = 4096 ] && [ $tokens = 10000 ] && { echo "libc++abi: Insufficient Memory" >&2; kill -ABRT $$; }
-  if [ $size = 1024 ] && [ $tokens = 10000 ]; then say '{"error":"ValueError: no"}'; continue; fi
-  done=$size
-  while [ $done -le $tokens ]; do
-    say '{"type":"prompt_processing.progress","progress":'$((done * 1000000 / tokens))'e-6,"seconds":'$((done * size))'}'
-    read -r goes; [ "$goes" = '"stop"' ] && break
-    done=$((done + size))
-  done
-  if [ "$goes" = '"stop"' ]; then say '{"error":"Cut: "}'; continue; fi
-  stats='"input_tokens":'$tokens',"time_to_first_token_seconds":'$((tokens * size))',"peak_memory_bytes":'${size}000
-  say '{"type":"chat.end","result":{"stats":{'$stats'},"engine":"mlx-lm 0.0"}}'
-done
-"#;
-
 #[test]
 fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     let env = Env::with_fixture();
@@ -1347,6 +1325,34 @@ fn an_early_failure_leaves_no_export() {
     let error = results["error"].as_str().unwrap();
     assert!(error.starts_with("no server answers"), "{results}");
     assert_eq!(results["lmpatch"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_result_is_a_table_and_a_verdict() {
+    let stage = stage()
+        .pace(&[(4096, 8), (512, 16)])
+        .odd(|odd| odd.tells_seconds = true);
+    let ran = stage
+        .run(&["--sizes", "512,2048,4096", "--runs", "1"])
+        .exits(0);
+    let expected = "\
+size          seconds         tok/s  × stock  spread  memory  observed
+512                 –  ~62500 (cut)     2.50       –       –         –  ████
+2048 (stock)        –  ~25000 (cut)     1.00       –       –         –  █
+4096             0.07        125000     5.00       –       –      4096  ███████
+";
+    assert_eq!(ran.stdout, expected);
+    let expected = "\
+qwen/tiny, 3 sizes, 8192 prompt tokens; at most 1 min of prefill
+Every backend is as it was.
+512 was cut short at 2048 tokens: 62500.0 tok/s there, 125000.0 for the best
+2048 was cut short at 2048 tokens: 25000.0 tok/s there, 125000.0 for the best
+Verdict: 4096 is the fastest, and no smaller size comes within the noise (2.0 %) of it.
+`lmpatch 4096 --reload` sets it.
+Loading qwen/tiny again …
+qwen/tiny is loaded again.
+";
+    assert_eq!(ran.stderr, expected);
 }
 
 #[test]

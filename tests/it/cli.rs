@@ -4,20 +4,16 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
 use crate::support::home::usual_backend;
-use crate::support::{Env, differences, snapshot};
+use crate::support::{Env, Ran, differences, snapshot};
 
 #[test]
-fn help_names_the_exit_codes_and_the_flags() {
-    let ran = Env::new().run(["--help"]).exits(0);
-    for text in [
-        "0  done",
-        "1  something failed",
-        "2  the command line",
-        "3  --check SIZE",
-        "--home <DIR>",
-        "--dry-run",
+fn help_is_what_people_read() {
+    for (words, expected) in [
+        (&["--help"][..], include_str!("texts/help.txt")),
+        (&["bench", "--help"], include_str!("texts/bench-help.txt")),
     ] {
-        assert!(ran.stdout.contains(text), "{text}: {}", ran.stdout);
+        let output = Env::new().command(words).env("COLUMNS", "80").output();
+        assert_eq!(Ran::of(&output.unwrap()).exits(0).stdout, expected);
     }
     Env::new()
         .run(["--version"])
@@ -244,15 +240,4 @@ fn names_cannot_drive_the_terminal() {
     assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\u{a}");
     assert_eq!(printable("x\u{202e}y\u{85}"), "x\\u{202e}y\\u{85}");
     assert_eq!(printable("Größe 你好"), "Größe 你好");
-}
-
-/// As `bench --reload` spells it, too.
-#[test]
-fn model_and_models_are_one_reload() {
-    let env = Env::with_fixture();
-    for what in ["models", "model"] {
-        env.run(["4096", &format!("--reload={what}")])
-            .exits(0)
-            .says("No model is loaded.");
-    }
 }

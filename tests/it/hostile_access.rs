@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::child::{finish, finish_into, skipped, while_mode};
+use crate::support::child::{finish, finish_into, while_mode};
 use crate::support::home::{BackendDir, engine_since_2026, generate, usual_backend};
+use crate::support::skipped;
 use crate::support::{Env, LMPATCH, differences, snapshot};
 use serde_json::Value;
 

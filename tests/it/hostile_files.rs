@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::child::{finish, has_tool, identity, skipped};
+use crate::support::child::{finish, has_tool, identity};
 use crate::support::home::{
     BackendDir, engine_since_2026, generate, stock_generate, usual_backend,
 };
+use crate::support::skipped;
 use crate::support::{Env, Ran, differences, snapshot};
 
 const BAD: &str = "app-mlx-generate-mac14-arm64@1";

@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::child::{finish, skipped};
+use crate::support::child::finish;
 use crate::support::home::{RUNTIME, engine_since_2026, runtime, select, usual_backend};
+use crate::support::skipped;
 use crate::support::{Env, Ran, differences, snapshot};
 use serde_json::{Value, json};
 

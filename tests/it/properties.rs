@@ -111,9 +111,7 @@ fn nasty_sources_are_read_to_their_end() {
 #[ignore = "a measurement, and a long one"]
 fn time_is_linear_in_size() {
     if processor_time().is_none() {
-        return eprintln!(
-            "skipped: this system does not say what a thread has had of the processor"
-        );
+        return eprintln!("this system does not say what a thread has had of the processor");
     }
     let mut worse = Vec::new();
     for ((name, quarter), (_, whole)) in nasty::sources(1 << 21)

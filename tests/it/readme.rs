@@ -1,6 +1,11 @@
-//! Every command of the README is one that lmpatch takes, and those that need nothing but files are run.
-use crate::support::{Env, Ran};
-use lmpatch::cli::Cli;
+//! Every command of the README is run, and the first one prints what is shown there.
+use std::fs;
+use std::process::Command;
+
+use crate::support::home::BackendDir;
+use crate::support::server::{FakeLmStudio, chunk_on_disk};
+use crate::support::standins::{Launchd, MADE_UP_PYTHON, StandIns, executable, install};
+use crate::support::{Env, Ran, differences, fixture, snapshot};
 
 const README: &str = include_str!("../../README.md");
 
@@ -27,32 +32,49 @@ fn first_command() -> (&'static str, &'static str) {
 }
 
 #[test]
-fn every_command_is_one_that_lmpatch_takes() {
-    let commands = commands();
-    assert!(commands.len() >= 8, "{commands:?}");
-    for words in commands {
-        let parsed = Cli::read(
-            std::iter::once("lmpatch")
-                .chain(words.iter().copied())
-                .map(Into::into),
-        );
-        assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
-    }
-}
-
-#[test]
-fn the_commands_that_need_only_files_work() {
+fn every_command_works() {
     let env = Env::with_fixture();
-    let needs_more = |word: &&str| matches!(*word, "bench" | "agent" | "--reload" | "--reload=app");
-    let mut ran = 0;
-    for words in commands()
-        .into_iter()
-        .filter(|words| !words.iter().any(needs_more))
-    {
-        env.run(&words).exits(0);
-        ran += 1;
+    let home = env.lmstudio();
+    let backend = BackendDir::new(&home, "app-mlx-generate-mac14-arm64@34");
+    let lm_studio = FakeLmStudio::start(&home, &backend.engine());
+    lm_studio.load("qwen/tiny", "mlx", 65_536);
+    lm_studio.state().odd.tells_seconds = true;
+    let url = lm_studio.url();
+    let port = url.rsplit(':').next().unwrap();
+    let settings = home.join(".internal/http-server-config.json");
+    fs::write(settings, format!("{{\"port\": {port}}}")).unwrap();
+    executable(&backend.root.join("bin/python3.11"), MADE_UP_PYTHON);
+    fs::create_dir_all(env.user().join("models/qwen3-4b")).unwrap();
+    let standins = StandIns::new(&env);
+    let launchd = Launchd::new(&standins);
+    let program = env.user().join("bin/lmpatch");
+    install(&program);
+    let commands = commands();
+    assert!(commands.len() >= 11, "{commands:?}");
+    for words in commands {
+        let chunk = chunk_on_disk(&backend.engine()).unwrap();
+        // As if the model had been loaded since the last change.
+        lm_studio.state().models[0].loaded[0].chunk = chunk;
+        let user = env.user().display().to_string();
+        let words: Vec<_> = words.iter().map(|word| word.replace('~', &user)).collect();
+        let run = |more: &[&str]| {
+            let mut command = Command::new(&program);
+            let command = standins.prepare(&mut command).args(&words).args(more);
+            Ran::of(&command.output().unwrap()).exits(0)
+        };
+        run(&[]);
+        // Whatever it says is no error.
+        let quiet = run(&["--quiet"]);
+        assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+        assert_eq!(
+            launchd.job().is_some(),
+            words[..] == ["agent", "install", "8192"] || words[..] == ["agent", "status"]
+        );
     }
-    assert!(ran >= 4, "{ran}");
+    assert_eq!(
+        lm_studio.state().prefills.iter().map(|one| one.chunk).max(),
+        Some(8192)
+    );
 }
 
 #[test]
@@ -71,4 +93,9 @@ fn the_first_command_prints_what_the_readme_shows() {
     // Without a `ps` nothing is said of loaded models, which depends on the machine.
     let ran = Ran::of(&command.env("PATH", "").output().unwrap()).exits(0);
     assert_eq!(ran.stdout + &ran.stderr, shown);
+    // And back, byte for byte.
+    assert!(README.contains("`cargo run -- --home fixtures/lmstudio --revert` takes it back"));
+    env.run(["--revert"]).exits(0);
+    let left = differences(&snapshot(&fixture()), &snapshot(&env.lmstudio()));
+    assert_eq!(left, Vec::<String>::new());
 }

@@ -631,17 +631,23 @@ fn an_app_that_is_still_quitting_is_opened_when_it_can_be() {
     let standins = app(&env, &fake, "/Applications/LM Studio.app");
     fake.add(json!({ "path": "qwen/tiny" }));
     let quitting = standins.file("quitting").display().to_string();
+    let early = standins.file("early").display().to_string();
+    let ended = standins.file("ended").display().to_string();
     let lms = env.lmstudio().join("bin/lms").display().to_string();
+    // It says that it quits, its worker ends later, and it answers some time after it was opened.
+    fake.faults(json!({ "ps-fails-after-open": 3 }));
     standins.script(
         "osascript",
-        &format!("touch '{quitting}'; '{lms}' test-quit"),
+        &format!("touch '{quitting}'; (sleep 2; '{lms}' test-quit; touch '{ended}') &"),
     );
     let body = format!(
-        "[ ! -e '{quitting}' ] || {{ rm '{quitting}'; echo 'error -600' >&2; exit 1; }}; '{lms}' test-open"
+        "[ -e '{ended}' ] || touch '{early}'
+        [ ! -e '{quitting}' ] || {{ rm '{quitting}'; echo 'error -600' >&2; exit 1; }}; '{lms}' test-open"
     );
     standins.script("open", &body);
     standins.run(["4096", "--reload=app"]).exits(0);
     assert_eq!(standins.calls_of("open").len(), 2);
+    assert!(!standins.file("early").exists(), "its worker had ended");
     assert_eq!(fake.summary(), [row("qwen/tiny", 4096, 4096)]);
 }
 

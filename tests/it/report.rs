@@ -34,6 +34,13 @@ app-mlx-generate-mac14-arm64@34  MLX 1.11.0  yes       2048 → 4096  changed
 }
 
 #[test]
+fn a_dry_run_is_a_diff() {
+    let env = Env::with_fixture();
+    let ran = env.run(["4096", "--dry-run", "--backend", "*@19"]).exits(0);
+    assert_eq!(ran.stdout, include_str!("texts/dry-run.diff"));
+}
+
+#[test]
 fn verbose_shows_every_site() {
     let env = Env::with_fixture();
     env.run(["4096"]).exits(0);

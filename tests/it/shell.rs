@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{Env, LMPATCH, aloud};
+use crate::support::{Env, LMPATCH, skipped};
 
 /// Types an unfinished flag, tab, another argument and enter.
 const TYPED: &[u8] = b"lmpatch --ba\t-x\n";
@@ -40,7 +40,7 @@ fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Out
         .output()
         .is_err_and(|error| error.kind() == ErrorKind::NotFound)
     {
-        aloud(&format!("skipped: {program} is not installed"));
+        skipped(&format!("{program} is not installed"));
         return None;
     }
     let mut command = Command::new("timeout");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, record_row};
-use crate::support::{Env, aloud, differences, interpreter, snapshot};
+use crate::support::{Env, aloud, differences, interpreter, skipped, snapshot};
 use serde::Deserialize;
 
 /// Every definition of `prefill_step_size` with an integer default, as `ast` sees it, as `[value, start, end]` in bytes.
@@ -64,8 +64,8 @@ fn real(test: &str) -> Option<Real> {
         .output()
         .is_ok();
     if wheels.is_empty() || !has_python {
-        aloud(&format!(
-            "skipped: {test}: no wheels in {} or no python3; see .ci/run",
+        skipped(&format!(
+            "{test}: no wheels in {} or no python3; see .ci/run",
             directory.display()
         ));
         return None;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Env, Ran, copy_binary};
+use super::{Env, Ran, copy_binary, skipped};
 
 /// Far more than any run needs on a slow machine; whoever is past it hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -160,12 +160,4 @@ pub fn has_tool(name: &str) -> bool {
         skipped(&format!("{name} is not installed"));
     }
     found
-}
-
-/// Says aloud that a test, or a part of it, did not run.
-pub fn skipped(why: &str) {
-    // Not by eprintln, which the test harness keeps to itself.
-    io::stderr()
-        .write_all(format!("skipped: {why}\n").as_bytes())
-        .unwrap();
 }

@@ -134,7 +134,7 @@ pub fn lines_on_terminal(env: &Env, command: &Command) -> Option<Vec<String>> {
     env.isolate(&mut python).args(["-c", ON_TERMINAL]);
     python.arg(command.get_program()).args(command.get_args());
     let Ok(output) = python.env("NO_COLOR", "1").output() else {
-        aloud("skipped: python3 does not start");
+        skipped("python3 does not start");
         return None;
     };
     assert!(output.status.success(), "{output:?}");
@@ -216,6 +216,13 @@ pub fn aloud(text: &str) {
     std::io::stderr()
         .write_all(format!("{text}\n").as_bytes())
         .unwrap();
+}
+
+/// Says aloud that a test, or a part of it, did not run. Where everything is there that tests use, that is a failure.
+#[track_caller]
+pub fn skipped(why: &str) {
+    assert!(std::env::var_os("LMPATCH_SKIPS_NOTHING").is_none(), "{why}");
+    aloud(&format!("skipped: {why}"));
 }
 
 /// The miniature LM Studio home of the repository.

@@ -105,6 +105,28 @@ pub fn executable_text(path: &Path, text: &str) {
     fs::rename(&new, path).unwrap();
 }
 
+/// A Python that is none: it says what the real script says, and dies at 4096.
+pub const MADE_UP_PYTHON: &str = r#"echo $$ >>"$0.log"
+read -r job
+say() { printf 'data: %s\n' "$1"; }
+printf 'data: Fetching\n\377\n'
+while read -r request; do
+  size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
+  tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
+  [ $size = 4096 ] && [ $tokens = 10000 ] && { echo "libc++abi: Insufficient Memory" >&2; kill -ABRT $$; }
+  if [ $size = 1024 ] && [ $tokens = 10000 ]; then say '{"error":"ValueError: no"}'; continue; fi
+  done=$size
+  while [ $done -le $tokens ]; do
+    say '{"type":"prompt_processing.progress","progress":'$((done * 1000000 / tokens))'e-6,"seconds":'$((done * size))'}'
+    read -r goes; [ "$goes" = '"stop"' ] && break
+    done=$((done + size))
+  done
+  if [ "$goes" = '"stop"' ]; then say '{"error":"Cut: "}'; continue; fi
+  stats='"input_tokens":'$tokens',"time_to_first_token_seconds":'$((tokens * size))',"peak_memory_bytes":'${size}000
+  say '{"type":"chat.end","result":{"stats":{'$stats'},"engine":"mlx-lm 0.0"}}'
+done
+"#;
+
 /// So many seconds before now.
 pub fn ago(seconds: u64) -> SystemTime {
     SystemTime::now() - Duration::from_secs(seconds)
@@ -130,6 +152,14 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
             "not within twenty seconds: {what}"
         );
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Puts the binary under test where a program may be that launchd runs.
+pub fn install(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    if fs::hard_link(super::LMPATCH, path).is_err() {
+        super::copy_binary(path);
     }
 }
 

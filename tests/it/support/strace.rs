@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Env, LMPATCH, Ran};
+use super::{Env, LMPATCH, Ran, skipped};
 
 /// Every call by which a program reads or changes a disk; `?`, since not every architecture has all of them.
 const DISK_CALLS: &str = "?open,openat,?creat,read,write,?pread64,?pwrite64,fsync,fdatasync,ftruncate,?rename,?renameat,\
@@ -29,7 +29,7 @@ pub fn is_there() -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !works {
-        eprintln!("skipped: strace is not installed or may not trace");
+        skipped("strace is not installed or may not trace");
     }
     works
 }
