@@ -49,7 +49,7 @@ pub fn run(
     output.say(&table::summary(report));
     if cli.dry_run {
         output.say("Dry run: nothing was written.");
-    } else if cli.reload.is_none() && is_in_use(report, &[Changed]) {
+    } else if cli.reload.is_none() && selected_is(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
     let is_reloaded = match cli.reload {
@@ -60,25 +60,25 @@ pub fn run(
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
 
-/// Whether the backend in use has one of these outcomes; if it is unknown which one is in use, whether any has.
-fn is_in_use(report: &Report, outcomes: &[Outcome]) -> bool {
+/// Whether the selected backend has one of these outcomes; if it is unknown which one is selected, whether any has.
+fn selected_is(report: &Report, outcomes: &[Outcome]) -> bool {
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || report.is_selected_missing()
         || !report.absent.left_out.is_empty();
-    let mut such = report.with(outcomes);
-    such.any(|row| row.backend.selected || !is_known)
+    let mut rows = report.with(outcomes);
+    rows.any(|row| row.backend.selected || !is_known)
 }
 
-/// An unfinished update is not a failure, unless it is that of the backend in use or the only one.
+/// Whether the run failed. An unfinished backend is no failure, unless it is the selected one or there is no other.
 fn has_failed(report: &Report) -> bool {
     let is_failure = |row: &BackendReport| match row.result {
         Some(Incomplete) => row.backend.selected,
         result => matches!(result, Some(Refused | Failed)),
     };
-    // Where there is nothing, nothing is to be reverted.
+    // A backend that is not on disk needs no revert.
     let is_missing = report.action != Action::Revert && report.is_selected_missing();
-    let is_any = is_missing || report.backends.iter().any(is_failure);
-    is_any || report.with(&[Incomplete]).count() == report.backends.len()
+    let are_all_incomplete = report.with(&[Incomplete]).count() == report.backends.len();
+    is_missing || are_all_incomplete || report.backends.iter().any(is_failure)
 }
 
 /// Makes the values take effect, if they are those of the selected backend. Returns whether loaded models may have them.
@@ -90,7 +90,7 @@ fn reload(
     how: How,
     applied: &[Applied],
 ) -> bool {
-    if !is_in_use(report, &[Changed, Unchanged]) {
+    if !selected_is(report, &[Changed, Unchanged]) {
         let why = "no selected backend was set";
         output.error(&format!("no model was reloaded: {why}"));
         report.reload = Some(ReloadReport {

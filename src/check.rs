@@ -8,7 +8,7 @@ use glob::Pattern;
 
 use crate::cli::Cli;
 use crate::effect;
-use crate::lmstudio::backends::{self, INSTALL, amphibian};
+use crate::lmstudio::backends::{self, INSTALL, MissingBackend, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::marker;
@@ -21,12 +21,12 @@ use crate::report::{BackendReport, Report, notes, table};
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
     let scan = || workers::snapshot(home);
-    // Without this thread, processes are looked at later; a quiet run never looks at them.
+    // The processes are listed while the files are read. If the thread cannot start, `effect::add` lists them afterwards.
     let (survey, seen) = thread::scope(|scope| {
         let is_shown = cli.json || !cli.quiet;
-        let seen = is_shown.then(|| thread::Builder::new().spawn_scoped(scope, scan));
+        let scanning = is_shown.then(|| thread::Builder::new().spawn_scoped(scope, scan));
         let survey = survey(cli, home, report);
-        (survey, seen.and_then(|seen| seen.ok()?.join().ok()))
+        (survey, scanning.and_then(|thread| thread.ok()?.join().ok()))
     });
     report.backends = survey?.into_iter().map(BackendReport::surveyed).collect();
     effect::add(cli, home, report, seen);
@@ -38,7 +38,9 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     }
     let mut shown = Ok(());
     if cli.shows_text() {
-        shown = output.print(&(table::backends(report, output) + effect::summary(report)));
+        let mut text = table::backends(report, output);
+        text.extend(effect::summary(report).map(|line| line.to_owned() + "\n"));
+        shown = output.print(&text);
     }
     report.findings.print(output);
     if let Some(size) = report.size {
@@ -56,17 +58,22 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     }
     let amphibian = amphibian(home);
     let directory = amphibian.display();
-    let patterns: Vec<_> = cli.backend.iter().map(Pattern::as_str).collect();
-    if let Some(missing) = report.absent.missing.first() {
+    let patterns = &cli.backend;
+    // Those of the selected runtime are listed even if they match no pattern.
+    let is_wanted = |one: &&MissingBackend| {
+        patterns.is_empty() || patterns.iter().any(|p| p.matches(&one.name))
+    };
+    if let Some(missing) = report.absent.missing.iter().find(is_wanted) {
         let (what, next) = notes::missing(missing);
         bail!("no MLX backend found in {directory}: {what}; {next}");
     }
-    let is_none = || backends::find(home, &[]).is_ok_and(|(all, _)| all.is_empty());
-    if patterns.is_empty() || is_none() {
+    let is_empty = || backends::find(home, &[]).is_ok_and(|(all, _)| all.is_empty());
+    if patterns.is_empty() || is_empty() {
         let other = cli.home.is_none().then(|| home::other(home));
         let other = other.unwrap_or_default();
         bail!("no MLX backend found in {directory}; {INSTALL}{other}");
     }
+    let patterns: Vec<_> = patterns.iter().map(Pattern::as_str).collect();
     let patterns = patterns.join(" or ");
     bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
 }
@@ -76,8 +83,8 @@ fn exit(report: &Report) -> Exit {
     // As in a set, an unfinished backend that is not in use does not count.
     let counts = |row: &&BackendReport| row.state != State::Incomplete || row.backend.selected;
     let is_set = |size| {
-        let is_missing = report.is_selected_missing() || !rows.iter().any(|row| row.has(size));
-        !is_missing && rows.iter().filter(counts).all(|row| row.has(size))
+        let has = |row: &BackendReport| row.has(size);
+        !report.is_selected_missing() && rows.iter().any(has) && rows.iter().filter(counts).all(has)
     };
     match report.size {
         _ if rows.iter().any(|row| row.state == State::Refused) => Exit::Failed,

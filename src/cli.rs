@@ -1,4 +1,4 @@
-//! The command line: every flag, validated. No environment variable stands in for one.
+//! The command line, validated; `bench` and `agent` have theirs in their own modules. No environment variable sets a flag.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -111,7 +111,7 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Parses the command line. Fails with what clap prints, also for `--help`.
+    /// Parses the command line. Fails with what clap prints, which includes `--help`.
     ///
     /// Only global flags may come before a subcommand.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
@@ -119,14 +119,14 @@ impl Cli {
         let arguments: Vec<_> = arguments.into_iter().collect();
         let matches = command.try_get_matches_from_mut(&arguments);
         let matches = matches.map_err(|error| clearer(error, &arguments))?;
-        let is_typed = |own: &&Arg| {
-            let source = matches.value_source(own.get_id().as_str());
-            !own.is_global_set() && source == Some(ValueSource::CommandLine)
+        let is_misplaced = |arg: &&Arg| {
+            let source = matches.value_source(arg.get_id().as_str());
+            !arg.is_global_set() && source == Some(ValueSource::CommandLine)
         };
-        let own = command.get_arguments().find(is_typed);
-        if let (Some(subcommand), Some(own)) = (matches.subcommand_name(), own) {
+        let misplaced = command.get_arguments().find(is_misplaced);
+        if let (Some(subcommand), Some(arg)) = (matches.subcommand_name(), misplaced) {
             let help = format!("`lmpatch {subcommand} --help` shows what it takes");
-            let why = format!("'{own}' cannot stand before '{subcommand}'; {help}");
+            let why = format!("'{arg}' cannot come before '{subcommand}'; {help}");
             return Err(command.error(ErrorKind::ArgumentConflict, why));
         }
         Self::from_arg_matches(&matches)

@@ -49,8 +49,10 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
 
 /// Describes a failure in one line, with what the program said; `name` is what was run.
 pub fn failure(name: &str, ended: &Output) -> String {
-    let is_silent = ended.stderr.trim_ascii().is_empty();
-    let said = [&ended.stderr, &ended.stdout][usize::from(is_silent)];
+    let said = match ended.stderr.trim_ascii() {
+        [] => &ended.stdout[..],
+        errors => errors,
+    };
     let said = String::from_utf8_lossy(said);
     let words: Vec<_> = said.split_whitespace().collect();
     let said: String = words.join(" ").chars().take(MAX_ERROR).collect();

@@ -10,7 +10,6 @@ use crate::lmstudio::workers::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unk
 use crate::lmstudio::workers::{self, Worker, WorkerSnapshot};
 use crate::output::Level::{self, Note};
 use crate::output::{Output, flag};
-use crate::patch::file::State;
 use crate::patch::settings::SIZES;
 use crate::report::{BackendReport, Findings, Report};
 
@@ -69,10 +68,8 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
             let other = older.iter().find(|worker| !worker.is_lm_studios());
             let other = other.map(|worker| &*worker.app);
             let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
-            let values = (row.state, row.chunk, other);
-            if let (State::Stock | State::Patched, Some(chunk), None) = values
-                && SIZES.contains(&chunk)
-            {
+            let chunk = row.chunk.filter(|n| row.has(*n) && SIZES.contains(n));
+            if let (Some(chunk), None) = (chunk, other) {
                 let only = flag(&row.backend.name);
                 next = format!("`lmpatch {chunk}{only} --reload` reloads it");
             }
@@ -89,7 +86,9 @@ pub fn after_reload(output: &Output, report: &mut Report) -> bool {
         on_row(&mut found, row, Level::Error);
     }
     found.print(output);
-    summary(report).lines().for_each(|line| output.say(line));
+    if let Some(line) = summary(report) {
+        output.say(line);
+    }
     report.findings.append(found);
     report
         .backends
@@ -98,19 +97,17 @@ pub fn after_reload(output: &Output, report: &mut Report) -> bool {
 }
 
 /// Whether the values are in effect, unless a finding already says so, or only some backends were looked at.
-pub fn summary(report: &Report) -> &'static str {
+pub fn summary(report: &Report) -> Option<&'static str> {
     let states = report.backends.iter().map(|row| row.in_effect.as_ref());
     let states: Vec<_> = states.flatten().collect();
-    if states.is_empty()
-        || !report.flags.is_empty()
-        || states.iter().any(|s| !matches!(s, InEffect | NotLoaded))
-    {
-        ""
+    let is_told = states.iter().any(|s| !matches!(s, InEffect | NotLoaded));
+    if states.is_empty() || is_told || !report.flags.is_empty() {
+        None
     } else if states.contains(&&InEffect) {
-        "Every loaded model has these values.\n"
+        Some("Every loaded model has these values.")
     } else if report.workers.as_ref().is_none_or(Vec::is_empty) {
-        "No model is loaded.\n"
+        Some("No model is loaded.")
     } else {
-        "No loaded model uses these backends.\n"
+        Some("No loaded model uses these backends.")
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
 use serde::Serializer;
 use tempfile::NamedTempFile;
 use thiserror::Error;
@@ -16,11 +17,7 @@ use crate::output::quoted;
 /// Nothing larger than this is read, in bytes. The largest vendor file so far has 78,615.
 pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The same number on Linux and macOS. `ErrorKind::PermissionDenied` does not tell it from EACCES, which chmod can fix.
-const EPERM: i32 = 1;
 pub const FULL_DISK_ACCESS: &str = "System Settings → Privacy & Security → Full Disk Access";
-const EPERM_FIX: &str = "; macOS keeps it from this program: allow it, or your terminal, in System Settings → \
-    Privacy & Security → Full Disk Access (or Files & Folders → Removable Volumes), or unlock it with chflags nouchg";
 
 /// Why a file was not read.
 #[derive(Debug, Error)]
@@ -50,9 +47,13 @@ impl From<io::Error> for NotRead {
 
 /// What to do about a permission error, to follow its text: `chmod` if that helps, else what macOS asks for.
 fn fix(error: &io::Error, chmod: &str) -> String {
-    match error.kind() {
-        _ if error.raw_os_error() == Some(EPERM) => EPERM_FIX.to_owned(),
-        ErrorKind::PermissionDenied => format!("; allow it with {chmod}"),
+    // `ErrorKind::PermissionDenied` is both; chmod fixes only EACCES.
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM) => format!(
+            "; macOS keeps it from this program: allow it, or your terminal, in {FULL_DISK_ACCESS} (or Files & Folders \
+             → Removable Volumes), or unlock it with chflags nouchg"
+        ),
+        Some(Errno::ACCESS) => format!("; allow it with {chmod}"),
         _ => String::new(),
     }
 }

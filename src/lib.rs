@@ -30,7 +30,7 @@ use patch::backend::Goal;
 use patch::settings::DEFAULT_SIZE;
 use report::{Action, Report, SCHEMA};
 
-/// Runs the command and reports on it. Fails only if nothing could be reported.
+/// Runs the command and reports on it. An error is one that has not been printed yet.
 pub fn run(cli: &Cli) -> Result<Exit> {
     cli.color.write_global();
     let output = Output {

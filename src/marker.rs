@@ -89,7 +89,7 @@ pub fn commands<'s>(
     before: impl Iterator<Item = &'s Surveyed> + Clone,
     is_all: bool,
 ) -> BTreeMap<String, String> {
-    let is_vendors = |one: &Surveyed| one.state() == State::Stock && !one.is_as_found();
+    let is_vendors = |one: &Surveyed| one.state() == State::Stock && !one.came_edited();
     let command = |one: &Surveyed| match one.chunk_and_stock() {
         Some((chunk, _)) if !is_vendors(one) => format!("lmpatch {chunk}"),
         _ => "lmpatch --revert".to_owned(),

@@ -99,7 +99,7 @@ impl Output {
 /// What every advised command begins with, if a home was given: a backtick, and `lmpatch --home '…'`.
 static COMMAND: OnceLock<String> = OnceLock::new();
 
-/// Has every command that is advised from now on act on `home`.
+/// Makes every command that is advised from now on act on `home`.
 pub fn advise_for(home: &Path) {
     let home = quoted(home.display());
     // Called once.
@@ -177,7 +177,7 @@ pub fn print_clap(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints an error that could not be reported in any other way, and returns the exit code.
+/// Prints the error that a run ended with, and returns the exit code.
 pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
     eprint("error: ", BAD, &format!("{error:#}"));
     ExitCode::FAILURE
@@ -186,9 +186,14 @@ pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
 /// `text` with control characters and invisible direction marks escaped: a name on disk must not move the cursor,
 /// colour the screen or reorder a line.
 pub fn printable(text: &str) -> String {
-    let is_mark = |c| matches!(c, '\u{200b}'..='\u{200c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
     let shown = |c: char| match c {
-        c if c.is_control() || is_mark(c) => c.escape_unicode().to_string(),
+        // Not U+200D, which joins emoji.
+        '\u{200b}'..='\u{200c}'
+        | '\u{200e}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{2069}'
+        | '\u{feff}' => c.escape_unicode().to_string(),
+        c if c.is_control() => c.escape_unicode().to_string(),
         c => c.to_string(),
     };
     text.chars().map(shown).collect()

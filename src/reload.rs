@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::command::{self, retry};
-use crate::lmstudio::lms::{Lms, LoadedModel, find};
+use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lmstudio::workers::{self, Worker};
 use crate::output::quoted;
 
@@ -72,11 +72,11 @@ impl Reloader {
 
     pub fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
         let before = self.wait_idle(wanted)?;
-        if find(&before, &wanted.identifier).is_some() {
+        if find_loaded(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
             // What cannot be seen now may be unloaded, so it is loaded.
             let left = retry(self.lms.wait_timeout, || self.lms.loaded()).unwrap_or_default();
-            if let Some(now) = find(&left, &wanted.identifier) {
+            if let Some(now) = find_loaded(&left, &wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
                 let what = "it was not unloaded, or something loaded it again; try again";
                 let now = with_differences(now, wanted, vec![what.to_owned()]);
@@ -90,13 +90,13 @@ impl Reloader {
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
-            if other.is_here() && *id != wanted.identifier && find(&before, id).is_none() {
+            if other.is_here() && *id != wanted.identifier && find_loaded(&before, id).is_none() {
                 let end = format!("`lms unload {}` ends it", quoted(id));
                 notes.push(format!("another copy was loaded in between: {end}"));
             }
         }
         let error = result.err().map(|error| format!("{error:#}"));
-        let Some(now) = find(&after, &wanted.identifier) else {
+        let Some(now) = find_loaded(&after, &wanted.identifier) else {
             notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
             bail!("{}; {}", notes.join("; "), self.advice);
         };
@@ -112,7 +112,7 @@ impl Reloader {
         }
         let limit = self.lms.wait_timeout;
         let loaded = retry(limit, || match self.lms.loaded() {
-            Ok(now) if find(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
+            Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
             loaded => Ok(loaded),
@@ -127,10 +127,9 @@ impl Reloader {
         let no_app = "has no app to restart; use --reload";
         ensure!(!apps.contains(""), "a worker {no_app}");
         ensure!(!apps.contains("llmster"), "llmster {no_app}");
-        // Nothing else knows how to load it again.
-        let is_listed = before.len() >= old.len();
+        // Only `lms ps` tells how a model has to be loaded again.
         ensure!(
-            is_listed,
+            before.len() >= old.len(),
             "a worker has a model that `lms ps` does not list, or not yet; try again, or use --reload"
         );
         for model in before {
@@ -144,15 +143,15 @@ impl Reloader {
             command::output(Command::new(program).args(words), limit)
         };
         let quit = |app| call("osascript", &["-e", &format!("quit app \"{app}\"")]).map(drop);
-        let ended = || {
+        let check_ended = || {
             let now = workers::snapshot(&self.home).workers;
             if old.iter().any(|worker| now.contains(worker)) {
                 bail!("a worker still runs after {limit:?}, perhaps in a service; use --reload");
             }
             Ok(())
         };
-        let has_ended = apps.iter().try_for_each(quit);
-        let has_ended = has_ended.and_then(|()| retry(limit, ended));
+        let ended = apps.iter().try_for_each(quit);
+        let ended = ended.and_then(|()| retry(limit, check_ended));
         // As before the load of one model: a worker of the same second counts as older.
         thread::sleep(Duration::from_secs(1));
         // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
@@ -160,9 +159,9 @@ impl Reloader {
         for app in &apps {
             retry(opening, || call("open", &["-a", app])).with_context(was)?;
         }
-        let back = has_ended.and_then(|()| retry(limit, || self.lms.loaded()));
+        let back = ended.and_then(|()| retry(limit, || self.lms.loaded()));
         let back = back.with_context(was)?;
-        let reload = |model: &LoadedModel| match find(&back, &model.identifier) {
+        let reload = |model: &LoadedModel| match find_loaded(&back, &model.identifier) {
             Some(now) => with_differences(now, model, Vec::new()),
             None => self.reload(model),
         };

@@ -12,7 +12,7 @@ pub fn catch() -> std::io::Result<Signals> {
     Signals::new([SIGINT, SIGTERM, SIGHUP])
 }
 
-/// Has the second signal end lmpatch while a model is loaded again. `is_first_over`: whether one has come already.
+/// Lets the second signal end lmpatch while a model is loaded again. `is_first_over`: whether the first has already come.
 pub fn end_on_second(mut signals: Signals, is_first_over: bool, output: Output) {
     thread::spawn(move || {
         let mut signals = signals.forever();

@@ -100,7 +100,7 @@ impl Launchd {
         let next = match code {
             Some(0) => return Ok(()),
             Some(5 | 125) => "nobody seems to be logged in at the screen; log in there first",
-            Some(119) => "it is disabled; run `launchctl enable gui/$UID/io.github.lmpatch.agent`",
+            Some(119) => &format!("it is disabled; run `launchctl enable {}`", self.target),
             _ => "`launchctl error` tells what the number means",
         };
         bail!("{failure}; {next}")
@@ -111,8 +111,8 @@ impl Launchd {
         let (code, failure) = launchctl(&["bootout", &self.target])?;
         // 36 is "operation now in progress".
         ensure!(matches!(code, Some(0 | 36)) || !self.has_job(), failure);
-        let still = "launchd still has io.github.lmpatch.agent after bootout; log out and in first";
-        let is_gone = || (!self.has_job()).then_some(()).context(still);
+        let still = || format!("launchd still has {LABEL} after bootout; log out and in first");
+        let is_gone = || (!self.has_job()).then_some(()).with_context(still);
         command::retry(TIMEOUT, is_gone)
     }
 }

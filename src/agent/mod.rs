@@ -225,7 +225,7 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
     let is_for_us = |state| matches!(state, State::Stock | State::Refused);
-    backends.retain(|one| is_settled(one, age) && is_for_us(one.state()) && !one.is_as_found());
+    backends.retain(|one| is_settled(one, age) && is_for_us(one.state()) && !one.came_edited());
     let mut exit = Exit::Done;
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;
@@ -233,8 +233,8 @@ fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration
             exit = Exit::Failed;
             output.error(&format!("{name}: {why}"));
         } else if applied.outcome == Outcome::Changed {
-            let (stock, _) = applied.before.chunk_and_stock().unwrap_or_default();
-            output.say(&format!("{name}: {stock} → {size}"));
+            let (before, _) = applied.before.chunk_and_stock().unwrap_or_default();
+            output.say(&format!("{name}: {before} → {size}"));
         }
     }
     Ok(exit)

@@ -83,7 +83,7 @@ impl Direct {
             .stdin(OwnedFd::from(stdin))
             .stdout(OwnedFd::from(stdout));
         let child = command.spawn();
-        // Only the process has its ends, so that both are closed when it ends.
+        // Drops this side's handles of the child's sockets, so that they close when the child exits.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let python = command.get_program().display();
         let child = child.with_context(|| format!("cannot run {python}"))?;
@@ -100,8 +100,10 @@ impl Direct {
 
 impl Engine for Direct {
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let running = self.process.take().map(Ok);
-        let mut process = running.unwrap_or_else(|| self.start())?;
+        let mut process = match self.process.take() {
+            Some(running) => running,
+            None => self.start()?,
+        };
         process.say(&json!({ "size": chunk, "tokens": tokens }));
         let python = self.command.get_program().display();
         let (start, mut run) = (Instant::now(), Run::default());
@@ -152,7 +154,7 @@ fn python_of(backend: &Backend) -> Option<Command> {
     Some(command)
 }
 
-/// A Python that runs the script.
+/// One run of the script, and the sockets to it.
 struct Process {
     child: Child,
     requests: UnixStream,

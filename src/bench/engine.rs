@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::results::{Position, Run};
 
-/// Is given every position; returns whether to go on.
+/// Called with every position; returns whether to go on.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
 
 pub trait Engine: Send {
@@ -23,7 +23,7 @@ pub fn silent(limit: Duration) -> Error {
     anyhow!("the engine said nothing for {} seconds", limit.as_secs())
 }
 
-/// One event of LM Studio's own stream; what is none is `OpenAI`'s.
+/// One event of LM Studio's own stream; anything else is `OpenAI`'s.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum Event {
@@ -65,7 +65,7 @@ impl Run {
 
     fn event(&mut self, data: &Value, seconds: f64, tokens: f64) -> Option<Position> {
         let Ok(event) = Event::deserialize(data) else {
-            self.chunk(data, seconds);
+            self.openai_event(data, seconds);
             return None;
         };
         match event {
@@ -99,7 +99,7 @@ impl Run {
         None
     }
 
-    fn chunk(&mut self, data: &Value, seconds: f64) {
+    fn openai_event(&mut self, data: &Value, seconds: f64) {
         self.model = text(&data["model"]);
         let choice = &data["choices"][0];
         let delta = &choice["delta"];

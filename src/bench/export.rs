@@ -27,7 +27,7 @@ pub fn check(paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let directory = path.parent().filter(|path| *path != Path::new(""));
         let tried = match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_file() => bail!("{} is no file", path.display()),
+            Ok(metadata) if !metadata.is_file() => bail!("{} is not a file", path.display()),
             Ok(_) => File::options().append(true).open(path),
             Err(_) => tempfile::tempfile_in(directory.unwrap_or(Path::new("."))),
         };

@@ -12,7 +12,7 @@ use super::prompt::context_for;
 use super::results::Results;
 use super::server::Server;
 use crate::command;
-use crate::lmstudio::lms::{Lms, LoadedModel, find};
+use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lock::Lock;
 use crate::marker;
 use crate::output::Output;
@@ -109,7 +109,7 @@ impl Guard {
         ensure!(program.is_file(), "{} {missing}", program.display());
         let mut loaded = reloader.lms.loaded()?;
         loaded.retain(|model| model.is_here() && model.is_mlx());
-        let wanted = find(&loaded, identifier);
+        let wanted = find_loaded(&loaded, identifier);
         let missing = || format!("`lms ps` lists no MLX model {identifier} on this Mac");
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
@@ -134,7 +134,7 @@ impl Guard {
     }
 
     /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
-    pub fn prepare(&self, size: u64) -> Result<Option<u64>> {
+    pub fn switch_to(&self, size: u64) -> Result<Option<u64>> {
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
@@ -184,10 +184,10 @@ impl Guard {
         let mut loaded = self.reloader.lms.loaded()?;
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
-        let measured = find(&loaded, name);
+        let measured = find_loaded(&loaded, name);
         let measured = measured.with_context(|| format!("something else unloaded {name}"))?;
         for LoadedModel { identifier: id, .. } in &loaded {
-            let is_old = find(&self.loaded, id).is_some();
+            let is_old = find_loaded(&self.loaded, id).is_some();
             ensure!(is_old, "something else loaded the model too, as {id}");
         }
         ensure!(!measured.is_busy(), "something else uses the model");
@@ -269,7 +269,7 @@ impl Guard {
         let now = self.reloader.lms.loaded().unwrap_or_default();
         let measured = self.wanted.as_ref().map(|model| &model.identifier);
         let is_to_load = |was: &&LoadedModel| {
-            Some(&was.identifier) == measured || find(&now, &was.identifier).is_none()
+            Some(&was.identifier) == measured || find_loaded(&now, &was.identifier).is_none()
         };
         let models = self.loaded.iter().filter(is_to_load);
         let load = |was: &LoadedModel| {

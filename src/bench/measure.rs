@@ -16,7 +16,7 @@ use crate::output::Output;
 
 /// The tokens of the first prefill of all, which shows that everything works, and about how fast.
 const PROBE_TOKENS: u64 = 1024;
-/// After so many runs that do not count, a size is given up.
+/// A size is given up after this many runs that do not count.
 const MAX_IGNORED: usize = 3;
 
 /// A benchmark that is under way.
@@ -75,7 +75,7 @@ impl Benchmark {
             // If this fails, what is loaded is unknown.
             self.results.warm.clear();
             let needed = self.results.prompt_tokens;
-            self.context = guard.prepare(chunk)?;
+            self.context = guard.switch_to(chunk)?;
             let context = self.context.unwrap_or(u64::MAX);
             ensure!(
                 context >= needed,
@@ -113,18 +113,19 @@ fn take(row: &mut Row, mut run: Run) -> Result<()> {
     if run.ignored.is_none() && starts_in_cache(&run.positions) {
         run.ignored = Some("its beginning came out of the prompt cache".to_owned());
     }
-    let (observed, ignored) = (observed(&run, row.chunk()), run.ignored.clone());
+    let seen = observed(&run, row.chunk());
+    let ignored = run.ignored.clone();
     row.add(run);
     if let Some(why) = ignored {
         let count = row.runs.len() - row.valid().count();
         ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
-    } else if let Some((chunk, steps)) = observed {
+    } else if let Some((chunk, steps)) = seen {
         (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
         // Some engines report progress as a rounded fraction.
         let off = row.size.map_or(0, |size| chunk.abs_diff(size));
         ensure!(
             off * 100 <= row.chunk(),
-            "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and see \
+            "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and check \
              that --home is the home of the app that answers"
         );
     }

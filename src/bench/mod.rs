@@ -87,7 +87,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         is_good = false;
     }
     if !is_good {
-        // They were written before the model was loaded; whether that works has been told.
+        // The files were written before this error was known. `report` has told whether they can be written.
         let _ = export::write(&args.output, &results);
     }
     Ok(if is_good { Exit::Done } else { Exit::Failed })
@@ -97,11 +97,11 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
 pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result<Benchmark> {
     export::check(&args.output)?;
     let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
-    let found = match home::find(home) {
+    let home = match home::find(home) {
         Err(error) if home.is_some() || sets => return Err(error),
         found => found.ok(),
     };
-    let home = found.as_deref();
+    let home = home.as_deref();
     // Two benchmarks at a time would measure each other.
     let lock = home.map(marker::lock).transpose()?;
     if let Some(commands) = home.and_then(marker::restore_commands) {
@@ -117,9 +117,11 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     if let (Some(name), false) = (absent.left_out.last(), args.direct) {
         bail!("{name} is selected, but --backend omits it");
     }
-    let is_used = |one: &&Surveyed| one.backend.selected_by().contains(&LM_STUDIO);
-    let in_use = backends.iter();
-    let in_use = in_use.max_by_key(|one| (is_used(one), one.backend.selected));
+    // The one that LM Studio has selected, or else one that another app has, or else the newest.
+    let in_use = backends.iter().max_by_key(|one| {
+        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
+        (is_lm_studios, one.backend.selected)
+    });
     let mut results = initial_results(args, in_use)?;
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
@@ -129,12 +131,13 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         let server = Server::new(args, home, &mut results)?;
         (Box::new(server.clone()), Some(server))
     };
-    let guard = home.zip(lock);
-    let guard =
-        guard.map(|(home, lock)| Guard::new(home, lock, backends, args, &results, server, *output));
+    let guard = home.zip(lock).map(|(home, lock)| {
+        let guard = Guard::new(home, lock, backends, args, &results, server, *output);
+        guard.map(Arc::new)
+    });
     Ok(Benchmark {
         engine,
-        guard: guard.transpose()?.map(Arc::new),
+        guard: guard.transpose()?,
         results,
         context: None,
         bar: bar(output),
@@ -197,7 +200,7 @@ fn machine() -> String {
     }
 }
 
-/// Lets `benchmark` measure until it ends, the budget is over or a signal comes. Returns what is known then, and whether
+/// Lets `benchmark` measure until it ends, the budget runs out or a signal comes. Returns what is known then, and whether
 /// it was a signal.
 pub fn supervise(
     benchmark: Benchmark,

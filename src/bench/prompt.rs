@@ -26,7 +26,7 @@ pub fn text(file: Option<&Path>) -> Result<String> {
     Ok(text)
 }
 
-/// So many characters of the text, repeated, after a prefix that is new every time: caches reuse a common prefix.
+/// This many characters of the text, repeated, after a prefix that is new every time: caches reuse a common prefix.
 pub fn new(text: &str, characters: f64) -> String {
     // The standard library's hasher takes its keys from the system's randomness.
     let mut prompt = format!("{:016x} ", RandomState::new().build_hasher().finish());

@@ -30,9 +30,9 @@ impl Results {
             ..Row::default()
         };
         let mut rows: Vec<_> = sizes.into_iter().map(row).collect();
-        // The size that most machines like best first, then its half and its double, and so on.
+        // The default first, then its half and its double, and so on.
         rows.sort_by_key(|row| {
-            let (small, large) = (row.chunk().min(4096), row.chunk().max(4096));
+            let (small, large) = (row.chunk().min(DEFAULT_SIZE), row.chunk().max(DEFAULT_SIZE));
             (1000 * large / small, row.size)
         });
         Self {
@@ -94,7 +94,7 @@ impl Results {
         })
     }
 
-    /// How a prefill of `size` that has come to `position` is cut short, if it is.
+    /// Where a prefill of `size` that has reached `position` is cut short; `None` if it goes on.
     pub fn cut(&self, size: Option<u64>, position: Position) -> Option<Cut> {
         let (_, best) = self.standing()?;
         let Position { tokens, seconds } = position;
@@ -176,12 +176,12 @@ impl Results {
         let is_partial = compared < self.rows.len();
         let partial = "of the sizes that could be measured, ";
         let partial = if is_partial { partial } else { "" };
-        let noise = noise(keep.spread, best.spread) * 100.0;
-        let noise = format!("within the noise ({noise:.1} %) of");
-        let mut why = format!("the fastest, and no smaller size comes {noise} it");
+        let percent = noise(keep.spread, best.spread) * 100.0;
+        let within = format!("within the noise ({percent:.1} %) of");
+        let mut why = format!("the fastest, and no smaller size comes {within} it");
         if keep.size != best.size {
             let (best, cost) = (best.name(), "a larger chunk costs memory and context");
-            why = format!("the smallest size {noise} the fastest, {best}; {cost}");
+            why = format!("the smallest size {within} the fastest, {best}; {cost}");
         }
         Verdict {
             keep: keep.size,
@@ -212,7 +212,7 @@ impl Row {
         self.runs.iter().filter(|run| run.ignored.is_none())
     }
 
-    /// Whether it is measured no more.
+    /// Whether it has left the race.
     pub fn is_out(&self) -> bool {
         self.cut.is_some() || self.failed.is_some()
     }
@@ -227,7 +227,7 @@ fn is_close(small: &Row, large: &Row) -> bool {
     (behind - noise).abs() < CERTAIN * error
 }
 
-/// The part by which sizes of these spreads may differ by chance: the sum, and never less than 2 %.
+/// The fraction by which two speeds with these spreads may differ by chance: the spreads' sum, at least 2 %.
 pub fn noise(one: Option<f64>, other: Option<f64>) -> f64 {
     LEAST_NOISE.max(one.unwrap_or_default() + other.unwrap_or_default())
 }
@@ -241,7 +241,7 @@ fn seconds_at(positions: &[Position], tokens: f64) -> Option<f64> {
     Some(before.seconds + part * (after.seconds - before.seconds))
 }
 
-/// The median; none of nothing.
+/// The median; `None` if there are no values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -250,7 +250,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-/// The robust standard deviation (1.4826 × the median absolute deviation) as a part of the median.
+/// The robust standard deviation (1.4826 × the median absolute deviation) as a fraction of the median.
 pub fn spread(values: &[f64]) -> Option<f64> {
     let middle = median(values).filter(|middle| *middle > 0.0 && values.len() > 1)?;
     let distances: Vec<f64> = values.iter().map(|value| (value - middle).abs()).collect();

@@ -97,7 +97,7 @@ impl Server {
     fn models(&self) -> Result<Option<Vec<Model>>> {
         let response = self.send(&agent(Some(TIMEOUT), None), "api/v1/models", None)?;
         let body = response.into_body().read_to_vec();
-        let body = body.map_err(|error| self.failed(error, true))?;
+        let body = body.map_err(|error| self.broken_off(error))?;
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").map(Vec::deserialize);
         Ok(models.and_then(Result::ok))
@@ -127,7 +127,14 @@ impl Server {
                 agent.run(request.body(body.to_string())?)
             }
         };
-        let response = sent.map_err(|error| self.failed(error, false))?;
+        let base = &self.base;
+        let response = sent.map_err(|error| match error {
+            ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),
+            error => anyhow!(
+                "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
+                 `lms server start`, or name it with --url"
+            ),
+        })?;
         ensure!(
             !matches!(response.status().as_u16(), 401 | 403),
             "the server asks for a valid API token; set LM_API_TOKEN to one from LM Studio's Developer settings"
@@ -135,16 +142,11 @@ impl Server {
         Ok(response)
     }
 
-    /// What went wrong, before or after the server began to answer.
-    fn failed(&self, error: impl Into<ureq::Error>, is_answering: bool) -> Error {
-        let base = &self.base;
+    /// What went wrong while the server was answering.
+    fn broken_off(&self, error: impl Into<ureq::Error>) -> Error {
         match error.into() {
             ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),
-            error if is_answering => anyhow!("the server broke off ({error})"),
-            error => anyhow!(
-                "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
-                 `lms server start`, or name it with --url"
-            ),
+            error => anyhow!("the server broke off ({error})"),
         }
     }
 
@@ -182,7 +184,7 @@ impl Engine for Server {
         let prompt = prompt::new(&self.text, characters);
         let (start, mut run) = (Instant::now(), Run::default());
         for line in self.stream(&prompt)?.lines() {
-            let line = line.map_err(|error| self.failed(error, true))?;
+            let line = line.map_err(|error| self.broken_off(error))?;
             let position = run.line(&line, start.elapsed().as_secs_f64(), tokens)?;
             let model = &self.model;
             let answered = run.model.as_ref().unwrap_or(model);

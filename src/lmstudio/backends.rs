@@ -41,11 +41,11 @@ impl Backend {
         apps.copied().collect()
     }
 
-    /// Those apps by name, "LM Studio and Bionic use".
-    pub fn users(&self) -> String {
+    /// "LM Studio uses it", or "LM Studio and Bionic use it".
+    pub fn apps_use_it(&self) -> String {
         let apps = self.selected_by();
         let verb = if apps.len() > 1 { "use" } else { "uses" };
-        format!("{} {verb}", apps.join(" and "))
+        format!("{} {verb} it", apps.join(" and "))
     }
 }
 
@@ -64,7 +64,7 @@ pub struct MissingBackend {
 /// What a home lacks of its backends, and what is unknown of them.
 #[derive(Debug, Default, Serialize)]
 pub struct Absent {
-    /// Those of the selected runtime, also if they match no pattern.
+    /// Those of the selected runtime even if they match no pattern.
     #[serde(rename = "missing_backends")]
     pub missing: Vec<MissingBackend>,
     /// Why it is unknown which runtime is selected: a sentence for each such app.
@@ -176,7 +176,7 @@ fn version_key(name: &str) -> (String, u64) {
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))
 }
 
-/// The backend of that name, unless it is certainly none. Links are followed: people move backends to other disks.
+/// The backend of that name; `None` if it is certainly not one. Links are followed: people move backends to other disks.
 fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> {
     let path = directory.join(file_name);
     let name = file_name.to_string_lossy().into_owned();

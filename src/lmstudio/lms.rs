@@ -32,21 +32,21 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub(crate) fn is_here(&self) -> bool {
+    pub fn is_here(&self) -> bool {
         self.device_identifier.is_none()
     }
 
-    pub(crate) fn is_mlx(&self) -> bool {
+    pub fn is_mlx(&self) -> bool {
         self.format.as_deref().unwrap_or("safetensors") == "safetensors"
     }
 
-    pub(crate) fn is_busy(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         self.status.as_deref().unwrap_or("idle") != "idle" || self.queued.unwrap_or(0) > 0
     }
 }
 
 /// The model of that identifier on this Mac.
-pub fn find<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> {
+pub fn find_loaded<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> {
     models.iter().find(|m| m.is_here() && m.identifier == id)
 }
 
@@ -93,11 +93,13 @@ impl Lms {
         loop {
             let mut words = vec!["load", path, "--exact", "-y", "--identifier", id];
             words.extend(flags.iter().flatten().map(String::as_str));
-            let result = self.run(&words, self.load_timeout);
-            let (said, count) = (format!("{result:?}"), flags.len());
+            let Err(error) = self.run(&words, self.load_timeout) else {
+                return Ok(());
+            };
+            let (said, count) = (format!("{error:#}"), flags.len());
             flags.retain(|flag| !said.contains(&format!("unknown option '{}'", flag[0])));
             if flags.len() == count {
-                return result.map(drop);
+                return Err(error);
             }
         }
     }

@@ -68,14 +68,14 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
     for (app, preferences) in APPS {
         match choice(app, &home.join(preferences)) {
             Err(why) => unknown.push(why),
-            Ok(row) => {
+            Ok(None) => {}
+            Ok(Some(row)) => {
                 let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
                 match runtimes.iter_mut().find(is_it) {
                     Some(selected) => {
                         selected.selected = true;
                         selected.selected_by.push(app);
                     }
-                    None if row.is_null() => {}
                     None => unknown.push(unknown_runtime(app, "name one that is not there")),
                 }
             }
@@ -88,7 +88,7 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
 pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
     let since = |(app, preferences)| {
         let preferences = home.join(preferences);
-        choice(app, &preferences).ok().filter(Value::is_object)?;
+        choice(app, &preferences).ok()??;
         Some((app, files::modified(&preferences)?))
     };
     APPS.into_iter().filter_map(since).collect()
@@ -118,13 +118,13 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     })
 }
 
-/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; null if the app is
-/// not installed. Fails with the reason if that is unknown.
-fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
+/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; `None` if the app
+/// is not installed. Fails with the reason if that is unknown.
+fn choice(app: &str, preferences: &Path) -> Result<Option<Value>, String> {
     let preferences = files::read(preferences);
     // Without its file an app is not installed, as most people have no Bionic.
     if preferences.is_err() && app != LM_STUDIO {
-        return Ok(Value::Null);
+        return Ok(None);
     }
     let rows = serde_json::from_slice(&preferences.unwrap_or_default());
     let mut rows: Vec<Value> = rows.unwrap_or_default();
@@ -132,7 +132,7 @@ fn choice(app: &str, preferences: &Path) -> Result<Value, String> {
     rows.retain(|row| row["name"].is_string() && row["version"].is_string());
     let named = match rows.len() {
         0 => "name none, or cannot be read".to_owned(),
-        1 => return Ok(rows.remove(0)),
+        1 => return Ok(rows.pop()),
         several => format!("name {several} for MLX models"),
     };
     Err(unknown_runtime(app, &named))

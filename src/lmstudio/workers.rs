@@ -23,7 +23,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Whether it is of LM Studio or its daemon, whose models `lms` knows; or may be.
+    /// Whether it belongs, or may belong, to LM Studio or its daemon, whose models `lms` knows.
     pub fn is_lm_studios(&self) -> bool {
         ["", LM_STUDIO, "llmster"].contains(&&*self.app)
     }

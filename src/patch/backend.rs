@@ -50,10 +50,10 @@ impl Surveyed {
         self.state() != State::Incomplete && self.files.len() != 1
     }
 
-    /// Whether lmpatch found odd numbers in it, so that stock ones are somebody's choice.
-    pub fn is_as_found(&self) -> bool {
+    /// Whether a file of it was edited before lmpatch, so that stock numbers in it are somebody's choice.
+    pub fn came_edited(&self) -> bool {
         let mut sources = self.files.iter().filter_map(VendorFile::source);
-        sources.any(Source::is_as_found)
+        sources.any(Source::came_edited)
     }
 
     /// Why it cannot be edited as it is, whatever the goal.
@@ -91,18 +91,17 @@ impl Surveyed {
             }
         }
         let stock = self.chunk_and_stock().map_or(0, |(_, stock)| stock);
-        let sources = self.files.iter().filter_map(|f| Some((f, f.source()?)));
-        let plan = |(file, source): (&VendorFile, &Source)| {
-            let edit = file.plan(source, goal, stock);
-            let (path, only) = (file.setting.record_path(), flag(&self.backend.name));
-            let mut advice = String::new();
-            if matches!(goal, Goal::Original) {
-                let set = format!("`lmpatch {stock}{only}`");
-                advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
-            }
-            edit.map_err(|why| format!("{path}: {why}{advice}").into())
+        let mut advice = String::new();
+        if matches!(goal, Goal::Original) {
+            let set = format!("`lmpatch {stock}{}`", flag(&self.backend.name));
+            advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
+        }
+        let plan = |file: &VendorFile| {
+            let edit = file.plan(file.source()?, goal, stock);
+            let path = file.setting.record_path();
+            Some(edit.map_err(|why| format!("{path}: {why}{advice}").into()))
         };
-        sources.map(plan).collect()
+        self.files.iter().filter_map(plan).collect()
     }
 }
 
@@ -119,8 +118,8 @@ impl VendorFile {
         let wanted = match (goal, original) {
             (Goal::Original, None) => return Err(original_unknown(source)),
             (Goal::Original, Some(original)) => original.clone(),
-            (Goal::Earlier(earlier), _) => self.earlier(source, earlier)?,
-            (Goal::Size(size), Some(original)) if size == stock && !source.is_as_found() => {
+            (Goal::Earlier(earlier), _) => self.literals_in(earlier, source)?,
+            (Goal::Size(size), Some(original)) if size == stock && !source.came_edited() => {
                 original.clone()
             }
             (Goal::Size(size), _) if size == stock => with_values(bytes, sites, |s| s.stock),
@@ -132,21 +131,22 @@ impl VendorFile {
             after.sites = self.read_back(&after, &wanted)?;
         }
         let is_set = matches!(goal, Goal::Size(_));
-        // What lmpatch first found may be wanted again; only a revert ends that.
-        let is_end = match goal {
+        // Of a file that was edited before lmpatch, only a revert gives back what was found.
+        let is_final = match goal {
             Goal::Original => true,
-            Goal::Size(_) => !source.is_as_found(),
-            Goal::Earlier(earlier) => self
-                .then(earlier)
-                .is_none_or(|then| matches!(then.receipt, Ok(None))),
+            Goal::Size(_) => !source.came_edited(),
+            Goal::Earlier(earlier) => {
+                let source = self.source_in(earlier);
+                source.is_none_or(|source| matches!(source.receipt, Ok(None)))
+            }
         };
-        let restores = is_end && original == Some(&wanted);
+        let drops_receipt = is_final && original == Some(&wanted);
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
-            receipt: (is_set && !restores && source.needs_receipt)
+            receipt: (is_set && !drops_receipt && source.needs_receipt)
                 .then(|| Receipt::of(bytes, sites)),
-            restores,
+            drops_receipt,
             after: Arc::new(after),
         })
     }
@@ -162,22 +162,22 @@ impl VendorFile {
         for (site, before) in now.iter_mut().zip(sites) {
             site.stock = before.stock;
         }
-        let why = "the planned edit did not read back as planned; please report this";
-        (literals(bytes, &now) == wanted)
-            .then_some(now)
-            .ok_or(why.to_owned())
+        if literals(bytes, &now) != wanted {
+            return Err("the planned edit did not read back as planned; please report this".into());
+        }
+        Ok(now)
     }
 
     /// The same file in an earlier survey.
-    fn then<'s>(&self, earlier: &'s [Surveyed]) -> Option<&'s Source> {
+    fn source_in<'s>(&self, earlier: &'s [Surveyed]) -> Option<&'s Source> {
         let mut files = earlier.iter().flat_map(|backend| &backend.files);
         files.find(|file| file.path == self.path)?.source()
     }
 
-    fn earlier(&self, source: &Source, earlier: &[Surveyed]) -> Result<Vec<String>, String> {
-        if let Some(then) = self.then(earlier) {
-            let literals = literals(&then.bytes, &then.sites);
-            if fill(&source.bytes, &source.sites, &literals) == then.bytes {
+    fn literals_in(&self, earlier: &[Surveyed], source: &Source) -> Result<Vec<String>, String> {
+        if let Some(before) = self.source_in(earlier) {
+            let literals = literals(&before.bytes, &before.sites);
+            if fill(&source.bytes, &source.sites, &literals) == before.bytes {
                 return Ok(literals);
             }
         }

@@ -85,12 +85,6 @@ impl Blocked {
     }
 }
 
-/// An outcome or a state as it is printed: its JSON name with spaces.
-pub fn words(value: impl Serialize) -> String {
-    let name = serde_json::to_value(value).unwrap_or_default();
-    name.as_str().unwrap_or_default().replace('-', " ")
-}
-
 /// The new content of one file.
 #[derive(Debug)]
 pub struct Edit {
@@ -100,8 +94,8 @@ pub struct Edit {
     pub after: Arc<Source>,
     /// The receipt that has to be written first.
     pub receipt: Option<Receipt>,
-    /// Whether this restores the original, so that a receipt is no longer needed.
-    pub restores: bool,
+    /// Whether the file is its original afterwards and a receipt is no longer needed.
+    pub drops_receipt: bool,
 }
 
 impl Edit {
@@ -143,14 +137,16 @@ impl Source {
         let is_stock = sites.iter().all(|site| site.value == site.stock);
         let lacks_receipt = matches!(receipt, Ok(None)) || receipt.is_err() && is_stock;
         let is_recorded = evidence.iter().any(|(proof, _)| *proof == Proof::Record);
-        let (proof, differs_from_record) = (Proof::Receipt, is_recorded && proven.is_none());
-        let noted = noted.map(|literals| Original { proof, literals });
+        let by_receipt = |literals| Original {
+            proof: Proof::Receipt,
+            literals,
+        };
         Self {
             needs_receipt: lacks_receipt && !is_recoverable,
-            differs_from_record,
+            differs_from_record: is_recorded && proven.is_none(),
             bytes,
             sites,
-            original: proven.or(noted),
+            original: proven.or(noted.map(by_receipt)),
             receipt,
         }
     }
@@ -160,7 +156,7 @@ impl Source {
     }
 
     /// Whether the original is what lmpatch found before its first edit, and that was not what such files ship with.
-    pub fn is_as_found(&self) -> bool {
+    pub fn came_edited(&self) -> bool {
         self.original.as_ref().is_some_and(|original| {
             let mut pairs = original.literals.iter().zip(&self.sites);
             let is_odd = pairs.any(|(literal, site)| value(literal) != Some(site.stock));
@@ -194,7 +190,7 @@ impl Serialize for VendorFile {
             "file": self.setting.record_path(),
             "path": self.path.to_string_lossy(),
             "state": self.state(),
-            "original": original.map_or("unknown".to_owned(), |original| words(original.proof)),
+            "original": original.map_or(json!("unknown"), |original| json!(original.proof)),
             "sites": source.map_or(&[][..], |source| &source.sites),
         });
         report.serialize(serializer)

@@ -66,7 +66,7 @@ pub struct Survey {
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     // Without this thread, the first file waits for them.
-    let _ = thread::Builder::new().spawn(sites::prepare);
+    let _ = thread::Builder::new().spawn(sites::compile_patterns);
     let (found, absent) = backends::find(home, wanted)?;
     let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, absent })
@@ -82,22 +82,23 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
     parallel(planned, WRITERS, |mut planned| {
         let first = planned.edits.first();
         let _turn = first.map(|edit| turns[&edit.path].lock());
-        match write::apply(lock, &planned.edits) {
-            Ok(()) if planned.outcome == Outcome::WouldChange => planned.outcome = Outcome::Changed,
-            Ok(()) => return planned,
-            Err(error) => {
-                planned.outcome = Outcome::Failed;
-                planned.why = Some(format!("{error:#}"));
-            }
-        }
-        // What was written has been read back; what proves the originals has to be looked for again.
-        let is_proof_kept = |edit: &Edit| edit.receipt.is_none() && !edit.restores;
-        let is_known = planned.outcome == Outcome::Changed;
-        planned.after = if is_known && planned.edits.iter().all(is_proof_kept) {
+        let written = write::apply(lock, &planned.edits);
+        // What was written has been read back. A receipt that was written or removed changes what proves the originals.
+        let keeps_receipt = |edit: &Edit| {
+            let has_none = matches!(edit.after.receipt, Ok(None));
+            edit.receipt.is_none() && (has_none || !edit.drops_receipt)
+        };
+        planned.after = if written.is_ok() && planned.edits.iter().all(keeps_receipt) {
             planned.before.edited(&planned.edits)
         } else {
             survey::survey(planned.before.backend.clone())
         };
+        if let Err(error) = written {
+            planned.outcome = Outcome::Failed;
+            planned.why = Some(format!("{error:#}"));
+        } else if planned.outcome == Outcome::WouldChange {
+            planned.outcome = Outcome::Changed;
+        }
         planned
     })
 }

@@ -22,8 +22,8 @@ const OVERRIDES: &str = "is set here in a way that would override the edit:";
 /// any other way, or if there are fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     let (text, lines) = blank(source)?;
-    let bindings = |form| (form, bindings(form, source, &text, &lines));
-    let mut present: Vec<_> = setting.forms.iter().map(bindings).collect();
+    let read = |form| (form, bindings(form, source, &text, &lines));
+    let mut present: Vec<_> = setting.forms.iter().map(read).collect();
     present.retain(|(form, found)| {
         let is_optional = matches!(form.place, MethodParameter(_));
         found.iter().any(Result::is_ok) || !found.is_empty() && !is_optional
@@ -52,7 +52,7 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
 }
 
 /// Compiles the patterns, which takes about as long as finding the backends.
-pub fn prepare() {
+pub fn compile_patterns() {
     _ = (&*HEADER, &*DEFINITION, &*ODD, &*ODD_ITEM);
 }
 
@@ -181,15 +181,20 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
         });
     }
     for definition in DEFINITION.captures_iter(&items) {
-        let is_parameter = definition.get(1).is_some();
-        let is_definition = is_parameter || definition.get(3).is_some();
+        let is_parameter = definition.name("parameter").is_some();
+        let is_definition = is_parameter || definition.name("annotation").is_some();
         let fits = match form.place {
             ModuleConstant => !is_parameter && owner.is_empty(),
             MethodParameter(_) => is_parameter,
             AnyDefinition => is_definition,
         };
-        let place = |group| definition.get(group).map_or(0, |part| start + part.start());
-        let (at, range) = (place(2), place(4)..place(4) + definition[4].len());
+        let place = |group| {
+            definition
+                .name(group)
+                .map_or(0, |part| start + part.start())
+        };
+        let (at, value) = (place("name"), place("value"));
+        let range = value..value + definition["value"].len();
         let text = String::from_utf8_lossy(&source[range.clone()]);
         found.push(match text.replace('_', "").parse() {
             _ if text == "None" && is_definition && form.place != ModuleConstant => continue,
@@ -286,7 +291,7 @@ macro_rules! patterns {
 patterns! {
     HEADER = r"^\s*(?:async\s+)?(?:(def)|class)\s+((?:W|\x00)+)";
     /// `name: annotation = value` as a whole parameter, or at the start of the line.
-    DEFINITION = r"(?:^|(\x01))\s*(\x00+)\s*(?::([^=;\x01]*))?=\s*([^;\x01\s]*(?:\s+[^;\x01\s]+)*)";
+    DEFINITION = r"(?:^|(?<parameter>\x01))\s*(?<name>\x00+)\s*(?::(?<annotation>[^=;\x01]*))?=\s*(?<value>[^;\x01\s]*(?:\s+[^;\x01\s]+)*)";
     /// Other ways of binding the name, wherever they stand.
     ODD = concat!(
         r"\x00\s*(?:[-+*/%@&|^:]+=|[<>]\?)|\blambda\b.*\x00\s*=|\b(?:def|class)\s+\x00",

@@ -31,16 +31,16 @@ fn vendor_file(
     setting: &'static Setting,
 ) -> Option<VendorFile> {
     let package = site_packages.join(setting.package);
-    let mut path = package.join(setting.file);
-    let found = match files::is_dir(&package) {
+    let path = package.join(setting.file);
+    let real = match files::is_dir(&package) {
         Ok(false) => return None,
         Ok(true) => inside(backend, &path),
         Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
     };
-    let content = found.map_err(Blocked::from).and_then(|real| {
-        path = real;
-        read(setting, site_packages, &path)
-    });
+    let (path, content) = match real {
+        Ok(real) => (real.clone(), read(setting, site_packages, &real)),
+        Err(why) => (path, Err(why.into())),
+    };
     let content = content.map(Arc::new).map_err(|blocked| {
         let why = format!("{}: {}", setting.record_path(), blocked.why);
         Blocked { why, ..blocked }

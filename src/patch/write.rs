@@ -33,7 +33,7 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
     for edit in edits {
         leftovers.extend(temporaries(&edit.path)?);
         let receipt = receipt_path(&edit.path);
-        if edit.restores && fs::symlink_metadata(&receipt).is_ok_and(|found| !found.is_dir()) {
+        if edit.drops_receipt && fs::symlink_metadata(&receipt).is_ok_and(|found| !found.is_dir()) {
             leftovers.push(receipt);
         }
     }
@@ -54,14 +54,12 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
 
 /// Why these files are not written: their owner wants them to stay as they are.
 pub fn read_only(edits: &[Edit]) -> Option<String> {
-    let metadata = |edit: &&Edit| fs::symlink_metadata(&edit.path);
-    let is_read_only =
-        |edit: &&Edit| metadata(edit).is_ok_and(|found| found.permissions().readonly());
-    let changes = edits.iter().filter(|edit| edit.is_change());
-    let paths: Vec<_> = changes
-        .filter(is_read_only)
-        .map(|e| e.path.display())
-        .collect();
+    let is_read_only = |edit: &&Edit| {
+        let found = fs::symlink_metadata(&edit.path);
+        edit.is_change() && found.is_ok_and(|found| found.permissions().readonly())
+    };
+    let read_only = edits.iter().filter(is_read_only);
+    let paths: Vec<_> = read_only.map(|edit| edit.path.display()).collect();
     let first = paths.first()?;
     let quoted: Vec<_> = paths.iter().map(quoted).collect();
     let command = format!("`chmod u+w {}`", quoted.join(" "));
@@ -71,8 +69,11 @@ pub fn read_only(edits: &[Edit]) -> Option<String> {
 }
 
 fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Result<()> {
-    // A revert is for the whole backend, so that a file which already has the number needs its receipt too.
-    for edit in edits.iter().filter(|_| !changes.is_empty()) {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    // A revert is for the whole backend, so a file that already has the number needs its receipt too.
+    for edit in edits {
         let path = receipt_path(&edit.path);
         // A directory in its place has already been reported, and is no reason not to set a number.
         if let Some(receipt) = &edit.receipt
@@ -88,13 +89,13 @@ fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Res
     for edit in changes {
         staged.push(stage(&edit.path, &edit.path, &edit.after.bytes)?);
     }
-    let mut paths = changes.iter().map(|edit| &edit.path);
-    // Removed before the replacement and after it: a kill in between never leaves a stale one that Python would take.
-    paths.clone().try_for_each(|path| bytecode::remove(path))?;
+    let remove_bytecode = || changes.iter().try_for_each(|e| bytecode::remove(&e.path));
+    // Before the replacement and after it: a kill in between never leaves a stale one that Python would take.
+    remove_bytecode()?;
     for (temp, edit) in staged.into_iter().zip(changes) {
         commit(temp, &edit.path, &edit.before, &edit.after.bytes)?;
     }
-    paths.try_for_each(|path| bytecode::remove(path))?;
+    remove_bytecode()?;
     for edit in changes {
         let path = edit.path.display();
         let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
@@ -114,9 +115,11 @@ fn roll_back(changes: &[&Edit], receipts: &[PathBuf], mut error: Error) -> Error
         }
     }
     // A file that could not be restored needs its receipt for a later revert.
-    for receipt in receipts.iter().filter(|_| is_back) {
-        // Its file is as it was; if this fails, the next revert removes it.
-        let _ = fs::remove_file(receipt);
+    if is_back {
+        for receipt in receipts {
+            // If this fails, the next revert removes it.
+            let _ = fs::remove_file(receipt);
+        }
     }
     error
 }
@@ -134,7 +137,7 @@ fn restore(edit: &Edit) -> Result<()> {
             restored.and_then(|()| bytecode::remove(path))
         }
         Err(why @ NotRead::Io(_)) => bail!("it {why}"),
-        // If somebody else has changed or removed the file, that is theirs.
+        // It still is as it was, or somebody else has changed or removed it, which is theirs.
         _ => Ok(()),
     }
 }

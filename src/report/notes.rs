@@ -62,7 +62,7 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     for (row, applied) in rows.iter().zip(applied) {
         on_backend(found, row, report.size, flags);
         let files = applied.before.files.iter().chain(&row.files);
-        for file in files.filter(|file| file.source().is_some_and(Source::is_as_found)) {
+        for file in files.filter(|file| file.source().is_some_and(Source::came_edited)) {
             let path = file.setting.record_path();
             let how = "as lmpatch first found it, which is not what such files ship with";
             let what = format!("--revert restores {path} {how}");
@@ -77,25 +77,30 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
             found.add(Note, Some(row), &what, next);
         }
     }
+    let wanted = match report.size {
+        Some(size) => size.to_string(),
+        None => "--revert".to_owned(),
+    };
+    // Giving an older backend its own stock value says nothing about the selected one.
     let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
-    let is_silent = rows.iter().any(is_stock);
-    for name in report.absent.left_out.iter().filter(|_| !is_silent) {
-        let what = format!("{name} is selected, but --backend omits it");
-        let wanted = report
-            .size
-            .map_or("--revert".to_owned(), |size| size.to_string());
-        let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
-        found.add(Warning, None, &what, &next);
+    if !rows.iter().any(is_stock) {
+        for name in &report.absent.left_out {
+            let what = format!("{name} is selected, but --backend omits it");
+            let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
+            found.add(Warning, None, &what, &next);
+        }
     }
     let level = if is_revert { Warning } else { Error };
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
-    let agent = agent.and_then(|agent| agent.size);
-    let is_undone =
-        |row: &BackendReport| row.state == State::Stock && can_revert(row) && row.chunk != agent;
-    if let Some(size) = agent.filter(|_| !report.dry_run && rows.iter().any(is_undone)) {
-        let what = format!("the agent will set {size} again");
-        found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
+    if let Some(size) = agent.and_then(|agent| agent.size) {
+        let will_set = |row: &BackendReport| {
+            row.state == State::Stock && can_revert(row) && row.chunk != Some(size)
+        };
+        if !report.dry_run && rows.iter().any(will_set) {
+            let what = format!("the agent will set {size} again");
+            found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
+        }
     }
 }
 
@@ -125,16 +130,16 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flag
         && size != stock
         && SIZES.contains(&size)
     {
-        on_size(found, row, (size, stock), flags);
+        on_size(found, row, size, stock, flags);
     }
 }
 
 fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let Some(why) = &row.why else { return };
-    let (is_selected, apps) = (row.backend.selected, row.backend.users());
+    let (is_selected, apps_use_it) = (row.backend.selected, row.backend.apps_use_it());
     let what = match row.result {
-        Some(Outcome::Failed) if is_selected => format!("{apps} it, and it failed: {why}"),
-        Some(_) if is_selected => format!("{apps} it, and it was not changed: {why}"),
+        Some(Outcome::Failed) if is_selected => format!("{apps_use_it}, and it failed: {why}"),
+        Some(_) if is_selected => format!("{apps_use_it}, and it was not changed: {why}"),
         _ => why.clone(),
     };
     let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
@@ -165,8 +170,8 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
         && row.state == State::Stock
         && row.backend.selected
     {
-        let apps = row.backend.users();
-        let what = format!("{apps} it, and it is at stock while others are set");
+        let apps_use_it = row.backend.apps_use_it();
+        let what = format!("{apps_use_it}, and it is at stock while others are set");
         let next = format!("`lmpatch {size}{}` sets it", flag(&row.backend.name));
         found.add(Warning, Some(row), &what, &next);
     }
@@ -175,21 +180,22 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
 /// Whether a revert gives back what the vendor ships.
 fn can_revert(row: &BackendReport) -> bool {
     let mut sources = row.files.iter().filter_map(VendorFile::source);
-    sources.all(|source| !source.is_as_found() && (source.is_stock() || source.original.is_some()))
+    sources.all(|source| !source.came_edited() && (source.is_stock() || source.original.is_some()))
 }
 
-fn on_size(found: &mut Findings, row: &BackendReport, (size, stock): (u64, u64), flags: &str) {
+fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, flags: &str) {
     if !size.is_multiple_of(CHECKPOINT_GRID) {
         let why = "so hybrid models lose their prompt cache on disk";
-        let what = format!("{size} is not a multiple of 256, {why}");
+        let what = format!("{size} is not a multiple of {CHECKPOINT_GRID}, {why}");
         let below = (size / CHECKPOINT_GRID).max(1) * CHECKPOINT_GRID;
         let next = format!("`lmpatch {below}{flags}` keeps it");
         found.add(Note, None, &what, &next);
     }
     if size >= MEMORY_CAUTION {
-        let why = "people have run out of memory from 8192 on, without gaining speed";
+        let why = "at this size and above, people have run out of memory without gaining speed";
         let what = format!("{size} may be too much: {why}");
-        let next = format!("go lower if a model fails to load or answer: `lmpatch 4096{flags}`");
+        let lower = format!("`lmpatch {DEFAULT_SIZE}{flags}`");
+        let next = format!("go lower if a model fails to load or answer: {lower}");
         found.add(Note, None, &what, &next);
     }
     let only = flag(&row.backend.name);

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use anstyle::Style;
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use serde::Serialize;
 
 use super::{Action, BackendReport, Report};
 use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
-use crate::patch::file::{State, VendorFile, words};
+use crate::patch::file::{State, VendorFile};
 use crate::patch::original::Proof;
 
 /// The table of backends; with `--verbose`, the sites of each below it.
@@ -50,7 +51,7 @@ pub fn backends(report: &Report, output: &Output) -> String {
     text
 }
 
-/// A table without rows or lines, its columns two blanks apart and `numbers` aligned to the right.
+/// A table without rows or lines, its columns two spaces apart and `numbers` aligned to the right.
 pub fn layout(header: Vec<&str>, numbers: Range<usize>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -93,6 +94,12 @@ fn last_word(row: &BackendReport) -> (String, Style) {
     (word, style)
 }
 
+/// An outcome or a state as it is printed: its JSON name with spaces.
+fn words(value: impl Serialize) -> String {
+    let name = serde_json::to_value(value).unwrap_or_default();
+    name.as_str().unwrap_or_default().replace('-', " ")
+}
+
 fn number(value: Option<u64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| value.to_string())
 }
@@ -104,27 +111,25 @@ pub fn summary(report: &Report) -> String {
         let count = report.with(&[outcome]).count();
         counts.extend((count > 0).then(|| format!("{count} {}", words(outcome))));
     }
-    format!("{}: {}", count(report.backends.len()), counts.join(", "))
+    format!("{}: {}", counted(report.backends.len()), counts.join(", "))
 }
 
 /// How many of the backends have the size that was asked about, and what sets it in the others.
 pub fn verdict(size: u64, report: &Report) -> String {
-    let (all, flags) = (&report.backends, &report.flags);
-    let lacking = all.iter().filter(|row| !row.has(size));
-    let is_needed = lacking.clone().any(|row| row.why.is_none());
-    let having = all.len() - lacking.count();
-    let next = is_needed.then(|| format!("; `lmpatch {size}{flags}` sets it"));
-    let (all, next) = (count(all.len()), next.unwrap_or_default());
-    let is_missing = report.is_selected_missing();
-    let missing = if is_missing {
-        ", and the selected one is not on disk"
-    } else {
-        ""
-    };
-    format!("{size} in {having} of {all}{missing}{next}")
+    let rows = &report.backends;
+    let lacking: Vec<_> = rows.iter().filter(|row| !row.has(size)).collect();
+    let having = rows.len() - lacking.len();
+    let mut text = format!("{size} in {having} of {}", counted(rows.len()));
+    if report.is_selected_missing() {
+        text += ", and the selected one is not on disk";
+    }
+    if lacking.iter().any(|row| row.why.is_none()) {
+        text += &format!("; `lmpatch {size}{}` sets it", report.flags);
+    }
+    text
 }
 
-fn count(backends: usize) -> String {
+fn counted(backends: usize) -> String {
     format!("{backends} backend{}", if backends == 1 { "" } else { "s" })
 }
 
@@ -144,7 +149,7 @@ fn file_details(file: &VendorFile) -> String {
     let original = match source.original.as_ref().map(|original| original.proof) {
         Some(Proof::Record) => "known from the package's RECORD",
         Some(Proof::Release) => "known, a published release",
-        Some(Proof::Receipt) if source.is_as_found() => "as lmpatch first found it",
+        Some(Proof::Receipt) if source.came_edited() => "as lmpatch first found it",
         Some(Proof::Receipt) => "known from lmpatch's receipt",
         None if source.is_stock() => unproven,
         None => "unknown",

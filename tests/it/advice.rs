@@ -283,6 +283,14 @@ fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
         env.run(args).exits(1).says(&why).says("`lms runtime get ");
     }
     assert_eq!(env.json(["--check"])["missing_backends"][0]["name"], NAME);
+    // A pattern that fits nothing is what is wrong, where there are backends.
+    usual_backend(&env.lmstudio(), OLDER);
+    for args in [&["--check"][..], &["4096"]] {
+        let typo = [args, &["--backend", "tpyo*"]].concat();
+        env.run(typo)
+            .exits(1)
+            .says("matches tpyo*; `lmpatch --check` shows them all");
+    }
     fs::remove_dir_all(env.lmstudio().join("extensions/backends")).unwrap();
     usual_backend(&env.lmstudio(), "elsewhere");
     fs::remove_dir_all(env.amphibian().join("elsewhere")).unwrap();

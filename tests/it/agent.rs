@@ -288,10 +288,7 @@ fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
             5,
             "nobody seems to be logged in at the screen; log in there first",
         ),
-        (
-            119,
-            "run `launchctl enable gui/$UID/io.github.lmpatch.agent`",
-        ),
+        (119, "run `launchctl enable gui/"),
         (64, "launchctl bootstrap failed"),
     ];
     for (exit, next_step) in exits {

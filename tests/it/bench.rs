@@ -470,7 +470,7 @@ fn a_backend_that_is_gone_is_told() {
     let (lock, backends) = (lock(&home).unwrap(), survey(&home, &[]).unwrap().backends);
     let guard = Guard::new(&home, lock, backends, &args, &results, None, output).unwrap();
     guard.begin().unwrap();
-    guard.prepare(4096).unwrap();
+    guard.switch_to(4096).unwrap();
     fs::rename(&stage.backend.root, stage.env.user().join("elsewhere")).unwrap();
     for keep in [None, Some(512)] {
         let why = guard.finish_files(keep).unwrap_err();
@@ -729,7 +729,7 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
     stage
         .run(&["--output", output.to_str().unwrap()])
         .exits(1)
-        .says("directory.json is no file");
+        .says("directory.json is not a file");
     assert!(stage.fake.state().chats.is_empty());
 }
 
@@ -951,7 +951,7 @@ fn a_panic_puts_everything_back() {
     let guard = Guard::new(&home, lock, backends, &args, &results, None, output).unwrap();
     std::thread::scope(|scope| {
         let measuring = scope.spawn(|| {
-            guard.prepare(4096).unwrap();
+            guard.switch_to(4096).unwrap();
             assert_eq!(
                 (stage.chunk(), stage.fake.loaded()[0].chunk),
                 (Some(4096), 4096)
@@ -963,7 +963,7 @@ fn a_panic_puts_everything_back() {
     guard.finish_files(None).unwrap();
     guard.finish_models(false).unwrap();
     stage.is_as(&before);
-    assert!(guard.prepare(4096).is_err(), "nothing is set any more");
+    assert!(guard.switch_to(4096).is_err(), "nothing is set any more");
     stage.is_as(&before);
     // The release build unwinds too.
     let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();

@@ -132,7 +132,7 @@ fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     ] {
         let ran = env.run(wrong).exits(2);
         assert!(
-            ran.stderr.contains(named) && ran.stderr.contains("cannot stand before 'man'"),
+            ran.stderr.contains(named) && ran.stderr.contains("cannot come before 'man'"),
             "{wrong:?}: {}",
             ran.stderr
         );

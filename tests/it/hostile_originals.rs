@@ -198,6 +198,22 @@ const TAMPERINGS: [Tamper; 12] = [
     }),
 ];
 
+/// Where the package's RECORD proves the original, it is not needed.
+#[test]
+fn a_useless_receipt_that_a_revert_removes_is_not_told() {
+    let env = Env::new();
+    let backend = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@34")
+        .with_generate(stock_generate())
+        .with_record(stock_generate());
+    let receipt = backend.path("mlx_lm/generate.py.lmpatch");
+    fs::write(&receipt, "{").unwrap();
+    env.finish(["--check"])
+        .exits(0)
+        .says("is damaged; move it away");
+    env.finish(["--revert"]).exits(0).says_nothing_of("damaged");
+    assert!(!receipt.exists());
+}
+
 #[test]
 fn a_receipt_of_no_use_is_told_and_ignored() {
     for (why, tamper) in TAMPERINGS {

@@ -129,7 +129,7 @@ fn a_receipt_counts_only_for_the_same_file() {
     let written = receipt(ENGINE, stock);
     let fits = engine(patched, Some(&written));
     assert_eq!(proof(&fits), Some(Proof::Receipt));
-    assert!(!fits.source().unwrap().is_as_found());
+    assert!(!fits.source().unwrap().came_edited());
     assert_eq!(revert(&fits), Ok(stock.as_bytes().to_vec()));
 
     let mut tampered = written.clone();
@@ -143,7 +143,7 @@ fn a_receipt_counts_only_for_the_same_file() {
     let odd = "PROMPT_PROCESSING_CHUNK_SIZE = 777\n";
     let as_found = engine(patched, Some(&receipt(ENGINE, odd)));
     assert_eq!(proof(&as_found), Some(Proof::Receipt));
-    assert!(as_found.source().unwrap().is_as_found());
+    assert!(as_found.source().unwrap().came_edited());
     assert_eq!(revert(&as_found), Ok(odd.as_bytes().to_vec()));
 }
 
