@@ -79,16 +79,18 @@ fn shown_speed(row: &Row) -> Option<String> {
 
 /// The table for a terminal of this width, with a bar in each row.
 pub fn table(results: &Results, width: Option<u16>) -> String {
-    let room = width.unwrap_or(80).saturating_sub(73).min(24);
-    let mut table = layout(HEADER.split('|').chain([""]).collect(), 1..7);
-    for row in &results.rows {
-        let mut cells = cells(results, row);
-        let columns = (results.part(row) * f64::from(room)).round() as usize;
-        cells.push("█".repeat(columns));
-        table.add_row(cells);
-    }
-    let trimmed = |line: String| line.trim_end().to_owned() + "\n";
-    table.lines().map(trimmed).collect()
+    let mut table = layout(HEADER.split('|').collect(), 1..7);
+    table.add_rows(results.rows.iter().map(|row| cells(results, row)));
+    let lines: Vec<_> = table.lines().collect();
+    let taken = lines.iter().map(|line| line.chars().count()).max();
+    let room = usize::from(width.unwrap_or(80))
+        .saturating_sub(taken.unwrap_or(0))
+        .min(24);
+    let bar = |row: &Row| "█".repeat((results.part(row) * room as f64).round() as usize);
+    let bars = std::iter::once(String::new()).chain(results.rows.iter().map(bar));
+    let with_bar =
+        |(line, bar): (String, String)| format!("{line}{bar}").trim_end().to_owned() + "\n";
+    lines.into_iter().zip(bars).map(with_bar).collect()
 }
 
 fn csv(results: &Results) -> Result<String> {
@@ -99,7 +101,7 @@ fn csv(results: &Results) -> Result<String> {
     for row in &results.rows {
         let cut = row.cut.map(|cut| cut.tokens);
         let speed = Some(row.speed()).filter(|speed| *speed > 0.0);
-        let (seconds, runs) = (row.median_prefill_seconds, row.runs.len());
+        let (seconds, runs) = (row.median_prefill_seconds, row.valid().count());
         writer.serialize((
             (row.size, speed, seconds, row.spread, runs),
             (row.observed_chunk, row.observed_steps),
@@ -109,6 +111,13 @@ fn csv(results: &Results) -> Result<String> {
         ))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// What is said below the rows, and why it ended early.
+fn remarks(results: &Results) -> Vec<String> {
+    let mut remarks = results.remarks();
+    remarks.extend(results.error.clone());
+    remarks
 }
 
 fn markdown(results: &Results) -> String {
@@ -122,7 +131,7 @@ fn markdown(results: &Results) -> String {
     for row in &results.rows {
         text += &format!("| {} |\n", cells(results, row).join(" | "));
     }
-    for remark in results.remarks() {
+    for remark in remarks(results) {
         text += &format!("\n- {}", escaped(&remark));
     }
     text + "\n"
@@ -137,7 +146,7 @@ fn svg(results: &Results) -> String {
     let escaped = |text: &str| printable(text).replace('&', "&amp;").replace('<', "&lt;");
     let (mut y, mut body) = (28, String::new());
     let title = format!("Prefill speed of {}", results.model);
-    let texts = [vec![title, results.subject()], results.remarks()].concat();
+    let texts = [vec![title, results.subject()], remarks(results)].concat();
     for line in textwrap::wrap(&texts.join("\n"), 100) {
         body += &format!("<text x=\"16\" y=\"{y}\">{}</text>\n", escaped(&line));
         y += 20;

@@ -20,6 +20,7 @@ use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied, done};
 use crate::reload::Reloader;
 
+const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Whether the files have the sizes that the benchmark sets, and whether it is over, so that no more are set.
@@ -149,7 +150,10 @@ impl Guard {
         ensure!(!files.is_over, "stopped");
         files.are_changed = true;
         let mut applied = self.apply(Goal::Size(size));
-        applied.retain(|one| one.before.backend.selected);
+        let is_selected = |one: &Applied| one.before.backend.selected;
+        if applied.iter().any(is_selected) {
+            applied.retain(is_selected);
+        }
         check(&applied)
     }
 
@@ -168,7 +172,9 @@ impl Guard {
 
     /// Fails if something else has loaded or uses the model since it was prepared with that context.
     pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
-        let is_same = self.context()? == context;
+        // LM Studio may still call it busy a moment after the answer.
+        let now = command::retry(GRACE, || self.context())?;
+        let is_same = now == context;
         ensure!(
             is_same,
             "something else loaded the model again, with another context"
@@ -276,6 +282,8 @@ impl Guard {
             let name = &was.identifier;
             self.output.say(&format!("Loading {name} again …"));
             let reloaded = self.reloader.try_reload(was);
+            // Nothing else brings it back, and memory may be short for a moment.
+            let reloaded = reloaded.or_else(|_| self.reloader.try_reload(was));
             let reloaded = reloaded.with_context(|| format!("{name} was not loaded again"))?;
             if let Some(note) = reloaded.note {
                 bail!("{name} is not as it was: {note}");

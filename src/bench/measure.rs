@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 
 use super::engine::Engine;
@@ -18,6 +18,12 @@ use crate::output::Output;
 const PROBE_TOKENS: u64 = 1024;
 /// A size is given up after this many runs that do not count.
 const MAX_IGNORED: usize = 3;
+/// By which an observed chunk may be off: some engines report progress as a rounded fraction, and what a position means is
+/// known exactly only when the tokens of the prompt have been counted.
+const TOLERANCE: f64 = 0.01;
+const PARTIAL_TOLERANCE: f64 = 0.05;
+/// By which a prompt may be longer or shorter than it was to be.
+const LENGTH_TOLERANCE: f64 = 0.05;
 
 /// A benchmark that is under way.
 pub struct Benchmark {
@@ -48,13 +54,15 @@ impl Benchmark {
         let (model, count) = (&results.model, results.rows.len());
         let sizes = if count == 1 { "size" } else { "sizes" };
         output.say(&format!(
-            "{model}, {count} {sizes}, {tokens} prompt tokens; at most {minutes} min of prefill"
+            "{model}, {count} {sizes}, {tokens} prompt tokens; about {minutes} min of prefill at most"
         ));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.
         self.bar.enable_steady_tick(Duration::from_millis(250));
         while let Some(step) = self.results.next_step() {
             if let Err(why) = self.step(step) {
+                // What is loaded is unknown, and a process has been replaced.
+                self.results.warm.clear();
                 self.results.row(step.size).failed = Some(format!("{why:#}"));
             }
             known.send(self.results.known()).context("stopped")?;
@@ -63,73 +71,114 @@ impl Benchmark {
     }
 
     fn step(&mut self, step: Step) -> Result<()> {
-        let Step {
-            size,
-            tokens,
-            is_measured,
-        } = step;
-        let chunk = self.results.row(size).chunk();
-        let is_loading = !is_measured && self.results.is_reloading();
-        if let Some(guard) = self.guard.as_ref().filter(|_| is_loading) {
-            self.bar.set_message(format!("{chunk}, loading"));
-            // If this fails, what is loaded is unknown.
-            self.results.warm.clear();
-            let needed = self.results.prompt_tokens;
-            self.context = guard.switch_to(chunk)?;
-            let context = self.context.unwrap_or(u64::MAX);
-            ensure!(
-                context >= needed,
-                "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of the \
-                 prompt"
-            );
+        if !step.is_measured && self.results.is_reloading() {
+            self.load(step.size)?;
         }
+        let Some(mut run) = self.prefill(step)? else {
+            return Ok(());
+        };
+        if !step.is_measured {
+            self.results.warm.push(step.size);
+            return Ok(());
+        }
+        run.ignored = run.ignored.take().or_else(|| self.why_ignored(&run));
+        take(self.results.row(step.size), run)
+    }
+
+    /// Sets the size and makes it take effect, if sizes are changed at all.
+    fn load(&mut self, size: Option<u64>) -> Result<()> {
+        let Some(guard) = &self.guard else {
+            return Ok(());
+        };
+        let row = self.results.row(size);
+        self.bar.set_message(format!("{}, loading", row.chunk()));
+        self.context = guard.switch_to(row.chunk())?;
+        row.context_length = self.context;
+        // What was warm is not loaded any more.
+        self.results.warm.clear();
+        let needed = self.results.prompt_tokens;
+        let context = self.context.unwrap_or(u64::MAX);
+        ensure!(
+            context >= needed,
+            "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of the prompt"
+        );
+        Ok(())
+    }
+
+    /// Makes the prefill of a step; `None` if it was cut short.
+    fn prefill(&mut self, step: Step) -> Result<Option<Run>> {
         let (results, bar) = (&mut self.results, &self.bar);
+        let chunk = results.row(step.size).chunk();
         bar.set_message(chunk.to_string());
         let (mut cut, before) = (None, bar.position());
-        let run = self.engine.prefill(chunk, tokens, &mut |position| {
+        let mut partial = Run::default();
+        let run = self.engine.prefill(chunk, step.tokens, &mut |position| {
             bar.set_position(before.saturating_add(position.tokens as u64));
-            cut = results.cut(size, position).filter(|_| is_measured);
+            partial.positions.push(position);
+            if step.is_measured {
+                cut = results.cut(step.size, &partial.positions);
+            }
             cut.is_none()
         });
-        results.row(size).cut = cut;
-        if cut.is_some() {
-            return Ok(());
+        let row = results.row(step.size);
+        row.cut = cut;
+        if cut.is_none() {
+            return run.map(Some);
         }
-        let mut run = run?;
-        if !is_measured {
-            results.warm.push(size);
-            return Ok(());
-        }
+        note_chunk(row, &partial, PARTIAL_TOLERANCE)?;
+        Ok(None)
+    }
+
+    /// Why a whole prefill says nothing about its size, if so.
+    fn why_ignored(&self, run: &Run) -> Option<String> {
+        let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
         let guard = self.guard.as_ref();
         if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(self.context)) {
-            run.ignored = Some(format!("{why:#}"));
+            Some(format!("{why:#}"))
+        } else if tokens.abs_diff(wanted) as f64 > LENGTH_TOLERANCE * wanted as f64 {
+            Some(format!(
+                "its prompt has {tokens} tokens instead of {wanted}"
+            ))
+        } else if starts_in_cache(&run.positions) {
+            Some("its beginning came out of the prompt cache".to_owned())
+        } else {
+            None
         }
-        take(results.row(size), run)
     }
 }
 
 /// Adds a whole prefill to its row. Fails if the size is to be given up.
-fn take(row: &mut Row, mut run: Run) -> Result<()> {
-    if run.ignored.is_none() && starts_in_cache(&run.positions) {
-        run.ignored = Some("its beginning came out of the prompt cache".to_owned());
-    }
-    let seen = observed(&run, row.chunk());
-    let ignored = run.ignored.clone();
-    row.add(run);
-    if let Some(why) = ignored {
+fn take(row: &mut Row, run: Run) -> Result<()> {
+    if let Some(why) = run.ignored.clone() {
+        row.add(run);
         let count = row.runs.len() - row.valid().count();
         ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
-    } else if let Some((chunk, steps)) = seen {
-        (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
-        // Some engines report progress as a rounded fraction.
-        let off = row.size.map_or(0, |size| chunk.abs_diff(size));
-        ensure!(
-            off * 100 <= row.chunk(),
-            "it did not take effect: the engine used {chunk}; load the model again, or restart LM Studio, and check \
-             that --home is the home of the app that answers"
-        );
+        return Ok(());
     }
-    Ok(())
+    let noted = note_chunk(row, &run, TOLERANCE);
+    row.add(run);
+    noted
+}
+
+/// Notes the chunk that a prefill shows, if it shows one. Fails if it is not the one that was set.
+fn note_chunk(row: &mut Row, run: &Run, tolerance: f64) -> Result<()> {
+    let Some((chunk, steps)) = observed(run, row.chunk()) else {
+        return Ok(());
+    };
+    (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
+    let off = row.size.map_or(0, |size| chunk.abs_diff(size));
+    if off as f64 <= tolerance * row.chunk() as f64 {
+        return Ok(());
+    }
+    let memory = if row.size > Some(chunk) {
+        "it may lower it where memory is short; else "
+    } else {
+        ""
+    };
+    bail!(
+        "it did not take effect: the engine used {chunk}; {memory}load the model again, or restart LM Studio, and check \
+         that --home is the home of the app that answers"
+    )
 }
 
 /// The chunk and the number of steps that a prefill shows, of which `set` is the likely one.

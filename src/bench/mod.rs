@@ -36,7 +36,7 @@ use crate::command;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
-use crate::output::{Exit, Output, flags};
+use crate::output::{Exit, Output, flags, with_home};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
@@ -58,7 +58,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let prepared = prepare(home, args, output);
     if let (Err(why), true) = (&prepared, is_json) {
         output.print_json(&Results {
-            error: Some(format!("{why:#}")),
+            error: Some(with_home(&format!("{why:#}"))),
             ..Results::new([])
         })?;
     }
@@ -74,6 +74,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
     }
     signals::end_on_second(signals, is_stopped, *output);
+    results.error = results.error.map(|error| with_home(&error));
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
     let is_measured = count == 1 && results.standing().is_some();
@@ -84,6 +85,10 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         let why = format!("{why:#}");
         output.error(&why);
         results.error.get_or_insert(why);
+        is_good = false;
+    }
+    if is_json && let Err(why) = output.print_json(&results) {
+        output.error(&format!("{why:#}"));
         is_good = false;
     }
     if !is_good {
@@ -233,7 +238,7 @@ pub fn supervise(
         }
         if signals.pending().next().is_some() {
             is_stopped = true;
-            break Some(anyhow!("stopped before there was a verdict"));
+            break Some(anyhow!("stopped before the verdict was settled"));
         }
         if start.elapsed() > budget {
             if results.rows.is_empty() {
@@ -252,7 +257,8 @@ pub fn supervise(
 /// What the budget left open.
 fn after_budget(results: &Results, sizes: &[u64]) -> String {
     let is_open = |size: &&u64| results.rows.iter().all(|row| row.size != Some(**size));
-    let open: Vec<_> = sizes.iter().filter(is_open).map(u64::to_string).collect();
+    let open: BTreeSet<_> = sizes.iter().filter(is_open).collect();
+    let open: Vec<_> = open.into_iter().map(u64::to_string).collect();
     if open.is_empty() {
         return "The budget ran out before the verdict was settled.".to_owned();
     }
@@ -260,20 +266,20 @@ fn after_budget(results: &Results, sizes: &[u64]) -> String {
     format!("The budget ran out before these were measured: {open}.")
 }
 
-/// Prints the results and writes every file.
+/// Prints the results, but for JSON, and writes every file.
 fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
     let written = export::write(&args.output, results);
     let mut printed = Ok(());
-    if is_json {
-        printed = output.print_json(results);
-    } else if !results.rows.is_empty() && !output.is_quiet {
+    if !is_json && !results.rows.is_empty() && !output.is_quiet {
         printed = output.print(&export::table(results, output.width()));
     }
     // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {
         output.say(&remark);
     }
-    if let (Some(size), false) = (results.verdict.keep, args.apply_best) {
+    // Without a backend there is nothing to set it in.
+    let is_settable = !args.apply_best && results.stock.is_some();
+    if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
         let flags = flags(&args.backend);
         output.say(&format!("`lmpatch {size}{flags} --reload` sets it."));
     }

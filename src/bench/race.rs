@@ -5,6 +5,8 @@ use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
 const LEAST_NOISE: f64 = 0.02;
+/// Where runs differ more than this, no size is kept because of them.
+const MOST_NOISE: f64 = 0.15;
 /// A prefill this much slower than the best one at the same position is cut short. Two runs of the same
 /// speed, each with 1 % noise, are as far apart in one of five thousand.
 const CUT_MARGIN: f64 = 0.05;
@@ -68,9 +70,14 @@ impl Results {
     /// The next step; `None` once the answer is settled.
     pub fn next_step(&self) -> Option<Step> {
         let is_alone = self.rows.len() == 1;
-        let is_new = |row: &&Row| is_alone || row.valid().count() == 0;
+        let is_new = |row: &&Row| is_alone || row.cut.is_none() && row.valid().count() == 0;
         let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
         if let Some((keep, best)) = self.standing() {
+            open.extend(self.rows.iter().filter(|row| self.may_be_best(row, best)));
+            // That all others were cut short must not depend on one lucky run.
+            if self.rows.iter().any(|row| row.cut.is_some()) && best.valid().count() == 1 {
+                open.push(best);
+            }
             // Another run matters only where it could change the verdict.
             for row in self.measured().filter(|row| row.size != keep.size) {
                 let is_small = row.size < keep.size;
@@ -80,7 +87,9 @@ impl Results {
                 }
             }
         }
-        open.retain(|row| !row.is_out() && row.valid().count() < self.runs_per_size as usize);
+        open.retain(|row| {
+            row.failed.is_none() && row.valid().count() < self.runs_per_size as usize
+        });
         // What is warm needs neither another load nor another warm-up.
         let is_warm = |row: &Row| self.warm.contains(&row.size);
         let turn = |row: &&Row| (row.valid().count(), !is_warm(row));
@@ -94,21 +103,38 @@ impl Results {
         })
     }
 
-    /// Where a prefill of `size` that has reached `position` is cut short; `None` if it goes on.
-    pub fn cut(&self, size: Option<u64>, position: Position) -> Option<Cut> {
+    /// Whether a size that was cut short is within the noise of the best, which has run again since.
+    fn may_be_best(&self, row: &Row, best: &Row) -> bool {
+        let limit = best.speed() * (1.0 - noise(row.spread, best.spread));
+        let has_run = |cut: Cut| cut.after_runs < self.run_count();
+        row.cut.is_some_and(has_run) && row.speed() >= limit
+    }
+
+    fn run_count(&self) -> usize {
+        self.rows.iter().map(|row| row.valid().count()).sum()
+    }
+
+    /// Where a prefill of `size` that has come this far is cut short; `None` if it goes on.
+    pub fn cut(&self, size: Option<u64>, positions: &[Position]) -> Option<Cut> {
         let (_, best) = self.standing()?;
-        let Position { tokens, seconds } = position;
-        let is_first = !self.measured().any(|row| row.size == size);
-        if !is_first || tokens < CUT_FROM * self.prompt_tokens as f64 {
+        if self.measured().any(|row| row.size == size) {
             return None;
         }
-        let positions = &best.valid().last()?.positions;
-        let seconds_of_best = seconds_at(positions, tokens)?;
+        // Compared where the best run has told its position, since each begins with some time that is not its speed's; for
+        // the same reason not within the first step.
+        let first = positions.iter().find(|position| position.tokens > 0.0)?;
+        let from = f64::max(first.tokens, CUT_FROM * self.prompt_tokens as f64);
+        let reached = from..=positions.last()?.tokens;
+        let mut told = best.valid().last()?.positions.iter().rev();
+        let there = told.find(|position| reached.contains(&position.tokens))?;
+        let tokens = there.tokens;
+        let seconds = seconds_at(positions, tokens)?;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
-            best_tokens_per_second: tokens / seconds_of_best,
-            estimated_tokens_per_second: best.speed() * seconds_of_best / seconds,
+            best_tokens_per_second: tokens / there.seconds,
+            estimated_tokens_per_second: best.speed() * there.seconds / seconds,
+            after_runs: self.run_count(),
         };
         let limit = cut.best_tokens_per_second * (1.0 - CUT_MARGIN);
         (cut.tokens_per_second < limit).then_some(cut)
@@ -145,49 +171,64 @@ impl Results {
 
     /// Which size to keep, and why.
     pub fn verdict(&self) -> Verdict {
-        let nothing = |reason: &str| Verdict {
-            keep: None,
-            reason: reason.to_owned(),
-        };
-        let Some((keep, best)) = self.standing() else {
-            return nothing("no size could be measured");
-        };
+        match self.decide() {
+            Ok((size, reason)) => Verdict { keep: size, reason },
+            Err(reason) => Verdict { keep: None, reason },
+        }
+    }
+
+    /// The size to keep and why, or why none is.
+    fn decide(&self) -> Result<(Option<u64>, String), String> {
+        let (keep, best) = self.standing().ok_or("no size could be measured")?;
         let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
         let compared = self.rows.iter().filter(is_compared).count();
         if compared < 2 {
+            let why = "one size was measured, so there is nothing to compare it with";
             let is_alone = self.rows.len() == 1;
             let advice = if is_alone {
                 "; --sizes takes several"
             } else {
                 ""
             };
-            let why = "one size was measured, so there is nothing to compare it with";
-            return nothing(&format!("{why}{advice}"));
+            return Err(format!("{why}{advice}"));
         }
         // The size of a direct run is an argument: it needs no proof of effect.
-        let is_seen = |row: &Row| row.observed_chunk.is_some();
-        if self.is_reloading() && !self.rows.iter().any(is_seen) {
-            return nothing(
-                "the engine's chunk could not be observed at any size, so nothing shows that a size took effect",
-            );
+        if self.is_reloading() && keep.observed_chunk.is_none() {
+            let is_any = self.rows.iter().any(|row| row.observed_chunk.is_some());
+            let at = if is_any {
+                keep.name()
+            } else {
+                "any size".to_owned()
+            };
+            let what = format!("the engine's chunk could not be observed at {at}");
+            return Err(what + ", so nothing shows that it took effect");
+        }
+        let noise = noise(keep.spread, best.spread);
+        if noise > MOST_NOISE {
+            let percent = noise * 100.0;
+            let what = format!("the runs of one size differ by {percent:.0} %");
+            return Err(what + ", which decides nothing; measure again when the Mac is idle");
         }
         let is_stock = self.stock == keep.size;
         let stock = if is_stock { "keep stock: " } else { "" };
         let is_partial = compared < self.rows.len();
         let partial = "of the sizes that could be measured, ";
         let partial = if is_partial { partial } else { "" };
-        let percent = noise(keep.spread, best.spread) * 100.0;
-        let within = format!("within the noise ({percent:.1} %) of");
-        let mut why = format!("the fastest, and no smaller size comes {within} it");
-        if keep.size != best.size {
-            let (best, cost) = (best.name(), "a larger chunk costs memory and context");
-            why = format!("the smallest size {within} the fastest, {best}; {cost}");
-        }
-        Verdict {
-            keep: keep.size,
-            reason: format!("{stock}{partial}{} is {why}", keep.name()),
-        }
+        let why = why_kept(keep, best, noise);
+        Ok((
+            keep.size,
+            format!("{stock}{partial}{} is {why}", keep.name()),
+        ))
     }
+}
+
+fn why_kept(keep: &Row, best: &Row, noise: f64) -> String {
+    let within = format!("within the noise ({:.1} %) of", noise * 100.0);
+    if keep.size == best.size {
+        return format!("the fastest, and no smaller size comes {within} it");
+    }
+    let (best, cost) = (best.name(), "a larger chunk costs memory and context");
+    format!("the smallest size {within} the fastest, {best}; {cost}")
 }
 
 impl Row {

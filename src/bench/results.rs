@@ -54,6 +54,8 @@ pub struct Row {
     /// The speed, as a table shows it, as a multiple of that of the stock size.
     pub times_stock: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
+    /// What LM Studio loaded the model with at this size, in tokens.
+    pub context_length: Option<u64>,
     pub cut: Option<Cut>,
     pub failed: Option<String>,
     pub runs: Vec<Run>,
@@ -74,6 +76,9 @@ pub struct Cut {
     pub best_tokens_per_second: f64,
     /// What the whole prefill would have had, if it had stayed as far behind.
     pub estimated_tokens_per_second: f64,
+    /// How many runs there were by then, of all sizes.
+    #[serde(skip)]
+    pub after_runs: usize,
 }
 
 /// One whole prefill.
@@ -108,10 +113,11 @@ impl Row {
         self.size.map_or("as it is".to_owned(), |n| n.to_string())
     }
 
-    /// In tokens per second: of whole prefills, or estimated from where it was cut short; 0 if it is unknown.
+    /// In tokens per second: of whole prefills, or estimated from where it was cut short; 0 if it is unknown or failed.
     pub fn speed(&self) -> f64 {
         let cut = self.cut.map(|cut| cut.estimated_tokens_per_second);
-        self.median_tokens_per_second.or(cut).unwrap_or_default()
+        let known = self.median_tokens_per_second.or(cut);
+        known.filter(|_| self.failed.is_none()).unwrap_or_default()
     }
 
     fn remark(&self) -> Option<String> {
@@ -145,6 +151,16 @@ impl Results {
     /// What is said below the rows.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks: Vec<_> = self.rows.iter().filter_map(Row::remark).collect();
+        for row in &self.rows {
+            if let (Some(before), Some(now)) = (self.context_length, row.context_length)
+                && now < before
+            {
+                let name = row.name();
+                remarks.push(format!(
+                    "with {name} the model has a context of {now} instead of {before}"
+                ));
+            }
+        }
         let runs = self.rows.iter().flat_map(|row| &row.runs);
         let ignored = runs.filter_map(|run| run.ignored.as_ref());
         remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));

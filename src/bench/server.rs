@@ -32,8 +32,7 @@ struct Model {
     /// `mlx` or `gguf`.
     format: Option<String>,
     max_context_length: Option<u64>,
-    #[serde(default)]
-    loaded_instances: Vec<Instance>,
+    loaded_instances: Option<Vec<Instance>>,
 }
 
 /// A loaded model.
@@ -57,10 +56,10 @@ pub struct Server {
     is_v1: bool,
     /// What it is asked by.
     model: String,
-    /// What prompts are made of, and how long a token of it is in the longest prompt so far.
+    /// What prompts are made of.
     text: String,
-    characters_per_token: f64,
-    longest: u64,
+    /// The characters and the tokens of past prompts, each of another length than the one before it.
+    counted: Vec<(f64, f64)>,
 }
 
 impl Server {
@@ -75,8 +74,7 @@ impl Server {
             is_v1: false,
             model: args.model.clone().unwrap_or_default(),
             text: prompt::text(args.prompt_file.as_deref())?,
-            characters_per_token: CHARACTERS_PER_TOKEN,
-            longest: 0,
+            counted: Vec::new(),
         };
         results.api = "openai";
         if let Some(mut models) = server.models()? {
@@ -99,8 +97,26 @@ impl Server {
         let body = response.into_body().read_to_vec();
         let body = body.map_err(|error| self.broken_off(error))?;
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let models = list.get("models").map(Vec::deserialize);
-        Ok(models.and_then(Result::ok))
+        let models = list.get("models").and_then(Value::as_array);
+        // What is no model, or one that cannot be measured, may have other fields.
+        let read = |models: &Vec<_>| {
+            models
+                .iter()
+                .filter_map(|one| Model::deserialize(one).ok())
+                .collect()
+        };
+        Ok(models.map(read))
+    }
+
+    /// How many characters make a prompt of `tokens` tokens. The chat template has some, whatever the prompt.
+    fn characters(&self, tokens: f64) -> f64 {
+        match self.counted[..] {
+            [] => tokens * CHARACTERS_PER_TOKEN,
+            [(characters, counted)] => tokens * characters / counted,
+            [.., (fewer, few), (more, many)] => {
+                more + (tokens - many) * (more - fewer) / (many - few)
+            }
+        }
     }
 
     /// Waits until it answers: a restarted server takes a while.
@@ -180,7 +196,7 @@ impl Server {
 
 impl Engine for Server {
     fn prefill(&mut self, _: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let characters = tokens as f64 * self.characters_per_token;
+        let characters = self.characters(tokens as f64);
         let prompt = prompt::new(&self.text, characters);
         let (start, mut run) = (Instant::now(), Run::default());
         for line in self.stream(&prompt)?.lines() {
@@ -194,11 +210,10 @@ impl Engine for Server {
             ensure!(position.is_none_or(&mut *on_progress), "stopped");
         }
         let run = run.end()?;
-        // In a shorter prompt the template weighs more.
-        if run.prompt_tokens >= self.longest {
-            self.longest = run.prompt_tokens;
-            self.characters_per_token = characters / self.longest as f64;
-        }
+        let counted = run.prompt_tokens as f64;
+        self.counted
+            .pop_if(|(_, last)| (*last - counted).abs() < 0.05 * counted);
+        self.counted.push((characters, counted));
         Ok(run)
     }
 }
@@ -241,7 +256,10 @@ fn check_context(args: &BenchArgs, results: &Results, model: &Model) -> Result<(
 
 /// The loaded one of these MLX models that `wanted` names by key or identifier, or the only one.
 fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m Instance)> {
-    let loaded = |model: &'m Model| model.loaded_instances.iter().map(move |one| (model, one));
+    let loaded = |model: &'m Model| {
+        let instances = model.loaded_instances.iter().flatten();
+        instances.map(move |one| (model, one))
+    };
     let mut found: Vec<_> = models.iter().flat_map(loaded).collect();
     if let Some(name) = wanted {
         // An identifier may be another model's key.

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
@@ -19,6 +20,7 @@ use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::results::{Results, Run};
 use lmpatch::bench::supervise;
 use lmpatch::cli::{self, Cli};
+use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::lock::Lock;
 use lmpatch::marker::{interrupted, lock};
 use lmpatch::output::Output;
@@ -215,7 +217,7 @@ fn a_size_that_is_behind_is_cut_short_and_the_connection_closed() {
         cut["tokens_per_second"].as_f64().unwrap(),
     );
     assert!(
-        (2048.0..4096.0).contains(&tokens),
+        (2048.0..=4096.0).contains(&tokens),
         "from a quarter on: {cut}"
     );
     assert!(
@@ -263,13 +265,13 @@ fn equal_speeds_are_measured_again_in_turns_and_the_smallest_is_kept() {
 
 #[test]
 fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
-    let stage = stage();
+    let stage = stage().odd(|odd| odd.lists_oddities = true);
     let before = stage.before();
     let ran = stage
         .run(&[])
         .exits(0)
         .shows("2048 (stock)")
-        .says("qwen/tiny, 1 size, 8192 prompt tokens; at most 1 min of prefill");
+        .says("qwen/tiny, 1 size, 8192 prompt tokens; about 1 min of prefill at most");
     ran.says("Verdict: one size was measured, so there is nothing to compare it with; --sizes takes several.");
     assert!(
         stage.fake.state().lms.is_empty(),
@@ -302,10 +304,10 @@ fn the_longest_that_it_can_take_is_said_first() {
     // 1000 runs and warm-ups of both sizes at 40 µs a token, as the first prompt has it; what decides takes two runs.
     let ran = stage.run(&["--sizes", "512,2048", "--runs", "1000"]);
     ran.exits(0)
-        .says("qwen/tiny, 2 sizes, 8192 prompt tokens; at most 13 min of prefill");
+        .says("qwen/tiny, 2 sizes, 8192 prompt tokens; about 13 min of prefill at most");
     assert_eq!(stage.whole().len(), 2);
     let ran = stage.run(&["--sizes", "512,2048", "--runs", "1000", "--budget", "2.5"]);
-    ran.exits(0).says("at most 3 min of prefill");
+    ran.exits(0).says("about 3 min of prefill at most");
 }
 
 #[test]
@@ -367,6 +369,138 @@ fn what_cannot_be_observed_is_no_verdict_about_sizes() {
         ran.says("could not be observed at any size");
         stage.is_as(&before);
     }
+}
+
+#[test]
+fn the_tokens_of_a_template_are_counted_out_of_a_prompt() {
+    let stage = stage()
+        .pace(&[(4096, 8), (2048, 10), (512, 16)])
+        .odd(|odd| (odd.template, odd.tells_seconds) = (400, true));
+    let results = stage.json(&["--sizes", "512,2048,4096", "--runs", "1"], 0);
+    assert_eq!(column(&results, "observed_chunk"), [512, 2048, 4096]);
+    let tokens = rows(&results)[2]["runs"][0]["prompt_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!((8192..8256).contains(&tokens), "{tokens}");
+    assert_eq!(results["verdict"]["keep"], 4096);
+}
+
+#[test]
+fn prompts_of_another_length_do_not_count() {
+    // Three bytes a character from some point on, and four bytes a token.
+    let stage = stage().odd(|odd| odd.tells_seconds = true);
+    let file = stage.env.user().join("mixed.txt");
+    fs::write(&file, "a".repeat(20_000) + &"日".repeat(100_000)).unwrap();
+    let file = file.to_str().unwrap();
+    let results = stage.json(
+        &["--sizes", "2048,4096", "--runs", "1", "--prompt-file", file],
+        0,
+    );
+    let runs: Vec<_> = rows(&results)
+        .iter()
+        .flat_map(|row| row["runs"].as_array().unwrap())
+        .collect();
+    let (ignored, valid): (Vec<_>, Vec<_>) =
+        runs.into_iter().partition(|run| run["ignored"].is_string());
+    for run in valid {
+        assert!(
+            run["prompt_tokens"].as_u64().unwrap().abs_diff(8192) < 410,
+            "{run}"
+        );
+    }
+    let why = ignored[0]["ignored"].as_str().unwrap();
+    assert!(why.starts_with("its prompt has 14"), "{why}");
+    assert!(why.ends_with(" tokens instead of 8192"), "{why}");
+}
+
+#[test]
+fn a_size_that_is_cut_short_has_to_have_taken_effect_too() {
+    let stage = stage()
+        .pace(&[(4096, 8), (512, 40)])
+        .odd(|odd| odd.uses.extend([(2048, 512)]));
+    let results = stage.json(&["--sizes", "2048,4096", "--runs", "1"], 1);
+    let why = "it did not take effect: the engine used 51";
+    failed(&results, 0, why);
+    failed(&results, 0, "it may lower it where memory is short");
+    assert_eq!(
+        rows(&results)[1]["times_stock"],
+        NONE,
+        "stock was not measured"
+    );
+}
+
+#[test]
+fn a_smaller_context_is_told_with_its_size() {
+    let stage = stage().odd(|odd| odd.fits.extend([(4096, 20_000)]));
+    stage
+        .run(&["--sizes", "512,4096", "--runs", "1"])
+        .exits(0)
+        .says("with 4096 the model has a context of 20000 instead of 65536");
+}
+
+#[test]
+fn a_load_that_fails_once_at_the_end_is_tried_again() {
+    let stage = stage().odd(|odd| odd.failing_load = Some(3));
+    let before = stage.before();
+    let ran = stage.run(&["--sizes", "512,2048", "--runs", "1"]).exits(0);
+    ran.says("qwen/tiny is loaded again.");
+    stage.is_as(&before);
+}
+
+#[test]
+fn a_file_that_cannot_be_set_is_told_also_where_the_selection_is_unknown() {
+    let stage = stage();
+    fs::remove_file(stage.env.lmstudio().join(APPS[0].1)).unwrap();
+    let engine = stage.backend.engine();
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o444)).unwrap();
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 1);
+    failed(&results, 0, "is read-only; allow writing");
+}
+
+/// Says that everything is equally fast, and dies at 8192.
+struct Crashes(Arc<Mutex<Vec<(u64, u64)>>>);
+
+impl Engine for Crashes {
+    fn prefill(&mut self, chunk: u64, tokens: u64, _: OnProgress<'_>) -> anyhow::Result<Run> {
+        self.0.lock().unwrap().push((chunk, tokens));
+        anyhow::ensure!(chunk != 8192 || tokens == chunk, "out of memory");
+        Ok(Run {
+            prompt_tokens: tokens,
+            tokens_per_second: 100.0,
+            ..Run::default()
+        })
+    }
+}
+
+#[test]
+fn after_a_crash_every_size_is_warmed_up_again() {
+    let calls = Arc::default();
+    let benchmark = Benchmark {
+        engine: Box::new(Crashes(Arc::clone(&calls))),
+        guard: None,
+        results: Results {
+            api: "direct",
+            prompt_tokens: 16_384,
+            runs_per_size: 2,
+            ..Results::new([Some(4096), Some(8192)])
+        },
+        context: None,
+        bar: ProgressBar::hidden(),
+    };
+    let output = Output {
+        is_quiet: true,
+        is_verbose: false,
+    };
+    let (known, _results) = mpsc::channel();
+    benchmark.run(Duration::MAX, output, &known).unwrap();
+    let expected = [
+        (4096, 1024),
+        (4096, 4096),
+        (4096, 16_384),
+        (8192, 8192),
+        (8192, 16_384),
+    ];
+    assert_eq!(calls.lock().unwrap()[..], expected);
 }
 
 #[test]
@@ -443,7 +577,12 @@ fn after_a_load_that_failed_no_other_size_is_measured_in_its_place() {
 fn a_model_that_comes_back_otherwise_is_told() {
     let stage = stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
     let ran = stage.run(&["--sizes", "512,4096", "--runs", "1"]).exits(1);
-    ran.says("qwen/tiny is not as it was: context length 9000 instead of 65536");
+    let why = "qwen/tiny is not as it was: context length 9000 instead of 65536";
+    ran.says(why);
+    // In the JSON, too, which is printed when all is done.
+    let stage = self::stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 1);
+    assert_eq!(results["error"], why);
 }
 
 #[test]
@@ -587,7 +726,7 @@ fn cached_and_disturbed_runs_do_not_count() {
         let whys: Vec<_> = runs.iter().map(|run| run["ignored"].clone()).collect();
         assert_eq!(whys, [why.into(), NONE], "{results:#}");
     };
-    let uses = |state: &mut State| state.odd.busy_looks = 1;
+    let uses = |state: &mut State| state.odd.busy_looks = 25;
     ignored(&meddled(3, uses, sweep, 0), "something else uses the model");
     let unloads = |state: &mut State| state.models[0].loaded.clear();
     let why = "LM Studio loaded the model first";
@@ -915,6 +1054,13 @@ fn after_a_kill_the_way_back_is_known() {
     );
     let again = stage.run(&["--sizes", "512,1024"]).exits(1);
     again.says("a benchmark was interrupted; first restore the sizes: `lmpatch --revert`");
+    let home = stage.env.lmstudio();
+    let results = stage.json(&["--sizes", "512", "--home", home.to_str().unwrap()], 1);
+    let advised = format!("`lmpatch --home '{}' --revert`", home.display());
+    assert!(
+        results["error"].as_str().unwrap().contains(&advised),
+        "{results:#}"
+    );
     let ran = stage.env.run(["--check"]).exits(0);
     ran.says("a benchmark was interrupted")
         .says("`lmpatch --revert` restores them");
@@ -1051,7 +1197,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     let before = stage.before();
     let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
     let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
-    ran.says("at most 1 min of prefill")
+    ran.says("about 1 min of prefill at most")
         .says("The budget ran out before these were measured: 1024.");
     assert!(
         stage
@@ -1337,16 +1483,16 @@ fn the_result_is_a_table_and_a_verdict() {
         .exits(0);
     let expected = "\
 size          seconds         tok/s  × stock  spread  memory  observed
-512                 –  ~62500 (cut)     2.50       –       –         –  ████
-2048 (stock)        –  ~25000 (cut)     1.00       –       –         –  █
-4096             0.07        125000     5.00       –       –      4096  ███████
+512                 –  ~62500 (cut)     2.50       –       –       512  ████
+2048 (stock)        –  ~25000 (cut)     1.00       –       –      2048  ██
+4096             0.07        125000     5.00       –       –      4096  ████████
 ";
     assert_eq!(ran.stdout, expected);
     let expected = "\
-qwen/tiny, 3 sizes, 8192 prompt tokens; at most 1 min of prefill
+qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most
 Every backend is as it was.
-512 was cut short at 2048 tokens: 62500.0 tok/s there, 125000.0 for the best
-2048 was cut short at 2048 tokens: 25000.0 tok/s there, 125000.0 for the best
+512 was cut short at 4096 tokens: 62500.0 tok/s there, 125000.0 for the best
+2048 was cut short at 4096 tokens: 25000.0 tok/s there, 125000.0 for the best
 Verdict: 4096 is the fastest, and no smaller size comes within the noise (2.0 %) of it.
 `lmpatch 4096 --reload` sets it.
 Loading qwen/tiny again …

@@ -90,7 +90,7 @@ impl Simulated {
                 seconds: tokens / speed,
             };
             positions.push(position);
-            let cut = race.cut(Some(size), position);
+            let cut = race.cut(Some(size), &positions);
             if cut.is_some() {
                 self.spent += position.seconds;
                 race.row(Some(size)).cut = cut;
@@ -255,37 +255,134 @@ fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
     assert_eq!(race.next_step(), None);
 }
 
+fn at(tokens: f64, seconds: f64) -> Position {
+    Position { tokens, seconds }
+}
+
 #[test]
 fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
     let mut race = race(&SIZES, 3);
-    let at = |tokens, seconds| Position { tokens, seconds };
-    assert_eq!(
-        race.cut(Some(512), at(8192.0, 900.0)),
-        None,
-        "there is no best yet"
-    );
+    let slow = [
+        at(0.0, 0.0),
+        at(2048.0, 12.0),
+        at(4096.0, 24.0),
+        at(6144.0, 48.0),
+    ];
+    assert_eq!(race.cut(Some(2048), &slow), None, "there is no best yet");
     // Slower and slower, as attention makes it.
-    let positions = vec![at(4096.0, 10.0), at(8192.0, 30.0), at(16_384.0, 90.0)];
-    race.row(Some(4096)).add(run(182.0, positions));
+    let positions = vec![at(4096.0, 20.0), at(8192.0, 60.0), at(16_384.0, 180.0)];
+    race.row(Some(4096)).add(run(91.0, positions));
     assert_eq!(
-        race.cut(Some(512), at(3584.0, 900.0)),
+        race.cut(Some(2048), &slow[..2]),
         None,
         "a quarter is given to every size"
     );
-    assert_eq!(race.cut(Some(512), at(6144.0, 21.0)), None, "5 % behind");
+    let five = [at(2048.0, 12.0), at(4096.0, 21.0)];
+    assert_eq!(race.cut(Some(2048), &five), None, "5 % behind");
     let cut = Cut {
-        tokens: 6144.0,
-        tokens_per_second: 256.0,
-        best_tokens_per_second: 307.2,
-        estimated_tokens_per_second: 182.0 * 20.0 / 24.0,
+        tokens: 4096.0,
+        tokens_per_second: 4096.0 / 24.0,
+        best_tokens_per_second: 204.8,
+        estimated_tokens_per_second: 91.0 * 20.0 / 24.0,
+        after_runs: 1,
     };
-    assert_eq!(race.cut(Some(512), at(6144.0, 24.0)), Some(cut));
-    race.row(Some(512)).add(run(180.0, Vec::new()));
-    assert_eq!(
-        race.cut(Some(512), at(6144.0, 24.0)),
-        None,
-        "only a first run is cut"
+    // Compared where the best has told its position, also later.
+    assert_eq!(race.cut(Some(2048), &slow[..3]), Some(cut));
+    assert_eq!(race.cut(Some(2048), &slow), Some(cut));
+    // Not within its own first step, a part of which is the start.
+    assert_eq!(race.cut(Some(8192), &[at(6000.0, 900.0)]), None);
+    race.row(Some(2048)).add(run(90.0, Vec::new()));
+    assert_eq!(race.cut(Some(2048), &slow), None, "only a first run is cut");
+}
+
+/// Every size has the same time, a part of which is spent before the first step.
+#[test]
+fn a_slow_start_is_no_reason_to_cut() {
+    let mut race = race(&[512, 2048, 4096], 3);
+    let positions = |size: u64| -> Vec<_> {
+        let told = (0..=PROMPT / size).map(|step| (step * size) as f64);
+        told.map(|tokens| {
+            at(
+                tokens,
+                if tokens > 0.0 {
+                    2.0 + tokens / 4000.0
+                } else {
+                    0.0
+                },
+            )
+        })
+        .collect()
+    };
+    race.row(Some(4096)).add(run(2700.0, positions(4096)));
+    for size in [512, 2048] {
+        let all = positions(size);
+        for count in 1..=all.len() {
+            assert_eq!(race.cut(Some(size), &all[..count]), None, "{size}: {count}");
+        }
+    }
+}
+
+/// All sizes are alike but for the first run, which had a cool machine to itself.
+#[test]
+fn one_lucky_run_does_not_decide() {
+    let mut race = race(&[1024, 2048, 4096], 3);
+    let positions = |size: u64, speed: f64| -> Vec<_> {
+        let told = (1..=PROMPT / size).map(|step| (step * size) as f64);
+        told.map(|tokens| at(tokens, tokens / speed)).collect()
+    };
+    let mut luck = 1.12;
+    while let Some(step) = race.next_step() {
+        let size = step.size.unwrap();
+        if !step.is_measured {
+            race.warm = vec![step.size];
+            continue;
+        }
+        let speed = 100.0 * std::mem::replace(&mut luck, 1.0);
+        let all = positions(size, speed);
+        let cut = (1..=all.len()).find_map(|count| race.cut(step.size, &all[..count]));
+        let row = race.row(step.size);
+        row.cut = cut;
+        if cut.is_none() {
+            row.add(run(speed, all));
+            row.observed_chunk = step.size;
+        }
+    }
+    let verdict = race.verdict();
+    assert_eq!(verdict.keep, Some(1024), "{verdict:?}");
+}
+
+#[test]
+fn what_differs_too_much_between_runs_decides_nothing() {
+    let mut race = race(&[512, 4096], 2);
+    for (size, speeds) in [(512, [100.0, 60.0]), (4096, [101.0, 101.0])] {
+        let row = race.row(Some(size));
+        for speed in speeds {
+            row.add(run(speed, Vec::new()));
+        }
+        row.observed_chunk = Some(size);
+    }
+    let verdict = race.verdict();
+    assert_eq!(verdict.keep, None);
+    assert!(
+        verdict
+            .reason
+            .starts_with("the runs of one size differ by 37 %"),
+        "{verdict:?}"
     );
+}
+
+#[test]
+fn what_was_not_observed_is_not_kept() {
+    let mut race = race(&[512, 4096], 1);
+    for (size, speed) in [(512, 50.0), (4096, 100.0)] {
+        race.row(Some(size)).add(run(speed, Vec::new()));
+    }
+    race.row(Some(512)).observed_chunk = Some(512);
+    let verdict = race.verdict();
+    assert_eq!(verdict.keep, None);
+    let why =
+        "the engine's chunk could not be observed at 4096, so nothing shows that it took effect";
+    assert_eq!(verdict.reason, why);
 }
 
 #[test]

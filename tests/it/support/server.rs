@@ -75,6 +75,14 @@ pub struct Odd {
     pub silent_from: Option<u64>,
     pub breaks_off_from: Option<u64>,
     pub stuck_at: Option<u64>,
+    /// The chunk that the engine really uses.
+    pub uses: BTreeMap<u64, u64>,
+    /// Tokens that the chat template adds to every prompt, beside a few.
+    pub template: u64,
+    /// The `lms load` that fails, from 1.
+    pub failing_load: Option<usize>,
+    /// The list of models has rows with other fields.
+    pub lists_oddities: bool,
     /// The context that LM Studio fits, whatever was asked for.
     pub fits: BTreeMap<u64, u64>,
     pub is_throttled: bool,
@@ -108,7 +116,7 @@ pub struct Prefill {
     pub prompt: String,
 }
 
-/// The tokens that the chat template adds; four characters are a token.
+/// The tokens that the chat template adds; four bytes are a token.
 const TEMPLATE: u64 = 16;
 
 impl FakeLmStudio {
@@ -283,7 +291,12 @@ fn list(state: &State) -> Value {
             "loaded_instances": model.loaded.iter().map(instance).collect::<Vec<_>>(),
         })
     };
-    json!({ "models": state.models.iter().map(model).collect::<Vec<_>>() })
+    let mut models: Vec<_> = state.models.iter().map(model).collect();
+    if state.odd.lists_oddities {
+        models.push(json!({ "key": "on/disk", "format": "mlx", "loaded_instances": null }));
+        models.push(json!({ "type": "embedding", "key": 7 }));
+    }
+    json!({ "models": models })
 }
 
 /// LM Studio's own command line tool.
@@ -324,6 +337,10 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
                 drop(state);
                 thread::sleep(Duration::from_millis(10));
                 state = lock(shared);
+            }
+            let loads = state.lms.iter().filter(|call| call[0] == "load");
+            if state.odd.failing_load == Some(loads.count()) {
+                return "Error: Failed to load model".to_owned();
             }
             let number = |flag| value(flag).and_then(|text| text.parse().ok());
             let context = number("--context-length").unwrap_or(4096);
@@ -407,8 +424,9 @@ fn chat(
         .unwrap()
         .to_owned();
     let odd = state.odd.clone();
-    let chunk = odd.stuck_at.unwrap_or(instance.chunk);
-    let tokens = TEMPLATE + prompt.chars().count() as u64 / 4;
+    let used = odd.uses.get(&instance.chunk).copied();
+    let chunk = odd.stuck_at.or(used).unwrap_or(instance.chunk);
+    let tokens = TEMPLATE + odd.template + prompt.len() as u64 / 4;
     let pace = state.pace.get(&chunk).copied().unwrap_or(10);
     drop(state);
     write!(
