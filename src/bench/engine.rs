@@ -134,10 +134,6 @@ impl Run {
         let unknown = "the server did not report the prompt's token count";
         ensure!(self.prompt_tokens > 0, unknown);
         self.tokens_per_second = self.prompt_tokens as f64 / self.prefill_seconds;
-        // Every prompt begins with the same chat template, so a few cached tokens are not a hit.
-        if self.cached_tokens.unwrap_or_default() * 20 > self.prompt_tokens {
-            self.ignored = Some("a part of it came out of the prompt cache".to_owned());
-        }
         // The first comment comes before the first step.
         self.bare_steps = self.bare_steps.saturating_sub(1);
         Ok(self)

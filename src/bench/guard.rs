@@ -109,8 +109,8 @@ impl Guard {
             "is not there, and nothing else loads a model again; give --reload a command that does";
         ensure!(program.is_file(), "{} {missing}", program.display());
         let mut loaded = reloader.lms.loaded()?;
-        loaded.retain(|model| model.is_here() && model.is_mlx());
-        let wanted = find_loaded(&loaded, identifier);
+        loaded.retain(LoadedModel::is_here);
+        let wanted = find_loaded(&loaded, identifier).filter(|model| model.is_mlx());
         let missing = || format!("`lms ps` lists no MLX model {identifier} on this Mac");
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
@@ -130,6 +130,8 @@ impl Guard {
 
     /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
     pub fn begin(&self) -> Result<()> {
+        let files = locked(&self.files);
+        ensure!(!files.is_over, "stopped");
         let commands = marker::commands(self.before.iter(), self.is_all);
         marker::add(&self.home, commands).context("cannot write beside the backends")
     }
@@ -291,7 +293,10 @@ impl Guard {
             self.output.say(&format!("{name} is loaded again."));
             Ok(())
         };
-        models.map(load).fold(Ok(()), Result::and)
+        let whys: Vec<_> = models.filter_map(|was| load(was).err()).collect();
+        let whys: Vec<_> = whys.iter().map(|why| format!("{why:#}")).collect();
+        ensure!(whys.is_empty(), whys.join("; "));
+        Ok(())
     }
 
     /// Loads the measured model as the sweep needs it, or runs the command that does.

@@ -14,14 +14,15 @@ use super::race::Step;
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
 
-/// The tokens of the first prefill of all, which shows that everything works, and about how fast.
-const PROBE_TOKENS: u64 = 1024;
+/// The tokens of the first prefill of all, which shows that everything works, and about how fast. No usual size, so that it
+/// is not as long as a warm-up: two lengths tell how many characters a token has.
+const PROBE_TOKENS: u64 = 1536;
 /// A size is given up after this many runs that do not count.
 const MAX_IGNORED: usize = 3;
-/// By which an observed chunk may be off: some engines report progress as a rounded fraction, and what a position means is
-/// known exactly only when the tokens of the prompt have been counted.
+/// By which an observed chunk may be off: some engines report progress as a rounded fraction.
 const TOLERANCE: f64 = 0.01;
-const PARTIAL_TOLERANCE: f64 = 0.05;
+/// The same before the tokens of the prompt have been counted.
+const PARTIAL_TOLERANCE: f64 = 0.4;
 /// By which a prompt may be longer or shorter than it was to be.
 const LENGTH_TOLERANCE: f64 = 0.05;
 
@@ -33,6 +34,8 @@ pub struct Benchmark {
     pub results: Results,
     /// What the measured model was prepared with, in tokens, if that is known.
     pub context: Option<u64>,
+    /// How many tokens of the last warm-up came out of the prompt cache.
+    pub template: u64,
     pub bar: ProgressBar,
 }
 
@@ -79,7 +82,14 @@ impl Benchmark {
         };
         if !step.is_measured {
             self.results.warm.push(step.size);
+            self.template = run.cached_tokens.unwrap_or_default();
             return Ok(());
+        }
+        let guard = self.guard.as_ref();
+        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(self.context)) {
+            run.ignored = Some(format!("{why:#}"));
+            // So that it is loaded again as it has to be.
+            self.results.warm.clear();
         }
         run.ignored = run.ignored.take().or_else(|| self.why_ignored(&run));
         take(self.results.row(step.size), run)
@@ -120,11 +130,11 @@ impl Benchmark {
             }
             cut.is_none()
         });
-        let row = results.row(step.size);
-        row.cut = cut;
         if cut.is_none() {
             return run.map(Some);
         }
+        let row = results.row(step.size);
+        row.cut = cut;
         note_chunk(row, &partial, PARTIAL_TOLERANCE)?;
         Ok(None)
     }
@@ -132,9 +142,10 @@ impl Benchmark {
     /// Why a whole prefill says nothing about its size, if so.
     fn why_ignored(&self, run: &Run) -> Option<String> {
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
-        let guard = self.guard.as_ref();
-        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(self.context)) {
-            Some(format!("{why:#}"))
+        // Every prompt begins with the same chat template, as that of the warm-up did.
+        let cached = run.cached_tokens.unwrap_or_default();
+        if cached.saturating_sub(self.template) * 20 > tokens {
+            Some("a part of it came out of the prompt cache".to_owned())
         } else if tokens.abs_diff(wanted) as f64 > LENGTH_TOLERANCE * wanted as f64 {
             Some(format!(
                 "its prompt has {tokens} tokens instead of {wanted}"
@@ -155,6 +166,7 @@ fn take(row: &mut Row, run: Run) -> Result<()> {
         ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
         return Ok(());
     }
+    row.cut = None;
     let noted = note_chunk(row, &run, TOLERANCE);
     row.add(run);
     noted
@@ -165,9 +177,13 @@ fn note_chunk(row: &mut Row, run: &Run, tolerance: f64) -> Result<()> {
     let Some((chunk, steps)) = observed(run, row.chunk()) else {
         return Ok(());
     };
-    (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
     let off = row.size.map_or(0, |size| chunk.abs_diff(size));
-    if off as f64 <= tolerance * row.chunk() as f64 {
+    let is_set = off as f64 <= tolerance * row.chunk() as f64;
+    (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
+    if is_set && row.cut.is_some() {
+        (row.observed_chunk, row.observed_steps) = (row.size, None);
+    }
+    if is_set {
         return Ok(());
     }
     let memory = if row.size > Some(chunk) {

@@ -36,7 +36,7 @@ use crate::command;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
-use crate::output::{Exit, Output, flags, with_home};
+use crate::output::{Exit, Output, flags};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
@@ -57,10 +57,9 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let start = Instant::now();
     let prepared = prepare(home, args, output);
     if let (Err(why), true) = (&prepared, is_json) {
-        output.print_json(&Results {
-            error: Some(with_home(&format!("{why:#}"))),
-            ..Results::new([])
-        })?;
+        let mut results = Results::new([]);
+        results.add_error(&format!("{why:#}"));
+        output.print_json(&results)?;
     }
     let benchmark = prepared?;
     let (guard, count) = (benchmark.guard.clone(), benchmark.results.rows.len());
@@ -70,11 +69,9 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     let keep = results.verdict.keep.filter(|_| is_best_set);
     let files = guard.as_ref().map(|guard| guard.finish_files(keep));
     if let Some(Err(why)) = files {
-        let before = results.error.map(|error| error + "; ");
-        results.error = Some(format!("{}{why:#}", before.unwrap_or_default()));
+        results.add_error(&format!("{why:#}"));
     }
     signals::end_on_second(signals, is_stopped, *output);
-    results.error = results.error.map(|error| with_home(&error));
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
     let is_measured = count == 1 && results.standing().is_some();
@@ -84,7 +81,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     for why in [reported, models].into_iter().filter_map(Result::err) {
         let why = format!("{why:#}");
         output.error(&why);
-        results.error.get_or_insert(why);
+        results.add_error(&why);
         is_good = false;
     }
     if is_json && let Err(why) = output.print_json(&results) {
@@ -145,6 +142,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         guard: guard.transpose()?,
         results,
         context: None,
+        template: 0,
         bar: bar(output),
     })
 }
@@ -250,7 +248,9 @@ pub fn supervise(
         }
     };
     bar.finish_and_clear();
-    results.error = failure.map(|error| format!("{error:#}"));
+    if let Some(error) = failure {
+        results.add_error(&format!("{error:#}"));
+    }
     (results, is_stopped)
 }
 

@@ -12,6 +12,8 @@ const MOST_NOISE: f64 = 0.15;
 const CUT_MARGIN: f64 = 0.05;
 /// No prefill is cut short before this fraction of it.
 const CUT_FROM: f64 = 0.25;
+/// Nor is one that is nearly done.
+const CUT_TO: f64 = 0.9;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
 
@@ -70,7 +72,9 @@ impl Results {
     /// The next step; `None` once the answer is settled.
     pub fn next_step(&self) -> Option<Step> {
         let is_alone = self.rows.len() == 1;
-        let is_new = |row: &&Row| is_alone || row.cut.is_none() && row.valid().count() == 0;
+        // What was cut short is behind, unless what it was held against has failed since.
+        let is_behind = |row: &Row| row.cut.is_some() && self.standing().is_some();
+        let is_new = |row: &&Row| is_alone || row.valid().count() == 0 && !is_behind(row);
         let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
         if let Some((keep, best)) = self.standing() {
             open.extend(self.rows.iter().filter(|row| self.may_be_best(row, best)));
@@ -106,12 +110,14 @@ impl Results {
     /// Whether a size that was cut short is within the noise of the best, which has run again since.
     fn may_be_best(&self, row: &Row, best: &Row) -> bool {
         let limit = best.speed() * (1.0 - noise(row.spread, best.spread));
-        let has_run = |cut: Cut| cut.after_runs < self.run_count();
-        row.cut.is_some_and(has_run) && row.speed() >= limit
+        let has_changed = |cut: Cut| cut.after_runs < self.run_count();
+        row.cut.is_some_and(has_changed) && row.speed() >= limit
     }
 
+    /// How many runs there are, of all sizes; a failure is one, too.
     fn run_count(&self) -> usize {
-        self.rows.iter().map(|row| row.valid().count()).sum()
+        let count = |row: &Row| row.valid().count() + usize::from(row.failed.is_some());
+        self.rows.iter().map(count).sum()
     }
 
     /// Where a prefill of `size` that has come this far is cut short; `None` if it goes on.
@@ -124,7 +130,8 @@ impl Results {
         // the same reason not within the first step.
         let first = positions.iter().find(|position| position.tokens > 0.0)?;
         let from = f64::max(first.tokens, CUT_FROM * self.prompt_tokens as f64);
-        let reached = from..=positions.last()?.tokens;
+        let to = CUT_TO * self.prompt_tokens as f64;
+        let reached = from..=positions.last()?.tokens.min(to);
         let mut told = best.valid().last()?.positions.iter().rev();
         let there = told.find(|position| reached.contains(&position.tokens))?;
         let tokens = there.tokens;
@@ -204,10 +211,10 @@ impl Results {
             return Err(what + ", so nothing shows that it took effect");
         }
         let noise = noise(keep.spread, best.spread);
-        if noise > MOST_NOISE {
+        if noise > MOST_NOISE && keep.size != best.size {
             let percent = noise * 100.0;
-            let what = format!("the runs of one size differ by {percent:.0} %");
-            return Err(what + ", which decides nothing; measure again when the Mac is idle");
+            let what = format!("several sizes are within the noise of {percent:.0} %");
+            return Err(what + "; measure again when the Mac is idle");
         }
         let is_stock = self.stock == keep.size;
         let stock = if is_stock { "keep stock: " } else { "" };

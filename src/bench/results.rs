@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::output::with_home;
+
 /// It grows when a field changes its meaning or goes away.
 pub const SCHEMA: u32 = 4;
 
@@ -138,6 +140,12 @@ impl Results {
     pub fn part(&self, row: &Row) -> f64 {
         let speeds = self.rows.iter().map(Row::speed);
         row.speed() / speeds.fold(f64::MIN_POSITIVE, f64::max)
+    }
+
+    /// Adds why it ended early, or what is not as it was.
+    pub fn add_error(&mut self, why: &str) {
+        let before = self.error.take().map(|error| error + "; ");
+        self.error = Some(before.unwrap_or_default() + &with_home(why));
     }
 
     /// What was measured, and on which machine.

@@ -24,6 +24,8 @@ use crate::{command, files};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer is longer, in bytes.
 const MAX_LENGTH: u64 = 64 << 20;
+/// The least and the most that any tokenizer makes a token of, on average.
+const CHARACTERS_OF_A_TOKEN: (f64, f64) = (0.25, 16.0);
 
 /// A model that a server has.
 #[derive(Debug, Deserialize)]
@@ -58,7 +60,7 @@ pub struct Server {
     model: String,
     /// What prompts are made of.
     text: String,
-    /// The characters and the tokens of past prompts, each of another length than the one before it.
+    /// The characters and the tokens of past prompts.
     counted: Vec<(f64, f64)>,
 }
 
@@ -108,15 +110,23 @@ impl Server {
         Ok(models.map(read))
     }
 
-    /// How many characters make a prompt of `tokens` tokens. The chat template has some, whatever the prompt.
+    /// How many characters make a prompt of `tokens` tokens. The chat template has some, whatever the prompt: so it goes by
+    /// two past prompts, that of the nearest length and the one that differs most from it.
     fn characters(&self, tokens: f64) -> f64 {
-        match self.counted[..] {
-            [] => tokens * CHARACTERS_PER_TOKEN,
-            [(characters, counted)] => tokens * characters / counted,
-            [.., (fewer, few), (more, many)] => {
-                more + (tokens - many) * (more - fewer) / (many - few)
-            }
-        }
+        let distance = |from: f64, past: &(f64, f64)| (past.1 - from).abs();
+        let by_length = |a: &&_, b: &&_| distance(tokens, a).total_cmp(&distance(tokens, b));
+        let Some(near) = self.counted.iter().min_by(by_length) else {
+            return tokens * CHARACTERS_PER_TOKEN;
+        };
+        let by_difference = |a: &&_, b: &&_| distance(near.1, a).total_cmp(&distance(near.1, b));
+        let far = self.counted.iter().max_by(by_difference);
+        // Lengths that are alike say nothing of what lies beyond them.
+        let far = far.filter(|far| distance(near.1, far) > 0.1 * near.1);
+        let (fewer, few) = far.copied().unwrap_or_default();
+        let slope = (near.0 - fewer) / (near.1 - few);
+        let (least, most) = CHARACTERS_OF_A_TOKEN;
+        let characters = near.0 + (tokens - near.1) * slope.clamp(least, most);
+        characters.clamp(least * tokens, most * tokens)
     }
 
     /// Waits until it answers: a restarted server takes a while.
@@ -211,9 +221,7 @@ impl Engine for Server {
         }
         let run = run.end()?;
         let counted = run.prompt_tokens as f64;
-        self.counted
-            .pop_if(|(_, last)| (*last - counted).abs() < 0.05 * counted);
-        self.counted.push((characters, counted));
+        self.counted.push((prompt.chars().count() as f64, counted));
         Ok(run)
     }
 }

@@ -351,6 +351,28 @@ fn one_lucky_run_does_not_decide() {
     assert_eq!(verdict.keep, Some(1024), "{verdict:?}");
 }
 
+/// What was cut short is measured after all.
+#[test]
+fn where_the_best_fails_in_the_end_the_others_decide() {
+    let mut race = race(&[2048, 4096], 3);
+    race.row(Some(4096)).add(run(129.0, Vec::new()));
+    race.row(Some(2048)).cut = Some(Cut {
+        tokens: 8192.0,
+        tokens_per_second: 119.0,
+        best_tokens_per_second: 129.0,
+        estimated_tokens_per_second: 119.0,
+        after_runs: 1,
+    });
+    race.warm = vec![Some(2048), Some(4096)];
+    assert_eq!(
+        race.next_step(),
+        Some(step(4096, PROMPT, true)),
+        "not one lucky run"
+    );
+    drop_out(&mut race, 4096);
+    assert_eq!(race.next_step(), Some(step(2048, PROMPT, true)));
+}
+
 #[test]
 fn what_differs_too_much_between_runs_decides_nothing() {
     let mut race = race(&[512, 4096], 2);
@@ -363,12 +385,14 @@ fn what_differs_too_much_between_runs_decides_nothing() {
     }
     let verdict = race.verdict();
     assert_eq!(verdict.keep, None);
-    assert!(
-        verdict
-            .reason
-            .starts_with("the runs of one size differ by 37 %"),
-        "{verdict:?}"
-    );
+    let why = "several sizes are within the noise of 37 %; measure again when the Mac is idle";
+    assert_eq!(verdict.reason, why);
+    // It does not matter where the others are far behind.
+    race.row(Some(512)).runs.clear();
+    race.row(Some(512)).add(run(20.0, Vec::new()));
+    race.row(Some(4096)).add(run(60.0, Vec::new()));
+    race.row(Some(4096)).add(run(60.0, Vec::new()));
+    assert_eq!(race.verdict().keep, Some(4096));
 }
 
 #[test]

@@ -81,6 +81,12 @@ pub struct Odd {
     pub template: u64,
     /// The `lms load` that fails, from 1.
     pub failing_load: Option<usize>,
+    /// The template of every prompt comes out of the prompt cache.
+    pub caches_template: bool,
+    /// The tokens that every prompt is said to have.
+    pub counts: Option<u64>,
+    /// Models that `lms load` does not load.
+    pub refuses: Vec<&'static str>,
     /// The list of models has rows with other fields.
     pub lists_oddities: bool,
     /// The context that LM Studio fits, whatever was asked for.
@@ -339,7 +345,12 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
                 state = lock(shared);
             }
             let loads = state.lms.iter().filter(|call| call[0] == "load");
-            if state.odd.failing_load == Some(loads.count()) {
+            let is_refused = state
+                .odd
+                .refuses
+                .iter()
+                .any(|key| arguments[1].ends_with(key));
+            if is_refused || state.odd.failing_load == Some(loads.count()) {
                 return "Error: Failed to load model".to_owned();
             }
             let number = |flag| value(flag).and_then(|text| text.parse().ok());
@@ -530,7 +541,7 @@ fn chat(
         let tokens = if odd.has_no_usage {
             Value::Null
         } else {
-            tokens.into()
+            odd.counts.unwrap_or(tokens).into()
         };
         let figures = json!({ "input_tokens": tokens, "total_output_tokens": 1, "time_to_first_token_seconds": seconds });
         return send(
@@ -543,6 +554,12 @@ fn chat(
         json!({ "model": answered, "choices": [{ "index": 0, "delta": { "content": "x" }, "finish_reason": null }] }),
     )?;
     if !odd.has_no_usage {
+        let template = TEMPLATE + odd.template;
+        let cached = if odd.caches_template {
+            template
+        } else {
+            cached
+        };
         let details = json!({ "cached_tokens": cached });
         send(
             "",
