@@ -51,6 +51,11 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     Ok(sites)
 }
 
+/// Compiles the patterns, which takes about as long as finding the backends.
+pub fn compile_patterns() {
+    _ = (&*HEADER, &*DEFINITION, &*ODD, &*ODD_ITEM);
+}
+
 fn line_ends(text: &[u8]) -> usize {
     let count = |byte| memchr_iter(byte, text).count();
     count(b'\r') + count(b'\n') - memmem::find_iter(text, b"\r\n").count()
