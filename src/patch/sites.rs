@@ -141,12 +141,11 @@ fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> 
     let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
     for line in lines {
         let code = &text[line.clone()];
-        // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
-        let blanks = code.len() - code.trim_ascii_start().len();
-        let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
-        if blanks == code.len() {
+        let Some(blanks) = code.iter().position(|byte| !byte.is_ascii_whitespace()) else {
             continue;
-        }
+        };
+        // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
+        let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
         while open.pop_if(|(outer, _)| *outer >= indent).is_some() {}
         open.push((indent, code));
         if mentions.next_if(|at| *at < line.end).is_none() {
@@ -188,13 +187,9 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
             MethodParameter(_) => is_parameter,
             AnyDefinition => is_definition,
         };
-        let place = |group| {
-            definition
-                .name(group)
-                .map_or(0, |part| start + part.start())
-        };
-        let (at, value) = (place("name"), place("value"));
-        let range = value..value + definition["value"].len();
+        let part = |name| definition.name(name).map_or(0..0, |part| part.range());
+        let (name, value) = (part("name"), part("value"));
+        let (at, range) = (start + name.start, start + value.start..start + value.end);
         let text = String::from_utf8_lossy(&source[range.clone()]);
         found.push(match text.replace('_', "").parse() {
             _ if text == "None" && is_definition && form.place != ModuleConstant => continue,
