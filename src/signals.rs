@@ -13,7 +13,13 @@ pub fn catch() -> std::io::Result<Signals> {
 }
 
 /// Lets the second signal end lmpatch while a model is loaded again. `is_first_over`: whether the first has already come.
-pub fn end_on_second(mut signals: Signals, is_first_over: bool, output: Output) {
+/// `last_words` are said before.
+pub fn end_on_second(
+    mut signals: Signals,
+    is_first_over: bool,
+    output: Output,
+    last_words: impl FnOnce() + Send + 'static,
+) {
     thread::spawn(move || {
         let mut signals = signals.forever();
         if !is_first_over && signals.next().is_some() {
@@ -22,6 +28,7 @@ pub fn end_on_second(mut signals: Signals, is_first_over: bool, output: Output) 
         if signals.next().is_some() {
             let what = "stopped before the model was loaded as it was";
             output.error(&format!("{what}; `lms ps` shows what is loaded"));
+            last_words();
             process::exit(Exit::Failed as i32);
         }
     });

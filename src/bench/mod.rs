@@ -71,7 +71,13 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     if let Some(Err(why)) = files {
         results.add_error(&format!("{why:#}"));
     }
-    signals::end_on_second(signals, is_stopped, *output);
+    let (known, last) = (results.clone(), *output);
+    signals::end_on_second(signals, is_stopped, *output, move || {
+        if is_json {
+            // If that fails, nobody is left to tell.
+            let _ = last.print_json(&known);
+        }
+    });
     let reported = report(&results, is_json, args, output);
     let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
     let is_measured = count == 1 && results.standing().is_some();

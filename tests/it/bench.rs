@@ -993,7 +993,7 @@ fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent()
 fn a_second_signal_ends_it_after_the_files() {
     let stage = stage().odd(|odd| odd.load_hangs = true);
     let before = snapshot(&stage.env.lmstudio());
-    let mut child = stage.start(&["--sizes", "512,1024"]);
+    let mut child = stage.start(&["--sizes", "512,1024", "--json"]);
     until("a load hangs", || {
         stage.fake.state().lms.iter().any(|call| call[0] == "load")
     });
@@ -1007,6 +1007,8 @@ fn a_second_signal_ends_it_after_the_files() {
     signal(&child, "-INT");
     stderr.read_to_string(&mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    let results: Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
+    assert_eq!(results["error"], "stopped before the verdict was settled");
     let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
     assert!(said.contains(stopped), "{said}");
     assert_eq!(
