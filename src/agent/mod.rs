@@ -63,12 +63,10 @@ pub struct Status {
 impl Status {
     /// What fixes its trouble.
     pub fn fix(&self) -> String {
-        let is_usual = |at: &&String| home::find(None).is_ok_and(|usual| usual == Path::new(at));
-        let is_there = |at: &&String| amphibian(Path::new(at)).exists();
-        let other = self
-            .home
-            .as_ref()
-            .filter(|at| is_there(at) && !is_usual(at));
+        let other = self.home.as_ref().filter(|at| {
+            let is_usual = home::find(None).is_ok_and(|usual| usual == Path::new(at));
+            amphibian(Path::new(at)).exists() && !is_usual
+        });
         let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
         let size = self.size.unwrap_or(DEFAULT_SIZE);
         format!("`lmpatch {of}agent install {size}` fixes it")

@@ -250,7 +250,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Loads every model again that is not as it was, if one was reloaded; first waits for a load that is under way.
+    /// Loads the measured model as it was and every other one that is gone, if a size was loaded; first waits for a load
+    /// that is under way.
     pub fn finish_models(&self, is_stopped: bool) -> Result<()> {
         // A model that is still at work on a prompt could not be loaded again.
         self.server.iter().for_each(Server::hang_up);
@@ -274,7 +275,9 @@ impl Guard {
 
     /// Loads the measured model, and every other one that is gone. Fails in the end if one is not as it was.
     fn load_again(&self) -> Result<()> {
-        let now = self.reloader.lms.loaded().unwrap_or_default();
+        let now = command::retry(GRACE, || self.reloader.lms.loaded());
+        // If that is unknown, only the measured one is loaded.
+        let now = now.unwrap_or_else(|_| self.loaded.clone());
         let measured = self.wanted.as_ref().map(|model| &model.identifier);
         let is_to_load = |was: &&LoadedModel| {
             Some(&was.identifier) == measured || find_loaded(&now, &was.identifier).is_none()
@@ -293,8 +296,8 @@ impl Guard {
             self.output.say(&format!("{name} is loaded again."));
             Ok(())
         };
-        let whys: Vec<_> = models.filter_map(|was| load(was).err()).collect();
-        let whys: Vec<_> = whys.iter().map(|why| format!("{why:#}")).collect();
+        let whys = models.filter_map(|was| load(was).err());
+        let whys: Vec<_> = whys.map(|why| format!("{why:#}")).collect();
         ensure!(whys.is_empty(), whys.join("; "));
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
 
 use super::engine::Engine;
@@ -14,15 +14,15 @@ use super::race::Step;
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
 
-/// The tokens of the first prefill of all, which shows that everything works, and about how fast. No usual size, so that it
-/// is not as long as a warm-up: two lengths tell how many characters a token has.
+/// The tokens of the first prefill, which shows that everything works, and about how fast. No usual size: `Server` learns
+/// from two different lengths.
 const PROBE_TOKENS: u64 = 1536;
 /// A size is given up after this many runs that do not count.
 const MAX_IGNORED: usize = 3;
 /// By which an observed chunk may be off: some engines report progress as a rounded fraction.
 const TOLERANCE: f64 = 0.01;
-/// The same before the tokens of the prompt have been counted.
-const PARTIAL_TOLERANCE: f64 = 0.4;
+/// The same where a prefill was cut short: its tokens are not counted, but about those of the best.
+const PARTIAL_TOLERANCE: f64 = 0.1;
 /// By which a prompt may be longer or shorter than it was to be.
 const LENGTH_TOLERANCE: f64 = 0.05;
 
@@ -82,7 +82,10 @@ impl Benchmark {
         };
         if !step.is_measured {
             self.results.warm.push(step.size);
-            self.template = run.cached_tokens.unwrap_or_default();
+            // After a load the cache is empty: only the next prompt finds the template in it.
+            let is_cold = self.guard.is_some() && run.cached_tokens == Some(0);
+            let again = if is_cold { self.prefill(step)? } else { None };
+            self.template = again.unwrap_or(run).cached_tokens.unwrap_or_default();
             return Ok(());
         }
         let guard = self.guard.as_ref();
@@ -104,7 +107,6 @@ impl Benchmark {
         self.bar.set_message(format!("{}, loading", row.chunk()));
         self.context = guard.switch_to(row.chunk())?;
         row.context_length = self.context;
-        // What was warm is not loaded any more.
         self.results.warm.clear();
         let needed = self.results.prompt_tokens;
         let context = self.context.unwrap_or(u64::MAX);
@@ -135,14 +137,14 @@ impl Benchmark {
         }
         let row = results.row(step.size);
         row.cut = cut;
-        note_chunk(row, &partial, PARTIAL_TOLERANCE)?;
+        note_chunk(row, &partial)?;
         Ok(None)
     }
 
     /// Why a whole prefill says nothing about its size, if so.
     fn why_ignored(&self, run: &Run) -> Option<String> {
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
-        // Every prompt begins with the same chat template, as that of the warm-up did.
+        // Every prompt begins with the same chat template.
         let cached = run.cached_tokens.unwrap_or_default();
         if cached.saturating_sub(self.template) * 20 > tokens {
             Some("a part of it came out of the prompt cache".to_owned())
@@ -167,34 +169,38 @@ fn take(row: &mut Row, run: Run) -> Result<()> {
         return Ok(());
     }
     row.cut = None;
-    let noted = note_chunk(row, &run, TOLERANCE);
+    let noted = note_chunk(row, &run);
     row.add(run);
     noted
 }
 
 /// Notes the chunk that a prefill shows, if it shows one. Fails if it is not the one that was set.
-fn note_chunk(row: &mut Row, run: &Run, tolerance: f64) -> Result<()> {
+fn note_chunk(row: &mut Row, run: &Run) -> Result<()> {
     let Some((chunk, steps)) = observed(run, row.chunk()) else {
         return Ok(());
     };
-    let off = row.size.map_or(0, |size| chunk.abs_diff(size));
-    let is_set = off as f64 <= tolerance * row.chunk() as f64;
-    (row.observed_chunk, row.observed_steps) = (Some(chunk), Some(steps));
-    if is_set && row.cut.is_some() {
-        (row.observed_chunk, row.observed_steps) = (row.size, None);
-    }
-    if is_set {
-        return Ok(());
-    }
-    let memory = if row.size > Some(chunk) {
-        "it may lower it where memory is short; else "
+    let is_partial = row.cut.is_some();
+    let tolerance = if is_partial {
+        PARTIAL_TOLERANCE
     } else {
-        ""
+        TOLERANCE
     };
-    bail!(
+    row.observed_chunk = Some(chunk);
+    row.observed_steps = (!is_partial).then_some(steps);
+    let off = row.size.map_or(0, |size| chunk.abs_diff(size));
+    let mut memory = "";
+    if row.size > Some(chunk) {
+        memory = "it may lower it where memory is short; else ";
+    }
+    ensure!(
+        off as f64 <= tolerance * row.chunk() as f64,
         "it did not take effect: the engine used {chunk}; {memory}load the model again, or restart LM Studio, and check \
          that --home is the home of the app that answers"
-    )
+    );
+    if is_partial {
+        row.observed_chunk = row.size;
+    }
+    Ok(())
 }
 
 /// The chunk and the number of steps that a prefill shows, of which `set` is the likely one.

@@ -71,7 +71,8 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     if let Some(Err(why)) = files {
         results.add_error(&format!("{why:#}"));
     }
-    let (known, last) = (results.clone(), *output);
+    let (mut known, last) = (results.clone(), *output);
+    known.add_error("stopped before the model was loaded as it was");
     signals::end_on_second(signals, is_stopped, *output, move || {
         if is_json {
             // If that fails, nobody is left to tell.
@@ -272,7 +273,7 @@ fn after_budget(results: &Results, sizes: &[u64]) -> String {
     format!("The budget ran out before these were measured: {open}.")
 }
 
-/// Prints the results, but for JSON, and writes every file.
+/// Prints the table, unless JSON is asked for, and what is said below it; writes every file.
 fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
     let written = export::write(&args.output, results);
     let mut printed = Ok(());

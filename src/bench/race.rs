@@ -107,7 +107,7 @@ impl Results {
         })
     }
 
-    /// Whether a size that was cut short is within the noise of the best, which has run again since.
+    /// Whether a size that was cut short is within the noise of the best as it is now, after further runs of any size.
     fn may_be_best(&self, row: &Row, best: &Row) -> bool {
         let limit = best.speed() * (1.0 - noise(row.spread, best.spread));
         let has_changed = |cut: Cut| cut.after_runs < self.run_count();
@@ -126,12 +126,14 @@ impl Results {
         if self.measured().any(|row| row.size == size) {
             return None;
         }
-        // Compared where the best run has told its position, since each begins with some time that is not its speed's; for
-        // the same reason not within the first step.
+        // Where the best has told its position, and not in the first step: a run begins with some time of its own.
         let first = positions.iter().find(|position| position.tokens > 0.0)?;
         let from = f64::max(first.tokens, CUT_FROM * self.prompt_tokens as f64);
-        let to = CUT_TO * self.prompt_tokens as f64;
-        let reached = from..=positions.last()?.tokens.min(to);
+        let last = positions.last()?.tokens;
+        if last > CUT_TO * self.prompt_tokens as f64 {
+            return None;
+        }
+        let reached = from..=last;
         let mut told = best.valid().last()?.positions.iter().rev();
         let there = told.find(|position| reached.contains(&position.tokens))?;
         let tokens = there.tokens;
@@ -143,7 +145,8 @@ impl Results {
             estimated_tokens_per_second: best.speed() * there.seconds / seconds,
             after_runs: self.run_count(),
         };
-        let limit = cut.best_tokens_per_second * (1.0 - CUT_MARGIN);
+        let margin = noise(None, best.spread).max(CUT_MARGIN);
+        let limit = cut.best_tokens_per_second * (1.0 - margin);
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
@@ -201,12 +204,10 @@ impl Results {
         }
         // The size of a direct run is an argument: it needs no proof of effect.
         if self.is_reloading() && keep.observed_chunk.is_none() {
-            let is_any = self.rows.iter().any(|row| row.observed_chunk.is_some());
-            let at = if is_any {
-                keep.name()
-            } else {
-                "any size".to_owned()
-            };
+            let mut at = "any size".to_owned();
+            if self.rows.iter().any(|row| row.observed_chunk.is_some()) {
+                at = keep.name();
+            }
             let what = format!("the engine's chunk could not be observed at {at}");
             return Err(what + ", so nothing shows that it took effect");
         }
@@ -230,12 +231,12 @@ impl Results {
 }
 
 fn why_kept(keep: &Row, best: &Row, noise: f64) -> String {
-    let within = format!("within the noise ({:.1} %) of", noise * 100.0);
     if keep.size == best.size {
-        return format!("the fastest, and no smaller size comes {within} it");
+        return "the fastest, and no smaller size comes within the noise of it".to_owned();
     }
-    let (best, cost) = (best.name(), "a larger chunk costs memory and context");
-    format!("the smallest size {within} the fastest, {best}; {cost}")
+    let (percent, best) = (noise * 100.0, best.name());
+    let cost = "a larger chunk costs memory and context";
+    format!("the smallest size within the noise ({percent:.1} %) of the fastest, {best}; {cost}")
 }
 
 impl Row {

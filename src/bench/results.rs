@@ -27,7 +27,7 @@ pub struct Results {
     pub rows: Vec<Row>,
     pub verdict: Verdict,
     pub notes: Vec<String>,
-    /// Why it ended early.
+    /// Why it ended early, and what is not as it was.
     pub error: Option<String>,
     /// The sizes that the engine has prefilled at since a model was last loaded.
     #[serde(skip)]

@@ -110,8 +110,7 @@ impl Server {
         Ok(models.map(read))
     }
 
-    /// How many characters make a prompt of `tokens` tokens. The chat template has some, whatever the prompt: so it goes by
-    /// two past prompts, that of the nearest length and the one that differs most from it.
+    /// How many characters make a prompt of `tokens` tokens. Goes by two past prompts, since the template's count, too.
     fn characters(&self, tokens: f64) -> f64 {
         let distance = |from: f64, past: &(f64, f64)| (past.1 - from).abs();
         let by_length = |a: &&_, b: &&_| distance(tokens, a).total_cmp(&distance(tokens, b));

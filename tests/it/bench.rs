@@ -436,6 +436,17 @@ fn a_template_out_of_the_cache_is_no_hit() {
     let results = stage.json(&["--model", MODEL, "--runs", "1"], 0);
     assert_eq!(rows(&results)[0]["runs"][0]["cached_tokens"], 916);
     assert_eq!(column(&results, "observed_chunk"), [2048]);
+    // After a load it is there only for the second prompt.
+    let lms = stage.env.lmstudio().join("bin/lms").display().to_string();
+    let load = format!(
+        "'{lms}' unload {MODEL}; '{lms}' load dir/{MODEL} --identifier {MODEL} --context-length 65536"
+    );
+    let sizes = ["--sizes", "512,2048", "--runs", "1", "--reload", &load];
+    let results = stage.json(&[&["--model", MODEL], &sizes[..]].concat(), 0);
+    for row in rows(&results) {
+        assert_eq!(row["runs"][0]["cached_tokens"], 916, "{row:#}");
+        assert_eq!(row["runs"][0]["ignored"], NONE, "{row:#}");
+    }
 }
 
 #[test]
@@ -1008,7 +1019,9 @@ fn a_second_signal_ends_it_after_the_files() {
     stderr.read_to_string(&mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
     let results: Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
-    assert_eq!(results["error"], "stopped before the verdict was settled");
+    let error =
+        "stopped before the verdict was settled; stopped before the model was loaded as it was";
+    assert_eq!(results["error"], error);
     let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
     assert!(said.contains(stopped), "{said}");
     assert_eq!(
@@ -1535,7 +1548,7 @@ qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most
 Every backend is as it was.
 512 was cut short at 4096 tokens: 62500.0 tok/s there, 125000.0 for the best
 2048 was cut short at 4096 tokens: 25000.0 tok/s there, 125000.0 for the best
-Verdict: 4096 is the fastest, and no smaller size comes within the noise (2.0 %) of it.
+Verdict: 4096 is the fastest, and no smaller size comes within the noise of it.
 `lmpatch 4096 --reload` sets it.
 Loading qwen/tiny again …
 qwen/tiny is loaded again.

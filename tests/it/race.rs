@@ -289,6 +289,9 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
     // Compared where the best has told its position, also later.
     assert_eq!(race.cut(Some(2048), &slow[..3]), Some(cut));
     assert_eq!(race.cut(Some(2048), &slow), Some(cut));
+    // A prefill that is nearly done is worth more than an estimate, even if only now there is something to compare.
+    let late = [at(8192.0, 100.0), at(16_384.0, 200.0)];
+    assert_eq!(race.cut(Some(8192), &late), None);
     // Not within its own first step, a part of which is the start.
     assert_eq!(race.cut(Some(8192), &[at(6000.0, 900.0)]), None);
     race.row(Some(2048)).add(run(90.0, Vec::new()));
@@ -349,6 +352,19 @@ fn one_lucky_run_does_not_decide() {
     }
     let verdict = race.verdict();
     assert_eq!(verdict.keep, Some(1024), "{verdict:?}");
+}
+
+/// What is within the noise of the best is not cut.
+#[test]
+fn a_best_that_varies_cuts_less() {
+    let mut race = race(&[2048, 4096], 3);
+    for speed in [129.0, 112.0] {
+        let told = [4096.0, 8192.0].map(|tokens| at(tokens, tokens / speed));
+        race.row(Some(4096)).add(run(speed, told.into()));
+    }
+    let behind = |part: f64| [2048.0, 4096.0].map(|tokens| at(tokens, tokens / 112.0 / part));
+    assert_eq!(race.cut(Some(2048), &behind(0.93)), None);
+    assert!(race.cut(Some(2048), &behind(0.85)).is_some());
 }
 
 /// What was cut short is measured after all.

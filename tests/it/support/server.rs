@@ -120,6 +120,8 @@ pub struct Prefill {
     pub tokens: u64,
     pub seconds: f64,
     pub prompt: String,
+    /// How many loads there had been.
+    load: usize,
 }
 
 /// The tokens that the chat template adds; four bytes are a token.
@@ -521,7 +523,9 @@ fn chat(
     }
     let seconds = tokens as f64 * pace as f64 / 1e6;
     let mut state = lock(shared);
+    let loads = state.lms.iter().filter(|call| call[0] == "load").count();
     state.prefills.push(Prefill {
+        load: loads,
         chunk,
         tokens,
         seconds,
@@ -555,7 +559,14 @@ fn chat(
     )?;
     if !odd.has_no_usage {
         let template = TEMPLATE + odd.template;
-        let cached = if odd.caches_template {
+        // Only where another prompt has put it there since the model was loaded.
+        let is_warm = lock(shared)
+            .prefills
+            .iter()
+            .rev()
+            .skip(1)
+            .any(|one| one.load == loads);
+        let cached = if odd.caches_template && is_warm {
             template
         } else {
             cached
