@@ -106,7 +106,7 @@ fn reload(
     });
     // Without them a signal just ends lmpatch, between an unload and a load.
     if let Ok(signals) = signals::catch() {
-        signals::end_on_second(signals, false, *output, || {});
+        signals::end_on_second(signals, false, *output, |_| {});
     }
     let reloader = Reloader {
         home: home.to_owned(),

@@ -8,7 +8,7 @@ use glob::Pattern;
 
 use crate::cli::Cli;
 use crate::effect;
-use crate::lmstudio::backends::{self, INSTALL, MissingBackend, amphibian};
+use crate::lmstudio::backends::{self, INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::marker;
@@ -60,10 +60,8 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     let directory = amphibian.display();
     let patterns = &cli.backend;
     // Those of the selected runtime are listed even if they match no pattern.
-    let is_wanted = |one: &&MissingBackend| {
-        patterns.is_empty() || patterns.iter().any(|p| p.matches(&one.name))
-    };
-    if let Some(missing) = report.absent.missing.iter().find(is_wanted) {
+    let mut missing = report.absent.missing.iter();
+    if let Some(missing) = missing.find(|one| backends::is_wanted(&one.name, patterns)) {
         let (what, next) = notes::missing(missing);
         bail!("no MLX backend found in {directory}: {what}; {next}");
     }

@@ -13,12 +13,12 @@ pub fn catch() -> std::io::Result<Signals> {
 }
 
 /// Lets the second signal end lmpatch while a model is loaded again. `is_first_over`: whether the first has already come.
-/// `last_words` are said before.
+/// Before that, `last_words` is told why.
 pub fn end_on_second(
     mut signals: Signals,
     is_first_over: bool,
     output: Output,
-    last_words: impl FnOnce() + Send + 'static,
+    last_words: impl FnOnce(&str) + Send + 'static,
 ) {
     thread::spawn(move || {
         let mut signals = signals.forever();
@@ -28,7 +28,7 @@ pub fn end_on_second(
         if signals.next().is_some() {
             let what = "stopped before the model was loaded as it was";
             output.error(&format!("{what}; `lms ps` shows what is loaded"));
-            last_words();
+            last_words(what);
             process::exit(Exit::Failed as i32);
         }
     });

@@ -20,6 +20,7 @@ use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied, done};
 use crate::reload::Reloader;
 
+/// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
 const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -174,7 +175,6 @@ impl Guard {
 
     /// Fails if something else has loaded or uses the model since it was prepared with that context.
     pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
-        // LM Studio may still call it busy a moment after the answer.
         let now = command::retry(GRACE, || self.context())?;
         let is_same = now == context;
         ensure!(

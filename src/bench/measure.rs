@@ -32,8 +32,6 @@ pub struct Benchmark {
     /// Where sizes are changed.
     pub guard: Option<Arc<Guard>>,
     pub results: Results,
-    /// What the measured model was prepared with, in tokens, if that is known.
-    pub context: Option<u64>,
     /// How many tokens of the last warm-up came out of the prompt cache.
     pub template: u64,
     pub bar: ProgressBar,
@@ -88,8 +86,9 @@ impl Benchmark {
             self.template = again.unwrap_or(run).cached_tokens.unwrap_or_default();
             return Ok(());
         }
+        let context = self.results.row(step.size).context_length;
         let guard = self.guard.as_ref();
-        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(self.context)) {
+        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(context)) {
             run.ignored = Some(format!("{why:#}"));
             // So that it is loaded again as it has to be.
             self.results.warm.clear();
@@ -105,11 +104,10 @@ impl Benchmark {
         };
         let row = self.results.row(size);
         self.bar.set_message(format!("{}, loading", row.chunk()));
-        self.context = guard.switch_to(row.chunk())?;
-        row.context_length = self.context;
+        row.context_length = guard.switch_to(row.chunk())?;
+        let context = row.context_length.unwrap_or(u64::MAX);
         self.results.warm.clear();
         let needed = self.results.prompt_tokens;
-        let context = self.context.unwrap_or(u64::MAX);
         ensure!(
             context >= needed,
             "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of the prompt"

@@ -72,8 +72,8 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         results.add_error(&format!("{why:#}"));
     }
     let (mut known, last) = (results.clone(), *output);
-    known.add_error("stopped before the model was loaded as it was");
-    signals::end_on_second(signals, is_stopped, *output, move || {
+    signals::end_on_second(signals, is_stopped, *output, move |why| {
+        known.add_error(why);
         if is_json {
             // If that fails, nobody is left to tell.
             let _ = last.print_json(&known);
@@ -148,7 +148,6 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         engine,
         guard: guard.transpose()?,
         results,
-        context: None,
         template: 0,
         bar: bar(output),
     })

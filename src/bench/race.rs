@@ -71,12 +71,12 @@ impl Results {
 
     /// The next step; `None` once the answer is settled.
     pub fn next_step(&self) -> Option<Step> {
-        let is_alone = self.rows.len() == 1;
+        let (is_alone, standing) = (self.rows.len() == 1, self.standing());
         // What was cut short is behind, unless what it was held against has failed since.
-        let is_behind = |row: &Row| row.cut.is_some() && self.standing().is_some();
+        let is_behind = |row: &Row| row.cut.is_some() && standing.is_some();
         let is_new = |row: &&Row| is_alone || row.valid().count() == 0 && !is_behind(row);
         let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
-        if let Some((keep, best)) = self.standing() {
+        if let Some((keep, best)) = standing {
             open.extend(self.rows.iter().filter(|row| self.may_be_best(row, best)));
             // That all others were cut short must not depend on one lucky run.
             if self.rows.iter().any(|row| row.cut.is_some()) && best.valid().count() == 1 {

@@ -122,7 +122,6 @@ fn why_absent(home: &Path, directory: &Path) -> String {
 pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
     let (mut names, real) = open(home)?;
     let directory = amphibian(home);
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|p| p.matches(name));
     // What is hidden is being unpacked, or is somebody else's.
     names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
@@ -140,14 +139,14 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         if backend.runtimes.is_empty() && is_copy(&backend.name) {
             continue;
         }
-        if is_wanted(&backend.name) {
+        if is_wanted(&backend.name, wanted) {
             backends.push(backend);
         } else if backend.selected {
             absent.left_out.push(backend.name);
         }
     }
     for runtime in &runtimes {
-        let needs = |name: &&String| runtime.selected || is_wanted(name);
+        let needs = |name: &&String| runtime.selected || is_wanted(name, wanted);
         for name in runtime.packages.iter().filter(needs) {
             let path = directory.join(name);
             if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {
@@ -161,6 +160,11 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         }
     }
     Ok((backends, absent))
+}
+
+/// Whether the name matches one of the patterns, or there are none.
+pub fn is_wanted(name: &str, patterns: &[Pattern]) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
 }
 
 /// Whether that is somebody's backup of a backend: `…@34.bak`, `…@34 copy`.

@@ -532,7 +532,6 @@ fn after_a_crash_every_size_is_warmed_up_again() {
             runs_per_size: 2,
             ..Results::new([Some(4096), Some(8192)])
         },
-        context: None,
         template: 0,
         bar: ProgressBar::hidden(),
     };
@@ -1194,7 +1193,6 @@ fn a_panic_of_what_measures_is_an_end_like_any_other() {
             runs_per_size: 1,
             ..Results::new([Some(2048), Some(4096)])
         },
-        context: None,
         template: 0,
         bar: ProgressBar::hidden(),
     };
