@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -466,13 +467,15 @@ fn every_model_that_does_not_come_back_is_named() {
     stage.fake.load("llama/tiny", "gguf", 8192);
     stage.fake.state().odd.evicts = true;
     stage.fake.state().odd.refuses = vec!["gemma/tiny", "llama/tiny"];
-    let results = stage.json(&["--model", MODEL, "--sizes", "512,2048", "--runs", "1"], 1);
+    let page = stage.env.user().join("page.md");
+    let sizes = ["--sizes", "512,2048", "--runs", "1"];
+    let output = ["--model", MODEL, "--output", page.to_str().unwrap()];
+    let results = stage.json(&[sizes, output].concat(), 1);
     let error = results["error"].as_str().unwrap();
+    let page = fs::read_to_string(page).unwrap();
     for name in ["gemma/tiny", "llama/tiny"] {
-        assert!(
-            error.contains(&format!("{name} was not loaded again: ")),
-            "{error}"
-        );
+        let what = format!("{name} was not loaded again: ");
+        assert!(error.contains(&what) && page.contains(&what), "{error}");
     }
     assert_eq!(stage.fake.loaded()[0].id, MODEL);
 }
@@ -887,6 +890,13 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
         .exits(1)
         .says("it said nothing");
     assert!(homeless.user().join("started").exists());
+    // Without a home there is a verdict, and nothing to set it in.
+    executable(Path::new(python), MADE_UP_PYTHON);
+    homeless
+        .run([&arguments[..], &sizes].concat())
+        .exits(0)
+        .says("Verdict: 512 is the fastest")
+        .says_nothing_of("sets it");
     // `lms` would start LM Studio, whose server this is not.
     stage.fake.state().has_v1 = false;
     stage
@@ -1248,7 +1258,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     // The warm-up at 1024 alone would take twenty seconds.
     let stage = stage().pace(&[(4096, 40), (2048, 20), (1024, 20_000)]);
     let before = stage.before();
-    let sizes = ["--sizes", "1024,2048,4096", "--runs", "1"];
+    let sizes = ["--sizes", "1024,1024,2048,4096", "--runs", "1"];
     let ran = stage.run(&[&sizes[..], &["--budget", "0.2"]].concat());
     ran.says("about 1 min of prefill at most")
         .says("The budget ran out before these were measured: 1024.");
