@@ -275,9 +275,9 @@ impl Guard {
 
     /// Loads the measured model, and every other one that is gone. Fails in the end if one is not as it was.
     fn load_again(&self) -> Result<()> {
-        let now = command::retry(GRACE, || self.reloader.lms.loaded());
-        // If that is unknown, only the measured one is loaded.
-        let now = now.unwrap_or_else(|_| self.loaded.clone());
+        let lms = &self.reloader.lms;
+        let now = command::retry(lms.wait_timeout, || lms.loaded());
+        let now = now.context("no model was loaded again")?;
         let measured = self.wanted.as_ref().map(|model| &model.identifier);
         let is_to_load = |was: &&LoadedModel| {
             Some(&was.identifier) == measured || find_loaded(&now, &was.identifier).is_none()

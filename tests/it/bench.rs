@@ -31,6 +31,7 @@ use signal_hook::iterator::Signals;
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
+const MARKER: &str = "extensions/backends/vendor/.lmpatch-bench";
 const NONE: Value = Value::Null;
 /// Microseconds a token: what comes later is far faster, so that a busy machine has nothing cut short.
 const FALLING: &[(u64, u64)] = &[(4096, 100), (2048, 40), (512, 10)];
@@ -758,7 +759,14 @@ fn cached_and_disturbed_runs_do_not_count() {
     let meddled = |count, meddle: Meddle, sizes: &[&str], code| {
         let stage = self::stage().odd(|odd| odd.meddles = Some((count, meddle)));
         let before = snapshot(&stage.env.lmstudio());
-        let results = stage.json(&[sizes, &["--runs", "1"]].concat(), code);
+        let csv = stage.env.user().join("o.csv");
+        let more = ["--runs", "1", "--output", csv.to_str().unwrap()];
+        let results = stage.json(&[sizes, &more].concat(), code);
+        let csv = fs::read_to_string(csv).unwrap();
+        let row: Vec<_> = csv.lines().nth(1).unwrap().split(',').collect();
+        let runs = rows(&results)[0]["runs"].as_array().unwrap();
+        let valid = runs.iter().filter(|run| run["ignored"] == NONE).count();
+        assert_eq!(row[4], valid.to_string(), "{csv}");
         assert_eq!(snapshot(&stage.env.lmstudio()), before);
         results
     };
@@ -1042,7 +1050,7 @@ fn a_second_signal_ends_it_after_the_files() {
 #[test]
 fn signals_also_end_the_last_load() {
     let stage = stage();
-    let mut child = stage.start(&["--sizes", "512,4096", "--runs", "1"]);
+    let mut child = stage.start(&["--sizes", "512,4096", "--runs", "1", "--json"]);
     until("the second size is loaded", || {
         let fake = stage.fake.state();
         fake.prefills.iter().any(|prefill| prefill.chunk == 512)
@@ -1058,11 +1066,46 @@ fn signals_also_end_the_last_load() {
         signal(&child, "-INT");
         child.try_wait().unwrap().is_some()
     });
-    Ran::of(&child.wait_with_output().unwrap())
+    let ran = Ran::of(&child.wait_with_output().unwrap())
         .exits(1)
         .says("A model is being loaded; press Ctrl-C again to stop without it.")
-        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded")
-        .shows("4096");
+        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
+    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(column(&results, "size"), [512, 4096]);
+    let error = "stopped before the model was loaded as it was";
+    assert_eq!(results["error"], error);
+    assert_eq!(results["verdict"]["keep"], 512);
+}
+
+#[test]
+fn a_signal_before_a_size_is_set_leaves_nothing() {
+    let stage = stage().odd(|odd| odd.silent_from = Some(512));
+    let before = stage.before();
+    let child = stage.start(&["--sizes", "512,1024"]);
+    until("the probe is silent", || {
+        stage.fake.state().chats.len() == 1
+    });
+    let marker = stage.env.lmstudio().join(MARKER);
+    assert!(marker.exists());
+    signal(&child, "-INT");
+    Ran::of(&child.wait_with_output().unwrap())
+        .exits(1)
+        .says("stopped before the verdict was settled")
+        .says_nothing_of("as it was");
+    assert!(!marker.exists());
+    stage.is_as(&before);
+}
+
+#[test]
+fn models_come_back_also_where_lms_fails_for_a_while() {
+    let stage = stage().odd(|odd| odd.failing_looks = 25);
+    let before = stage.before();
+    stage
+        .run(&["--sizes", "512,4096", "--runs", "1"])
+        .exits(0)
+        .says("qwen/tiny is loaded again.");
+    assert_eq!(stage.fake.state().odd.failing_looks, 0);
+    stage.is_as(&before);
 }
 
 #[test]
@@ -1222,8 +1265,8 @@ fn a_panic_of_what_measures_is_an_end_like_any_other() {
 #[test]
 fn where_the_way_back_cannot_be_written_nothing_is_set() {
     let stage = stage();
-    let marker = "extensions/backends/vendor/.lmpatch-bench/in-the-way";
-    fs::create_dir_all(stage.env.lmstudio().join(marker)).unwrap();
+    let marker = stage.env.lmstudio().join(MARKER);
+    fs::create_dir_all(marker.join("in-the-way")).unwrap();
     let before = stage.before();
     let results = stage.json(&["--sizes", "512,2048"], 1);
     let why = results["error"].as_str().unwrap();

@@ -106,6 +106,8 @@ pub struct Odd {
     pub other_model: Option<&'static str>,
     /// What another client does after so many prefills.
     pub meddles: Option<(usize, Meddle)>,
+    /// How often `lms ps` fails once a stock size of 2048 is restored.
+    pub failing_looks: usize,
     /// How often `lms ps` still shows every model at work.
     pub busy_looks: usize,
     /// The next model that is loaded evicts all others.
@@ -317,6 +319,12 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
     };
     match arguments[0].as_str() {
         "ps" => {
+            let has_loaded = state.lms.iter().any(|call| call[0] == "load");
+            let is_restored = has_loaded && chunk_on_disk(&state.engine) == Some(2048);
+            if is_restored && state.odd.failing_looks > 0 {
+                state.odd.failing_looks -= 1;
+                return "Error: not ready".to_owned();
+            }
             let is_busy = state.odd.busy_looks > 0;
             state.odd.busy_looks = state.odd.busy_looks.saturating_sub(1);
             let rows = state
