@@ -9,9 +9,10 @@ use crate::cli::Cli;
 use crate::effect;
 use crate::lmstudio::lms::Lms;
 use crate::marker;
-use crate::output::{Exit, Output};
+use crate::output::{Exit, Output, flags};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
+use crate::patch::file::State;
 use crate::patch::{self, Applied, Outcome};
 use crate::reload::{How, Reloader};
 use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, table};
@@ -35,16 +36,17 @@ pub fn run(
     if lock.is_some() {
         marker::forget(home, patch::done(&applied));
     }
-    if cli.reload.is_none() && !cli.dry_run {
-        effect::add(cli, home, report, None);
-    }
-    notes::on_change(report, &applied);
+    drop(lock);
     let shown = match cli.dry_run {
         _ if !cli.shows_text() => Ok(()),
         true => diff::print(output, home, &applied),
         false => output.print(&table::backends(report, output)),
     };
-    // Even if stdout failed: people must learn what was done to their files.
+    // Only now: it may wait for `lms`. And even if stdout failed: people must learn what was done to their files.
+    if cli.reload.is_none() && !cli.dry_run {
+        effect::add(cli, home, report, None);
+    }
+    notes::on_change(report, &applied);
     report.findings.print(output);
     output.say(&table::summary(report));
     if cli.dry_run {
@@ -132,10 +134,14 @@ fn advice(cli: &Cli, applied: &[Applied]) -> String {
     let before = changed.map(|one| &one.before);
     let commands = marker::commands(before, cli.backend.is_empty());
     let load = "load it in LM Studio";
-    if commands.is_empty() {
+    if !commands.is_empty() {
+        return format!("{} goes back, then {load}", marker::shown(&commands));
+    }
+    if applied.iter().all(|one| one.after.state() == State::Stock) {
         return load.to_owned();
     }
-    format!("{} goes back, then {load}", marker::shown(&commands))
+    let revert = format!("`lmpatch --revert{}`", flags(&cli.backend));
+    format!("if it does not fit, {revert} restores the vendor's size; then {load}")
 }
 
 /// Says what became of every model.

@@ -12,11 +12,14 @@ use crate::lmstudio::backends::{self, INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::marker;
-use crate::output::{Exit, Level, Output};
+use crate::output::Level::Warning;
+use crate::output::{Exit, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Report, notes, table};
+
+const SHOWS_ALL: &str = "`lmpatch --check` shows them all";
 
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
@@ -34,7 +37,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     if let Some(command) = marker::interrupted(home) {
         let next = format!("{command} restores them");
         let what = "a benchmark was interrupted, and its sizes may still be set";
-        report.findings.add(Level::Warning, None, what, &next);
+        report.findings.add(Warning, None, what, &next);
     }
     let mut shown = Ok(());
     if cli.shows_text() {
@@ -54,6 +57,16 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     let survey = patch::survey(home, &cli.backend)?;
     report.absent = survey.absent;
     if !survey.backends.is_empty() {
+        for pattern in &cli.backend {
+            if !survey
+                .backends
+                .iter()
+                .any(|one| pattern.matches(&one.backend.name))
+            {
+                let what = format!("no backend matches {pattern}");
+                report.findings.add(Warning, None, &what, SHOWS_ALL);
+            }
+        }
         return Ok(survey.backends);
     }
     let amphibian = amphibian(home);
@@ -73,7 +86,7 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     }
     let patterns: Vec<_> = patterns.iter().map(Pattern::as_str).collect();
     let patterns = patterns.join(" or ");
-    bail!("no backend in {directory} matches {patterns}; `lmpatch --check` shows them all")
+    bail!("no backend in {directory} matches {patterns}; {SHOWS_ALL}")
 }
 
 fn exit(report: &Report) -> Exit {

@@ -20,6 +20,9 @@ pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnaps
         return;
     }
     let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
+    snapshot
+        .selected_since
+        .clone_from(&report.absent.selections.since);
     judge(&mut report.backends, &snapshot);
     let mut rows = report.backends.iter();
     let mut workers = snapshot.workers.iter();
@@ -69,7 +72,8 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
             let other = other.map(|worker| &*worker.app);
             let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
             let chunk = row.chunk.filter(|n| row.has(*n) && SIZES.contains(n));
-            if let (Some(chunk), None) = (chunk, other) {
+            // What has just failed is no advice.
+            if let (Some(chunk), None, Level::Warning) = (chunk, other, level) {
                 let only = flag(&row.backend.name);
                 next = format!("`lmpatch {chunk}{only} --reload` reloads it");
             }
@@ -104,7 +108,7 @@ pub fn summary(report: &Report) -> Option<&'static str> {
     if states.is_empty() || is_told || !report.flags.is_empty() {
         None
     } else if states.contains(&&InEffect) {
-        Some("Every loaded model has these values.")
+        Some("Every loaded MLX model has these values.")
     } else if report.workers.as_ref().is_none_or(Vec::is_empty) {
         Some("No model is loaded.")
     } else {

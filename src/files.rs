@@ -84,11 +84,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 }
 
 /// Writes a small file of lmpatch's own, so that it is at any instant wholly old or wholly new.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = NamedTempFile::new_in(path.with_file_name(""))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
+pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let write = || {
+        let mut file = NamedTempFile::new_in(path.with_file_name(""))?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(io::Error::from)
+    };
+    write().map_err(|error| cannot("write", path, &error))?;
     Ok(())
 }
 

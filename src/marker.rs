@@ -42,7 +42,7 @@ pub fn add(home: &Path, commands: BTreeMap<String, String>) -> Result<()> {
 
 fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     let bytes = serde_json::to_vec(commands)?;
-    Ok(files::replace(&marker(home), &bytes)?)
+    files::replace(&marker(home), &bytes)
 }
 
 /// Takes backends that need not be restored out of the marker.

@@ -14,6 +14,8 @@ use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lmstudio::workers::{self, Worker};
 use crate::output::quoted;
 
+const LEAVING: Duration = Duration::from_secs(10);
+
 /// What makes new values take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -74,12 +76,10 @@ impl Reloader {
         let before = self.wait_idle(wanted)?;
         if find_loaded(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
-            // What cannot be seen now may be unloaded, so it is loaded.
-            let left = retry(self.lms.wait_timeout, || self.lms.loaded()).unwrap_or_default();
-            if let Some(now) = find_loaded(&left, &wanted.identifier) {
+            if let Some(now) = self.wait_unloaded(&wanted.identifier) {
                 unloaded.context("it was not unloaded")?;
                 let what = "it was not unloaded, or something loaded it again; try again";
-                let now = with_differences(now, wanted, vec![what.to_owned()]);
+                let now = with_differences(&now, wanted, vec![what.to_owned()]);
                 bail!("{}", now.note.unwrap_or_default());
             }
         }
@@ -102,6 +102,19 @@ impl Reloader {
         };
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
         Ok(with_differences(now, wanted, notes))
+    }
+
+    /// The model if it does not go after an unload. What cannot be seen may be unloaded, so that it has to be loaded.
+    fn wait_unloaded(&self, identifier: &str) -> Option<LoadedModel> {
+        let mut left = None;
+        // It may leave the list a moment after `lms unload` has ended.
+        let _ = retry(self.lms.wait_timeout.min(LEAVING), || {
+            left = None;
+            left = find_loaded(&self.lms.loaded()?, identifier).cloned();
+            ensure!(left.is_none(), "it is still loaded");
+            Ok(())
+        });
+        left
     }
 
     /// What is loaded once the model is idle. Fails if anything needed to load it again is unknown.
@@ -161,9 +174,11 @@ impl Reloader {
         }
         let back = ended.and_then(|()| retry(limit, || self.lms.loaded()));
         let back = back.with_context(was)?;
-        let reload = |model: &LoadedModel| match find_loaded(&back, &model.identifier) {
-            Some(now) => with_differences(now, model, Vec::new()),
-            None => self.reload(model),
+        let reload = |model: &LoadedModel| {
+            let now = find_loaded(&back, &model.identifier);
+            let now = now.map(|now| with_differences(now, model, Vec::new()));
+            let as_it_was = now.filter(|now| now.note.is_none());
+            as_it_was.unwrap_or_else(|| self.reload(model))
         };
         Ok(before.iter().map(reload).collect())
     }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command;
-use crate::files;
+use crate::files::{self, cannot};
 use crate::lmstudio::backends::amphibian;
 
 const LABEL: &str = "io.github.lmpatch.agent";
@@ -42,7 +42,8 @@ pub struct Launchd {
 impl Launchd {
     pub fn new() -> Result<Self> {
         let user = dirs::home_dir().context("your home directory is unknown; set HOME")?;
-        let domain = format!("gui/{}", fs::metadata(&user)?.uid());
+        let found = fs::metadata(&user).map_err(|error| cannot("read", &user, &error))?;
+        let domain = format!("gui/{}", found.uid());
         Ok(Self {
             job: user.join(format!("Library/LaunchAgents/{LABEL}.plist")),
             log: user.join("Library/Logs/lmpatch.log"),
@@ -59,8 +60,9 @@ impl Launchd {
         Some((program, home, size.to_str()?.parse().ok()?))
     }
 
-    pub fn has_job(&self) -> bool {
-        launchctl(&["print", &self.target]).is_ok_and(|(code, _)| code == Some(0))
+    /// Whether launchd has the job. Fails if launchctl does not answer.
+    pub fn has_job(&self) -> Result<bool> {
+        Ok(launchctl(&["print", &self.target])?.0 == Some(0))
     }
 
     /// Replaces the job. If that fails, the old one comes back.
@@ -92,7 +94,7 @@ impl Launchd {
 
     fn write(&self, job: &[u8]) -> Result<()> {
         fs::create_dir_all(self.job.with_file_name(""))?;
-        Ok(files::replace(&self.job, job)?)
+        files::replace(&self.job, job)
     }
 
     fn load(&self) -> Result<()> {
@@ -110,17 +112,19 @@ impl Launchd {
     pub fn unload(&self) -> Result<()> {
         let (code, failure) = launchctl(&["bootout", &self.target])?;
         // 36 is "operation now in progress".
-        ensure!(matches!(code, Some(0 | 36)) || !self.has_job(), failure);
-        let still = || format!("launchd still has {LABEL} after bootout; log out and in first");
-        let is_gone = || (!self.has_job()).then_some(()).with_context(still);
-        command::retry(TIMEOUT, is_gone)
+        ensure!(matches!(code, Some(0 | 36)) || !self.has_job()?, failure);
+        command::retry(TIMEOUT, || {
+            let still = format!("launchd still has {LABEL} after bootout; log out and in first");
+            ensure!(!self.has_job()?, still);
+            Ok(())
+        })
     }
 }
 
 /// Runs launchctl: its exit code, and a line that describes it if it is a failure.
 fn launchctl(words: &[&str]) -> Result<(Option<i32>, String)> {
     let ran = command::run(Command::new("launchctl").args(words), TIMEOUT);
-    let ran = ran.context("launchctl cannot be run; the agent needs macOS")?;
+    let ran = ran.context("the agent needs macOS, and its launchctl to answer")?;
     let failure = command::failure(&format!("launchctl {}", words[0]), &ran);
     Ok((ran.status.code(), failure))
 }

@@ -14,10 +14,10 @@ use crate::files::{self, FULL_DISK_ACCESS, is_protected, resolved};
 use crate::lmstudio::backends::{self, amphibian};
 use crate::lmstudio::home;
 use crate::lock::Lock;
-use crate::output::{Exit, Output, printable, quoted};
+use crate::output::{Exit, Output, flag, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::State;
-use crate::patch::settings::{DEFAULT_SIZE, parse_size};
+use crate::patch::file::VendorFile;
+use crate::patch::settings::{DEFAULT_SIZE, Site, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
 
@@ -63,11 +63,13 @@ pub struct Status {
 impl Status {
     /// What fixes its trouble.
     pub fn fix(&self) -> String {
-        let other = self.home.as_ref().filter(|at| {
-            let is_usual = home::find(None).is_ok_and(|usual| usual == Path::new(at));
-            amphibian(Path::new(at)).exists() && !is_usual
-        });
-        let of = other.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
+        let home = self.home.as_deref();
+        if home.is_some_and(|home| backends::open(Path::new(home)).is_err()) {
+            return "`lmpatch agent uninstall` ends it".to_owned();
+        }
+        let is_other = |at: &&str| home::find(None).is_ok_and(|usual| usual != Path::new(at));
+        let of = home.filter(is_other);
+        let of = of.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
         let size = self.size.unwrap_or(DEFAULT_SIZE);
         format!("`lmpatch {of}agent install {size}` fixes it")
     }
@@ -137,8 +139,8 @@ fn uninstall(output: &Output) -> Result<Exit> {
 pub fn status() -> Result<Status> {
     let launchd = Launchd::new()?;
     let installed = launchd.job.exists();
-    let loaded = installed && launchd.has_job();
     let job = launchd.installed();
+    let loaded = job.is_some() && launchd.has_job()?;
     let trouble = match &job {
         _ if !installed => None,
         None => Some("its job was not written by lmpatch".to_owned()),
@@ -206,8 +208,9 @@ fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    let are_settled = found.backends.iter().all(|one| is_settled(one, settle));
-    Ok(found.absent.missing.is_empty() && are_settled)
+    let is_done = |one| is_settled(one, settle) && !differs(one);
+    let are_done = found.backends.iter().all(is_done);
+    Ok(found.absent.missing.is_empty() && are_done)
 }
 
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
@@ -218,13 +221,34 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
 }
 
-/// Sets every backend that has its stock values, and has been settled for `age`, to `size` tokens; tells what was set or
-/// refused.
+/// Whether a file of it may still be being unpacked: its package's RECORD lists another.
+fn differs(one: &Surveyed) -> bool {
+    let mut sources = one.files.iter().filter_map(VendorFile::source);
+    sources.any(|source| source.differs_from_record)
+}
+
+/// Sets every backend that has its stock values, perhaps in part, and has been settled for `age`, to `size` tokens; tells
+/// what was set or refused.
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
-    let is_for_us = |state| matches!(state, State::Stock | State::Refused);
-    backends.retain(|one| is_settled(one, age) && is_for_us(one.state()) && !one.came_edited());
+    // A set that was killed leaves some at stock.
+    let is_for_us = |site: &Site| [site.stock, size].contains(&site.value);
+    let are_for_us = |one: &Surveyed| {
+        let mut sources = one.files.iter().filter_map(VendorFile::source);
+        sources.all(|source| source.sites.iter().all(is_for_us)) && !one.came_edited()
+    };
+    backends.retain(|one| is_settled(one, age) && are_for_us(one));
     let mut exit = Exit::Done;
+    for odd in backends.extract_if(.., |one| differs(one)) {
+        exit = Exit::Failed;
+        let name = &odd.backend.name;
+        let what = "a file of it is not the one that its package's RECORD lists";
+        let next = format!(
+            "if no update is under way, `lmpatch {size}{}` sets it",
+            flag(name)
+        );
+        output.error(&format!("{name}: {what}; {next}"));
+    }
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;
         if let Some(why) = applied.why {

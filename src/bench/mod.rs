@@ -123,8 +123,8 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         Some(survey) => (survey.backends, survey.absent),
         None => Default::default(),
     };
-    if let (Some(name), false) = (absent.left_out.last(), args.direct) {
-        bail!("{name} is selected, but --backend omits it");
+    if let (Some(one), false) = (absent.left_out.last(), args.direct) {
+        bail!("{} is selected, but --backend omits it", one.name);
     }
     // The one that LM Studio has selected, or else one that another app has, or else the newest.
     let in_use = backends.iter().max_by_key(|one| {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use super::runtimes::{self, Runtime};
+use super::runtimes::{self, Runtime, Selections};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
@@ -67,12 +67,11 @@ pub struct Absent {
     /// Those of the selected runtime even if they match no pattern.
     #[serde(rename = "missing_backends")]
     pub missing: Vec<MissingBackend>,
-    /// Why it is unknown which runtime is selected: a sentence for each such app.
     #[serde(skip)]
-    pub selection_unknown: Vec<String>,
+    pub selections: Selections,
     /// The selected backends whose names match no pattern.
     #[serde(skip)]
-    pub left_out: Vec<String>,
+    pub left_out: Vec<Backend>,
 }
 
 /// The directory of all backends.
@@ -125,10 +124,10 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
     // What is hidden is being unpacked, or is somebody else's.
     names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
-    let (runtimes, selection_unknown) = runtimes::read(home);
+    let (runtimes, selections) = runtimes::read(home);
     let mut backends = Vec::new();
     let mut absent = Absent {
-        selection_unknown,
+        selections,
         ..Absent::default()
     };
     let found = names.iter().map(|name| backend(&directory, &real, name));
@@ -142,7 +141,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         if is_wanted(&backend.name, wanted) {
             backends.push(backend);
         } else if backend.selected {
-            absent.left_out.push(backend.name);
+            absent.left_out.push(backend);
         }
     }
     for runtime in &runtimes {

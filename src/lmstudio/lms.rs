@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::command;
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const PS_TIMEOUT: Duration = Duration::from_secs(30);
+/// LM Studio goes on with an unload even if its `lms` is killed.
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One loaded model, as `lms ps --json` lists it and as the report does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,13 +71,13 @@ impl Lms {
 
     /// The loaded models, including those on other devices that LM Link reaches.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let printed = self.run(&["ps", "--json"], TIMEOUT)?;
+        let printed = self.run(&["ps", "--json"], PS_TIMEOUT)?;
         serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
     }
 
     /// Unloads a model. `lms` also succeeds if there is none of that name.
     pub fn unload(&self, identifier: &str) -> Result<()> {
-        self.run(&["unload", identifier], TIMEOUT).map(drop)
+        self.run(&["unload", identifier], UNLOAD_TIMEOUT).map(drop)
     }
 
     /// Loads a model with its identifier, and with what this `lms` has flags for: context, parallelism, TTL.

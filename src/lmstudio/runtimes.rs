@@ -40,8 +40,17 @@ pub struct Runtime {
     pub selected_by: Vec<&'static str>,
 }
 
-/// Every MLX runtime of `home`, newest first, and why the selection is unknown, if it is.
-pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
+/// What each app has selected.
+#[derive(Debug, Default)]
+pub struct Selections {
+    /// Why it is unknown: a sentence for each such app.
+    pub unknown: Vec<String>,
+    /// Since when, at the latest, the others have had it, in seconds since 1970.
+    pub since: Vec<(&'static str, u64)>,
+}
+
+/// Every MLX runtime of `home`, newest first, and which are selected.
+pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
     let directory = home.join("extensions/backends");
     let entries = WalkDir::new(directory).min_depth(1).max_depth(1);
     let mut runtimes = Vec::new();
@@ -64,34 +73,42 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Vec<String>) {
         parts.map(|part| part.parse().unwrap_or(0)).collect()
     };
     runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
-    let mut unknown = Vec::new();
+    let mut selections = Selections::default();
     for (app, preferences) in APPS {
-        match choice(app, &home.join(preferences)) {
-            Err(why) => unknown.push(why),
-            Ok(None) => {}
-            Ok(Some(row)) => {
-                let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
-                match runtimes.iter_mut().find(is_it) {
-                    Some(selected) => {
-                        selected.selected = true;
-                        selected.selected_by.push(app);
-                    }
-                    None => unknown.push(unknown_runtime(app, "name one that is not there")),
-                }
+        let preferences = home.join(preferences);
+        match select(&mut runtimes, app, &preferences) {
+            Ok(false) => {}
+            Ok(true) => {
+                let since = files::modified(&preferences);
+                selections.since.extend(since.map(|since| (app, since)));
+            }
+            Err(why) => {
+                let what = format!("the runtime of {app} is unknown: its preferences {why}");
+                selections.unknown.push(what);
             }
         }
     }
-    (runtimes, unknown)
+    (runtimes, selections)
 }
 
-/// Since when, at the latest, each app has had its selected runtime, in seconds since 1970; only if that is known.
-pub fn selected_since(home: &Path) -> Vec<(&'static str, u64)> {
-    let since = |(app, preferences)| {
-        let preferences = home.join(preferences);
-        choice(app, &preferences).ok()??;
-        Some((app, files::modified(&preferences)?))
-    };
-    APPS.into_iter().filter_map(since).collect()
+/// Marks the runtime that an app has selected. Returns whether the app is installed; fails with the reason if its runtime
+/// is unknown.
+fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Result<bool, String> {
+    let preferences = files::read(preferences);
+    // Without its file an app is not installed, as most people have no Bionic.
+    if preferences.is_err() && app != LM_STUDIO {
+        return Ok(false);
+    }
+    let row = choice(&preferences.unwrap_or_default())?;
+    let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
+    let selected = runtimes.iter_mut().find(is_it);
+    let selected = selected.ok_or("name one that is not there")?;
+    selected.selected = true;
+    selected.selected_by.push(app);
+    if selected.packages.is_empty() {
+        return Err("name one whose manifest lists no backend".to_owned());
+    }
+    Ok(true)
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.
@@ -118,26 +135,15 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
     })
 }
 
-/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models; `None` if the app
-/// is not installed. Fails with the reason if that is unknown.
-fn choice(app: &str, preferences: &Path) -> Result<Option<Value>, String> {
-    let preferences = files::read(preferences);
-    // Without its file an app is not installed, as most people have no Bionic.
-    if preferences.is_err() && app != LM_STUDIO {
-        return Ok(None);
-    }
-    let rows = serde_json::from_slice(&preferences.unwrap_or_default());
-    let mut rows: Vec<Value> = rows.unwrap_or_default();
+/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models. Fails with the reason
+/// if there is not just one.
+fn choice(preferences: &[u8]) -> Result<Value, String> {
+    let mut rows: Vec<Value> = serde_json::from_slice(preferences).unwrap_or_default();
     rows.retain(|row| row["model_format"] == "safetensors");
     rows.retain(|row| row["name"].is_string() && row["version"].is_string());
-    let named = match rows.len() {
-        0 => "name none, or cannot be read".to_owned(),
-        1 => return Ok(rows.pop()),
-        several => format!("name {several} for MLX models"),
-    };
-    Err(unknown_runtime(app, &named))
-}
-
-fn unknown_runtime(app: &str, preferences: &str) -> String {
-    format!("the runtime of {app} is unknown: its preferences {preferences}")
+    match (rows.pop(), rows.len()) {
+        (Some(row), 0) => Ok(row),
+        (None, _) => Err("name none, or cannot be read".to_owned()),
+        (_, others) => Err(format!("name {} for MLX models", 1 + others)),
+    }
 }

@@ -10,7 +10,7 @@ use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, Updat
 
 use self::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use super::backends::{Backend, amphibian};
-use super::runtimes::{self, LM_STUDIO};
+use super::runtimes::LM_STUDIO;
 use crate::files::resolved;
 
 /// One worker, with its start in whole seconds since 1970.
@@ -35,7 +35,7 @@ pub struct WorkerSnapshot {
     pub workers: Vec<Worker>,
     /// Other processes that may run an engine, with the directory of `_amphibian` that they are from.
     pub foreign: Vec<(u32, String)>,
-    /// Since when each app has had its selected runtime, if known.
+    /// Since when each app has had its selected runtime, as far as the caller knows.
     pub selected_since: Vec<(&'static str, u64)>,
     /// How many MLX models and how many others are loaded, if `lms` was asked: an old worker may run another engine.
     pub loaded: Option<(usize, usize)>,
@@ -84,8 +84,7 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     WorkerSnapshot {
         foreign: others.filter_map(engine).collect(),
         workers,
-        selected_since: runtimes::selected_since(home),
-        loaded: None,
+        ..WorkerSnapshot::default()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use super::original::{Evidence, Original, Proof, Receipt, literals, prove, with_values};
-use super::settings::{Setting, Site};
+use super::settings::{Setting, Site, number};
 
 #[derive(Debug, Clone)]
 pub struct VendorFile {
@@ -132,7 +132,7 @@ impl Source {
         let is_recoverable = prove(&shipped).is_some();
         let vendors = proven.iter().flat_map(|original| &original.literals);
         for (site, literal) in sites.iter_mut().zip(vendors) {
-            site.stock = value(literal).unwrap_or(site.stock);
+            site.stock = number(literal).unwrap_or(site.stock);
         }
         let is_stock = sites.iter().all(|site| site.value == site.stock);
         let lacks_receipt = matches!(receipt, Ok(None)) || receipt.is_err() && is_stock;
@@ -159,14 +159,10 @@ impl Source {
     pub fn came_edited(&self) -> bool {
         self.original.as_ref().is_some_and(|original| {
             let mut pairs = original.literals.iter().zip(&self.sites);
-            let is_odd = pairs.any(|(literal, site)| value(literal) != Some(site.stock));
+            let is_odd = pairs.any(|(literal, site)| number(literal) != Some(site.stock));
             original.proof == Proof::Receipt && is_odd
         })
     }
-}
-
-fn value(literal: &str) -> Option<u64> {
-    literal.replace('_', "").parse().ok()
 }
 
 impl VendorFile {

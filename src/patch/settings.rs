@@ -25,6 +25,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     size.filter(|size| SIZES.contains(size)).ok_or_else(why)
 }
 
+/// The value of a decimal integer literal of Python's, which may have single underscores between digits.
+pub fn number(literal: &str) -> Option<u64> {
+    let is_group = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_python = literal == "0" || !literal.starts_with('0');
+    let is_number = is_python && literal.split('_').all(is_group);
+    literal.replace('_', "").parse().ok().filter(|_| is_number)
+}
+
 #[derive(Debug)]
 pub struct Setting {
     /// The Python package; also its directory in `site-packages`.

@@ -11,7 +11,7 @@ use memchr::{memchr, memchr_iter, memchr2, memmem, memrchr};
 use regex::bytes::Regex;
 
 use super::settings::FormPlace::{AnyDefinition, MethodParameter, ModuleConstant};
-use super::settings::{Form, Setting, Site};
+use super::settings::{Form, Setting, Site, number};
 
 type Bindings = Vec<Result<Site, String>>;
 const OVERRIDES: &str = "is set here in a way that would override the edit:";
@@ -172,7 +172,9 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
     };
     let mut found = Vec::new();
     if let Some(odd) = ODD.find(&code).or_else(|| ODD_ITEM.find(&items)) {
-        let at = start + odd.start() + memchr(0, odd.as_bytes()).unwrap_or(0);
+        let at = odd.start() + memchr(0, odd.as_bytes()).unwrap_or(0);
+        let before = code[..at].iter().rposition(|byte| *byte != 0);
+        let at = start + before.map_or(0, |before| before + 1);
         found.push(if SHARED.is_match(&items) {
             refuse(at, "shares its value with another name:", start..end)
         } else {
@@ -191,11 +193,11 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
         let (name, value) = (part("name"), part("value"));
         let (at, range) = (start + name.start, start + value.start..start + value.end);
         let text = String::from_utf8_lossy(&source[range.clone()]);
-        found.push(match text.replace('_', "").parse() {
+        found.push(match number(&text) {
             _ if text == "None" && is_definition && form.place != ModuleConstant => continue,
             _ if text.is_empty() => refuse(at, "has no value behind its `=`:", at..end),
             _ if !fits => refuse(at, OVERRIDES, at..end),
-            Ok(value) if text.starts_with(char::is_numeric) => Ok(Site {
+            Some(value) => Ok(Site {
                 name: form.name,
                 owner: if owner.is_empty() { "<module>" } else { owner }.to_owned(),
                 line: 0,

@@ -69,9 +69,9 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
     let rest = path.strip_prefix(&backend.path).unwrap_or(path);
     // Nearly always there is no link, and the system would look at every part of the path from the root on.
     let mut parts = path.ancestors().take(rest.components().count());
-    if !parts.any(Path::is_symlink) {
+    let Some(link) = parts.find(|part| part.is_symlink()) else {
         return Ok(backend.real.join(rest));
-    }
+    };
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
@@ -82,11 +82,11 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
         return Ok(real);
     }
     let why = match app_bundle(&real) {
-        Some(_) => "leads into an app, where an edit would break the signature,",
-        None => "is a link out of its backend,",
+        Some(_) => "into an app, where an edit would break the signature,",
+        None => "out of its backend,",
     };
-    let (path, real) = (path.display(), real.display());
-    Err(format!("{path} {why} to {real}{REINSTALL}"))
+    let (link, real) = (link.display(), real.display());
+    Err(format!("{link} is a link {why} to {real}{REINSTALL}"))
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {

@@ -45,8 +45,9 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
         if let Err(error) = fs::remove_file(&path)
             && !is_absence(&error)
         {
-            let by_hand = format!("{} cannot be removed; remove it by hand", path.display());
-            return Err(Error::new(error).context(format!("the files are written, but {by_hand}")));
+            let (directory, name) = split(&path);
+            let why = cannot(&format!("remove {name} from"), directory, &error);
+            return Err(why.context("its files are as wanted, but a leftover is not removed"));
         }
     }
     Ok(())

@@ -95,7 +95,7 @@ impl BackendReport {
             stock,
             state: surveyed.state(),
             result: None,
-            why: surveyed.blocked().map(|blocked| blocked.why),
+            why: surveyed.blocked().map(|blocked| with_home(&blocked.why)),
             in_effect: None,
             stale_workers: Vec::new(),
             backend: surveyed.backend,
@@ -107,7 +107,7 @@ impl BackendReport {
         Self {
             chunk_before: applied.before.chunk_and_stock().unzip().0,
             result: Some(applied.outcome),
-            why: applied.why.clone(),
+            why: applied.why.as_deref().map(with_home),
             ..Self::surveyed(applied.after.clone())
         }
     }

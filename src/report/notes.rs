@@ -11,6 +11,7 @@ use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES};
+use crate::patch::survey::survey;
 use crate::patch::{Applied, Outcome};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
@@ -18,6 +19,8 @@ const CHECKPOINT_GRID: u64 = 256;
 /// From this size on, reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
 const MEMORY_CAUTION: u64 = 8192;
 
+/// Engines with this file prefill batched text with the default of mlx-lm's `BatchGenerator`, until 2026-03-25.
+const BATCHED_KIT: &str = "mlx_engine/model_kit/batched_model_kit.py";
 /// Engines with this file fit the context to memory with the chunk in the formula (2026-07-14 to 2026-08-21).
 const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
@@ -34,7 +37,7 @@ pub fn on_check(report: &mut Report) {
         on_values(found, row, others);
     }
     on_missing(found, &report.absent, Warning);
-    for why in &report.absent.selection_unknown {
+    for why in &report.absent.selections.unknown {
         let next =
             "choose one under Runtime in that app (for LM Studio also with `lms runtime select`)";
         found.add(Note, None, why, next);
@@ -48,8 +51,10 @@ pub fn on_check(report: &mut Report) {
         let selected = rows.iter().filter(|row| row.backend.selected);
         for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {
             let what = format!("the agent sets {size}, and the selected backend has {chunk}");
-            let keeps = format!("`lmpatch agent install {chunk}` keeps {chunk}");
-            let next = format!("{keeps}, `lmpatch {size}` sets {size}");
+            let mut next = format!("`lmpatch {size}` sets {size}");
+            if SIZES.contains(&chunk) {
+                next = format!("`lmpatch agent install {chunk}` keeps {chunk}, {next}");
+            }
             found.add(Note, None, &what, &next);
         }
     }
@@ -69,13 +74,6 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
             let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
             found.add(Note, Some(row), &what, next);
         }
-        let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
-        for file in row.files.iter().filter(|_| is_revert).filter(differs) {
-            let path = file.setting.record_path();
-            let what = format!("{path} is not the file that its package's RECORD lists");
-            let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";
-            found.add(Note, Some(row), &what, next);
-        }
     }
     let wanted = match report.size {
         Some(size) => size.to_string(),
@@ -84,7 +82,13 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     // Giving an older backend its own stock value says nothing about the selected one.
     let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
     if !rows.iter().any(is_stock) {
-        for name in &report.absent.left_out {
+        for backend in &report.absent.left_out {
+            let now = BackendReport::surveyed(survey(backend.clone()));
+            let is_stock = is_revert && now.state == State::Stock;
+            if is_stock || report.size.is_some_and(|size| now.has(size)) {
+                continue;
+            }
+            let name = &backend.name;
             let what = format!("{name} is selected, but --backend omits it");
             let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
             found.add(Warning, None, &what, &next);
@@ -119,18 +123,32 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flag
         let next = "if LM Studio is updating it, run this again when that is done";
         found.add(Warning, Some(row), &what, next);
     }
+    let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
+    for file in row.files.iter().filter(differs) {
+        let path = file.setting.record_path();
+        let what = format!("{path} is not the file that its package's RECORD lists");
+        let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";
+        found.add(Note, Some(row), &what, next);
+    }
     effect::on_row(found, row, Warning);
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {
             let what = format!("the receipt is ignored: {why}");
-            found.add(Note, Some(row), &what, "move it away");
+            // Without it, what is there now would be taken for what lmpatch first found.
+            let next = if source.original.is_some() || source.is_stock() {
+                "move it away"
+            } else {
+                "the original is unknown; reinstall the runtime in LM Studio to have it back"
+            };
+            found.add(Note, Some(row), &what, next);
         }
     }
-    if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
-        && size != stock
-        && SIZES.contains(&size)
-    {
-        on_size(found, row, size, stock, flags);
+    match (size, row.stock, &row.why) {
+        (Some(size), Some(stock), None) if size == stock => on_stock(found, row, stock),
+        (Some(size), Some(stock), None) if SIZES.contains(&size) => {
+            on_size(found, row, size, stock, flags);
+        }
+        _ => {}
     }
 }
 
@@ -199,7 +217,6 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, fla
         found.add(Note, None, &what, &next);
     }
     let only = flag(&row.backend.name);
-    let mut packages = row.backend.site_packages.iter().flatten();
     if size < stock {
         let but = "it saves memory, but prefill is slower than stock";
         let what = format!("{size} is below its stock {stock}: {but}");
@@ -209,13 +226,35 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, fla
             format!("`lmpatch {stock}{only}` sets that again")
         };
         found.add(Note, Some(row), &what, &next);
-    } else if packages.any(|packages| packages.join(CONTEXT_FIT).exists()) {
+    } else if has_file(row, CONTEXT_FIT) {
         // One worked case for engines with that file.
         let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("a larger chunk leaves less memory for context: {case}");
         let next = format!("if you need the longer context: `lmpatch {stock}{only}`");
         found.add(Note, Some(row), &what, &next);
     }
+}
+
+/// What ships with two sizes: that of batched text is not the one that is set and shown.
+fn on_stock(found: &mut Findings, row: &BackendReport, stock: u64) {
+    let sources = row.files.iter().filter_map(VendorFile::source);
+    let mut sites = sources.flat_map(|source| &source.sites);
+    let batched = sites.find(|site| site.owner == "BatchGenerator.__init__");
+    let Some(other) = batched.filter(|site| site.value != stock) else {
+        return;
+    };
+    if has_file(row, BATCHED_KIT) {
+        let other = other.value;
+        let what = format!("it ships with {stock}, but with {other} for batched text");
+        let size = stock + CHECKPOINT_GRID;
+        let next = format!("`lmpatch {size}{}` sets both", flag(&row.backend.name));
+        found.add(Note, Some(row), &what, &next);
+    }
+}
+
+fn has_file(row: &BackendReport, path: &str) -> bool {
+    let mut packages = row.backend.site_packages.iter().flatten();
+    packages.any(|packages| packages.join(path).exists())
 }
 
 /// `level`: how serious it is if the backend is selected.

@@ -121,7 +121,7 @@ pub fn verdict(size: u64, report: &Report) -> String {
     let having = rows.len() - lacking.len();
     let mut text = format!("{size} in {having} of {}", counted(rows.len()));
     if report.is_selected_missing() {
-        text += ", and the selected one is not on disk";
+        text += ", and a part of the selected runtime is not on disk";
     }
     if lacking.iter().any(|row| row.why.is_none()) {
         text += &format!("; `lmpatch {size}{}` sets it", report.flags);

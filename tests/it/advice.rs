@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::home::{
-    BackendDir, engine_since_2026, engine_with_parameter, generate, runtime, select, usual_backend,
+    BackendDir, engine_since_2026, engine_with_constant, engine_with_parameter, generate, runtime,
+    select, usual_backend,
 };
 use crate::support::lms::FakeLms;
 use crate::support::{Env, Ran};
@@ -95,6 +96,12 @@ fn what_backend_leaves_out_is_told_with_the_command_for_it() {
     env.run(["4096", "--backend", OLDER])
         .says("--backend omits it")
         .says(&format!("`lmpatch 4096 --backend '{NAME}'` does it too"));
+    // Where it is as it would be, there is nothing to do.
+    env.run(["--revert", "--backend", OLDER])
+        .says_nothing_of("omits it");
+    env.run(["4096"]).exits(0);
+    env.run(["4096", "--backend", OLDER])
+        .says_nothing_of("omits it");
     env.run(["--revert", "--backend", OLDER]).says(&format!(
         "`lmpatch --revert --backend '{NAME}'` does it too"
     ));
@@ -308,7 +315,7 @@ fn where_the_selected_backend_is_missing_a_size_is_not_there_and_a_revert_is_don
     env.run(["4096"]).exits(1).says("error: ");
     env.run(["--check", "4096"])
         .exits(3)
-        .says("4096 in 1 of 1 backend, and the selected one is not on disk");
+        .says("4096 in 1 of 1 backend, and a part of the selected runtime is not on disk");
     env.run(["--revert"]).exits(0).says("warning: ");
 }
 
@@ -339,4 +346,58 @@ fn the_diff_has_bytes_that_are_not_utf_8() {
     fs::write(&engine, &bytes).unwrap();
     let diff = env.command(["4096", "--dry-run"]).output().unwrap().stdout;
     assert!(diff.windows(10).any(|part| part == b" # r\xe9glage"));
+}
+
+#[test]
+fn an_engine_that_ships_with_two_sizes_is_told_apart() {
+    let env = one(&engine_with_constant("512"));
+    let kit = lib(&env).join("python3.11/site-packages/mlx_engine/model_kit");
+    env.run(["--check"]).says_nothing_of("batched");
+    fs::create_dir_all(&kit).unwrap();
+    fs::write(kit.join("batched_model_kit.py"), "").unwrap();
+    let told = "it ships with 512, but with 2048 for batched text";
+    let next = format!("`lmpatch 768 --backend '{NAME}'` sets both");
+    env.run(["--check"]).says(told).says(&next);
+    env.run(["4096"]).exits(0).says_nothing_of(told);
+    env.run(["512"]).exits(0).says(told).says(&next);
+    env.run(["768"]).exits(0).says_nothing_of(told);
+    env.run(["--check", "768", "-v"]).exits(0).shows("768");
+}
+
+#[test]
+fn a_link_within_a_path_is_what_is_wrong_and_not_the_file() {
+    let env = one(&engine_since_2026("2048"));
+    let other = usual_backend(&env.lmstudio(), OLDER);
+    let package = lib(&env).join("python3.11/site-packages/mlx_lm");
+    fs::remove_dir_all(&package).unwrap();
+    symlink(other.path("mlx_lm"), &package).unwrap();
+    env.run(["4096"]).exits(1).says(&format!(
+        "{} is a link out of its backend, to {}; move it away",
+        package.display(),
+        other.generate().display()
+    ));
+}
+
+#[test]
+fn a_reason_in_json_is_for_the_home_that_was_given() {
+    let env = one(&engine_since_2026("1024"));
+    let elsewhere = env.user().join("elsewhere");
+    fs::rename(env.lmstudio(), &elsewhere).unwrap();
+    let home = elsewhere.to_str().unwrap();
+    let report = env.json(["--revert", "--home", home]);
+    let why = report["backends"][0]["why"].as_str().unwrap();
+    assert!(
+        why.contains(&format!("`lmpatch --home '{home}' 2048 --backend")),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_told_beside_one_that_does() {
+    let env = one(&engine_since_2026("2048"));
+    let both = ["--backend", NAME, "--backend", "*@63"];
+    let told = "warning: no backend matches *@63; `lmpatch --check` shows them all";
+    for run in [&["4096"][..], &["--check"], &["--revert", "--dry-run"]] {
+        env.run([run, &both].concat()).exits(0).says(told);
+    }
 }

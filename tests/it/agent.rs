@@ -348,7 +348,7 @@ fn without_launchctl_or_a_home_nothing_is_installed() {
     let user = User::new(&env);
     user.run(&["agent", "install"])
         .exits(1)
-        .says("launchctl cannot be run; the agent needs macOS");
+        .says("the agent needs macOS, and its launchctl to answer");
     let _launchd = user.launchd();
     fs::remove_dir_all(env.lmstudio()).unwrap();
     user.run(&["agent", "install"]).exits(1).says(".lmstudio");
@@ -543,14 +543,14 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     user.run(&["agent", "status"]).exits(1).says(&format!(
         "is gone; `lmpatch --home '{home}' agent install 4096` fixes it"
     ));
-    // The agent's home was moved: the fix is for the new one.
+    // Its home was moved, or the disk is away: to install it again would be for another home.
     fs::write(user.job(), &job).unwrap();
     user.run(&["agent", "install"]).exits(0);
     fs::rename(env.lmstudio(), env.user().join("moved")).unwrap();
     user.run(&["agent", "status"])
         .exits(1)
         .says(".lmstudio is not there; ")
-        .says("; `lmpatch agent install 4096` fixes it");
+        .says("; `lmpatch agent uninstall` ends it");
     fs::rename(env.user().join("moved"), env.lmstudio()).unwrap();
     fs::write(user.job(), "<plist>").unwrap();
     user.run(&["agent", "status"])
@@ -935,4 +935,72 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     while_mode(&env.amphibian(), 0o000, || {
         finish(&mut env.ordinary(args)).exits(1).says("chmod u+rwx")
     });
+}
+
+#[test]
+fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let _launchd = user.launchd();
+    user.run(&["agent", "install"]).exits(0);
+    let whole = stock_generate();
+    let half = whole.split_once("class BatchGenerator").unwrap().0;
+    let backend = usual_backend(&env.lmstudio(), NEW).with_generate(half);
+    let before = snapshot(&backend.root);
+    let told = format!(
+        "{NEW}: a file of it is not the one that its package's RECORD lists; if no update is under way, \
+         `lmpatch 4096 --backend '{NEW}'` sets it"
+    );
+    user.run(&["agent", "install"]).exits(1).says(&told);
+    assert_eq!(user.run_job(&IMPATIENT), Some(1));
+    let home = format!("`lmpatch --home '{}' 4096", env.lmstudio().display());
+    let told = told.replace("`lmpatch 4096", &home);
+    assert_eq!(user.logged(), format!("error: {told}\n"));
+    assert_eq!(
+        differences(&before, &snapshot(&backend.root)),
+        Vec::<String>::new()
+    );
+    // What it unpacks further goes where it began.
+    fs::write(backend.generate(), &whole).unwrap();
+    assert_eq!(user.run_job(&SOON), Some(0));
+    assert_eq!(user.chunk(NEW), 4096);
+}
+
+#[test]
+fn a_backend_that_a_kill_left_half_set_is_set() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let _launchd = user.launchd();
+    let half = usual_backend(&env.lmstudio(), NEW);
+    let half = half.with_engine(engine_since_2026("8192"));
+    user.run(&["agent", "install", "8192"]).exits(0);
+    assert_eq!((user.chunk(OLD), user.chunk(NEW)), (8192, 8192));
+    let text = fs::read_to_string(half.generate()).unwrap();
+    assert_eq!(text, generate("8192", "8192", "8192"));
+    // One that somebody has set otherwise in part is not the agent's.
+    let half = half.with_engine(engine_since_2026("1024"));
+    let half = half.with_generate(stock_generate());
+    user.run(&["agent", "install", "8192"]).exits(0);
+    assert_eq!(
+        fs::read_to_string(half.generate()).unwrap(),
+        stock_generate()
+    );
+}
+
+#[test]
+fn a_launchctl_that_does_not_answer_says_nothing_of_the_agent() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let _launchd = user.launchd();
+    user.run(&["agent", "install"]).exits(0);
+    fs::write(user.standins.file("launchctl"), "no program").unwrap();
+    for command in ["status", "uninstall"] {
+        user.run(&["agent", command])
+            .exits(1)
+            .says("the agent needs macOS, and its launchctl to answer")
+            .says_nothing_of("uninstalled;")
+            .says_nothing_of("launchd does not have the agent");
+    }
+    assert!(user.job().exists());
+    env.run(["--check"]).exits(0).says_nothing_of("agent");
 }

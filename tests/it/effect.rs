@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::Env;
-use crate::support::home::{BackendDir, runtime, select, select_in, usual_backend};
+use crate::support::home::{BackendDir, RUNTIME, runtime, select, select_in, usual_backend};
 use crate::support::lms::{FakeLms, Running, node};
-use crate::support::standins::{ago, until, written};
+use crate::support::standins::{ago, executable, until, written};
+use crate::support::{Env, LMPATCH, amphibian};
 use lmpatch::lmstudio::backends::Backend;
 use lmpatch::lmstudio::runtimes::{APPS, Runtime};
 use lmpatch::lmstudio::workers::{LoadState, Worker, WorkerSnapshot};
@@ -396,4 +396,46 @@ fn a_python_that_a_worker_has_started_is_part_of_it() {
         in_effect(&env.json(["--check"])),
         ["in-effect", "not-running"]
     );
+}
+
+#[test]
+fn where_the_selected_runtime_is_unknown_nothing_is_said_of_its_models() {
+    let env = Env::new();
+    let (used, _) = home(&env.lmstudio());
+    let _worker = Running::worker(&env.lmstudio(), LM_STUDIO);
+    written(&used.engine(), SystemTime::now());
+    let runtime = format!("extensions/backends/{RUNTIME}-1.12.0");
+    let manifest = env.lmstudio().join(runtime).join("backend-manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(
+        &manifest,
+        text.replace("vendor_lib_package_names", "packages"),
+    )
+    .unwrap();
+    let renamed = "its preferences name one whose manifest lists no backend";
+    env.run(["--check"]).exits(0).says(renamed);
+    assert_eq!(in_effect(&env.json(["--check"])), ["unknown", "unknown"]);
+    fs::remove_file(&manifest).unwrap();
+    let ran = env.run(["--check"]).exits(0);
+    let ran = ran.says("its preferences name one that is not there");
+    assert!(!ran.stdout.contains("No loaded model"), "{}", ran.stdout);
+    assert_eq!(in_effect(&env.json(["--check"])), ["unknown", "unknown"]);
+}
+
+#[test]
+fn while_lms_is_asked_the_files_are_written_and_nothing_is_locked() {
+    let env = Env::new();
+    home(&env.lmstudio());
+    let _worker = Running::worker(&env.lmstudio(), LM_STUDIO);
+    let (lms, seen) = (env.lmstudio().join("bin/lms"), env.user().join("seen"));
+    let body = format!(
+        "flock --nonblock '{}' '{}' --check 4096 --home '{}' -q >'{}' 2>&1; echo $? >>'{3}'; echo '[]'",
+        amphibian(&env.lmstudio()).display(),
+        LMPATCH,
+        env.lmstudio().display(),
+        seen.display()
+    );
+    executable(&lms, &body);
+    env.run(["4096"]).exits(0);
+    assert_eq!(fs::read_to_string(seen).unwrap(), "0\n");
 }

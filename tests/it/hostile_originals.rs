@@ -224,7 +224,7 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
         env.finish(["--check"])
             .exits(0)
             .says(&format!("the receipt is ignored: {told}"))
-            .says("move it away");
+            .says("the original is unknown; reinstall the runtime");
         let file = &env.json(["--check"])["backends"][0]["files"][0];
         assert_eq!(file["original"], "unknown", "{why}");
         for args in [

@@ -559,11 +559,11 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
             .says("The app was restarted")
             .says("qwen/tiny was reloaded (context 12345, parallel 3)")
             .says("llama/tiny was reloaded")
-            .says("gemma/tiny: context length 4096 instead of 8000");
+            .says("gemma/tiny was reloaded (context 8000");
         assert_eq!(
             fake.summary(),
             [
-                row("gemma/tiny", 4096, 4096),
+                row("gemma/tiny", 8000, 4096),
                 row("llama/tiny", 6000, 4096),
                 row("qwen/tiny", 12345, 4096)
             ]
@@ -665,4 +665,32 @@ fn flags_that_contradict_are_refused() {
     ] {
         env.run(&wrong).exits(2);
     }
+}
+
+#[test]
+fn a_model_that_takes_its_time_to_go_is_waited_for() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    fake.faults(json!({ "unload-lasts": 3 }));
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    env.run(["4096", "--reload"]).exits(0);
+    assert_eq!(fake.summary(), [row("qwen/tiny", 12345, 4096)]);
+}
+
+#[test]
+fn a_reload_that_failed_is_not_advised_again() {
+    let env = Env::new();
+    let (_backend, fake) = home(&env);
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    env.run(["6144"]).exits(0).says("--reload` reloads it");
+    fake.faults(json!({ "ps-says": "no JSON" }));
+    env.run(["6144", "--reload"])
+        .exits(1)
+        .says("load it again in LM Studio")
+        .says_nothing_of("--reload` reloads it");
+    // What was set in another run does not fit.
+    fake.faults(json!({ "load-fails-at": [6144] }));
+    env.run(["6144", "--reload"])
+        .exits(1)
+        .says("if it does not fit, `lmpatch --revert` restores the vendor's size; then load it in LM Studio");
 }

@@ -407,10 +407,16 @@ fn a_refused_value_is_quoted_as_it_is_written() {
             "B = 4096",
             "shares its value with another name: `PROMPT_PROCESSING_CHUNK_SIZE = B = 4096`",
         ),
+        ("2048_", "is not a plain number but `2048_`"),
+        ("2__048", "is not a plain number but `2__048`"),
+        ("0512", "is not a plain number but `0512`"),
     ] {
         let source = format!("PROMPT_PROCESSING_CHUNK_SIZE = {source}\n");
         refuses(ENGINE, &source, quoted);
     }
+    let twice = "PROMPT_PROCESSING_CHUNK_SIZE = 512\nPROMPT_PROCESSING_CHUNK_SIZE *= 2\n";
+    let whole = "would override the edit: `PROMPT_PROCESSING_CHUNK_SIZE *= 2`";
+    refuses(ENGINE, twice, whole);
     let sum = "1 + ".repeat(100);
     let cut = format!("`{}…`", &sum[..120]);
     refuses(
