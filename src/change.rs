@@ -19,13 +19,8 @@ use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, ta
 use crate::signals;
 
 /// Brings every backend to the goal, or shows what that would change.
-pub fn run(
-    cli: &Cli,
-    output: &Output,
-    home: &Path,
-    report: &mut Report,
-    goal: Goal<'_>,
-) -> Result<Exit> {
+pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
+    let goal = report.size.map_or(Goal::Original, Goal::Size);
     let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
     let backends = check::survey(cli, home, report)?;
     let applied = match &lock {
@@ -54,10 +49,7 @@ pub fn run(
     } else if cli.reload.is_none() && selected_is(report, &[Changed]) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
-    let is_reloaded = match cli.reload {
-        Some(how) => reload(cli, output, home, report, how, &applied),
-        None => true,
-    };
+    let is_reloaded = reload(cli, output, home, report, &applied);
     let is_done = is_reloaded && !has_failed(report);
     shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
 }
@@ -83,15 +75,10 @@ fn has_failed(report: &Report) -> bool {
     is_missing || are_all_incomplete || report.backends.iter().any(is_failure)
 }
 
-/// Makes the values take effect, if they are those of the selected backend. Returns whether loaded models may have them.
-fn reload(
-    cli: &Cli,
-    output: &Output,
-    home: &Path,
-    report: &mut Report,
-    how: How,
-    applied: &[Applied],
-) -> bool {
+/// With `--reload`, makes the values take effect, if they are those of the selected backend. Returns whether loaded models
+/// may have them.
+fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[Applied]) -> bool {
+    let Some(how) = cli.reload else { return true };
     if !selected_is(report, &[Changed, Unchanged]) {
         let why = "no selected backend was set";
         output.error(&format!("no model was reloaded: {why}"));
@@ -113,7 +100,7 @@ fn reload(
     let reloader = Reloader {
         home: home.to_owned(),
         lms: Lms::of(home),
-        advice: advice(cli, applied),
+        advice: advice(cli, all),
     };
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),

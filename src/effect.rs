@@ -94,10 +94,8 @@ pub fn after_reload(output: &Output, report: &mut Report) -> bool {
         output.say(line);
     }
     report.findings.append(found);
-    report
-        .backends
-        .iter()
-        .all(|row| row.stale_workers.is_empty())
+    let mut rows = report.backends.iter();
+    rows.all(|row| row.stale_workers.is_empty())
 }
 
 /// Whether the values are in effect, unless a finding already says so, or only some backends were looked at.

@@ -26,7 +26,6 @@ use anyhow::Result;
 use cli::{Cli, Command};
 use lmstudio::home;
 use output::{Exit, Output};
-use patch::backend::Goal;
 use patch::settings::DEFAULT_SIZE;
 use report::{Action, Report, SCHEMA};
 
@@ -68,11 +67,10 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {
         report.home = Some(home.display().to_string());
-        if action == Action::Check {
-            return check::run(cli, output, &home, &mut report);
+        match action {
+            Action::Check => check::run(cli, output, &home, &mut report),
+            _ => change::run(cli, output, &home, &mut report),
         }
-        let goal = size.map_or(Goal::Original, Goal::Size);
-        change::run(cli, output, &home, &mut report, goal)
     });
     let exit = done.unwrap_or_else(|error| {
         let why = format!("{error:#}");

@@ -15,6 +15,8 @@ use crate::lmstudio::workers::{self, Worker};
 use crate::output::quoted;
 
 const LEAVING: Duration = Duration::from_secs(10);
+/// After this long a new worker is known to be newer than an edit: start times are whole seconds, on Linux one less at times.
+const UNTIL_NEWER: Duration = Duration::from_secs(2);
 
 /// What makes new values take effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -83,8 +85,7 @@ impl Reloader {
                 bail!("{}", now.note.unwrap_or_default());
             }
         }
-        // Start times are whole seconds: only from the next one on is a worker known to be newer than an edit.
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(UNTIL_NEWER);
         let result = self.lms.load(wanted);
         let after = self.lms.loaded().context("it may not be loaded again")?;
         let mut notes = Vec::new();
@@ -165,8 +166,7 @@ impl Reloader {
         };
         let ended = apps.iter().try_for_each(quit);
         let ended = ended.and_then(|()| retry(limit, check_ended));
-        // As before the load of one model: a worker of the same second counts as older.
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(UNTIL_NEWER);
         // Also if one could not be quit: none is left closed. macOS may refuse one that is still on its way out.
         let opening = limit.min(Duration::from_secs(10));
         for app in &apps {

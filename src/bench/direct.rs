@@ -6,11 +6,11 @@ use std::iter;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
@@ -37,17 +37,10 @@ pub struct Direct {
 
 impl Direct {
     /// An engine for the model that `args` name, which runs in the Python that they name or in that of `backend`.
-    pub fn new(
-        args: &BenchArgs,
-        home: Option<&Path>,
-        backend: Option<&Backend>,
-        results: &mut Results,
-    ) -> Result<Self> {
+    pub fn new(args: &BenchArgs, backend: Option<&Backend>, results: &mut Results) -> Result<Self> {
         let named = args.model.as_deref().unwrap_or_default();
-        let home = home.unwrap_or(Path::new(""));
-        let mut places = [PathBuf::from(named), home.join("models").join(named)].into_iter();
-        let model = places.find(|path| path.is_dir());
-        let model = model.with_context(|| format!("{named} is not a directory of an MLX model"))?;
+        let is_there = Path::new(named).is_dir();
+        ensure!(is_there, "{named} is not a directory of an MLX model");
         (results.api, results.model) = ("direct", named.to_owned());
         let command = match &args.python {
             Some(python) => Some(Command::new(python)),
@@ -65,7 +58,7 @@ impl Direct {
         let text = prompt::new(&text, 8192.0 * CHARACTERS_PER_TOKEN);
         Ok(Self {
             command,
-            job: json!({ "model": model, "text": text }),
+            job: json!({ "model": named, "text": text }),
             silence: Duration::from_secs(args.timeout),
             process: None,
         })

@@ -63,24 +63,19 @@ impl Run {
         Ok(position)
     }
 
-    fn event(&mut self, data: &Value, seconds: f64, tokens: f64) -> Option<Position> {
+    fn event(&mut self, data: &Value, now: f64, tokens: f64) -> Option<Position> {
         let Ok(event) = Event::deserialize(data) else {
-            self.openai_event(data, seconds);
+            self.openai_event(data, now);
             return None;
         };
         match event {
             Event::Start { model_instance_id } => self.model = Some(model_instance_id),
             Event::Load => self.ignored = Some("LM Studio loaded the model first".to_owned()),
-            Event::Progress {
-                progress,
-                seconds: told,
-            } => {
-                return Some(Position {
-                    tokens: progress * tokens,
-                    seconds: told.unwrap_or(seconds),
-                });
+            Event::Progress { progress, seconds } => {
+                let (tokens, seconds) = (progress * tokens, seconds.unwrap_or(now));
+                return Some(Position { tokens, seconds });
             }
-            Event::Token => self.token(seconds),
+            Event::Token => self.token(now),
             Event::End { result } => {
                 let stats = &result["stats"];
                 self.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
@@ -103,21 +98,16 @@ impl Run {
         self.model = text(&data["model"]);
         let choice = &data["choices"][0];
         let delta = &choice["delta"];
-        let mut texts = [
-            &delta["content"],
-            &delta["reasoning_content"],
-            &choice["finish_reason"],
-        ]
-        .into_iter();
+        let (content, reasoning) = (&delta["content"], &delta["reasoning_content"]);
+        let mut texts = [content, reasoning, &choice["finish_reason"]].into_iter();
         if texts.any(|text| text.as_str().is_some_and(|text| !text.is_empty())) {
             self.token(seconds);
         }
         let usage = &data["usage"];
         let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
         self.cached_tokens = cached.or(self.cached_tokens);
-        self.prompt_tokens = usage["prompt_tokens"]
-            .as_u64()
-            .unwrap_or(self.prompt_tokens);
+        let counted = usage["prompt_tokens"].as_u64();
+        self.prompt_tokens = counted.unwrap_or(self.prompt_tokens);
     }
 
     /// The first token ends the prefill, unless the server says when that was.

@@ -1,11 +1,11 @@
 //! Owns what a sweep changes, the backends' files and the loaded models, and restores it whatever happens.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::args::BenchArgs;
 use super::prompt::context_for;
@@ -17,6 +17,7 @@ use crate::lock::Lock;
 use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::file::Blocked;
 use crate::patch::{self, Applied, done};
 use crate::reload::Reloader;
 
@@ -24,16 +25,8 @@ use crate::reload::Reloader;
 const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Whether the files have the sizes that the benchmark sets, and whether it is over, so that no more are set.
-#[derive(Debug, Default)]
-struct Files {
-    are_changed: bool,
-    is_over: bool,
-}
-
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
-    home: PathBuf,
     lock: Lock,
     output: Output,
     before: Vec<Surveyed>,
@@ -45,7 +38,8 @@ pub struct Guard {
     /// Without it: what was loaded, and the measured model as the sweep loads it.
     loaded: Vec<LoadedModel>,
     wanted: Option<LoadedModel>,
-    files: Mutex<Files>,
+    /// Whether the files are restored, so that no size is set any more; held while one is.
+    is_over: Mutex<bool>,
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
     /// Waited for after a reload.
@@ -58,26 +52,22 @@ impl Guard {
     pub fn new(
         home: &Path,
         lock: Lock,
-        backends: Vec<Surveyed>,
+        mut before: Vec<Surveyed>,
         args: &BenchArgs,
         results: &Results,
         server: Option<Server>,
         output: Output,
     ) -> Result<Self> {
-        let mut before = Vec::new();
-        for backend in backends {
-            let Some(blocked) = backend.blocked() else {
-                before.push(backend);
-                continue;
-            };
-            let (name, why) = (&backend.backend.name, blocked.why);
-            let is_idle = !backend.backend.selected;
-            ensure!(is_idle, "{name} is selected but cannot be set: {why}");
-            output.note(&format!("{name} is not benchmarked: {why}"));
+        for one in &before {
+            if let (name, Some(Blocked { why, .. })) = (&one.backend.name, one.blocked()) {
+                let is_idle = !one.backend.selected;
+                ensure!(is_idle, "{name} is selected but cannot be set: {why}");
+                output.note(&format!("{name} is not benchmarked: {why}"));
+            }
         }
+        before.retain(|one| one.blocked().is_none());
         ensure!(!before.is_empty(), "there is no backend that can be set");
         let mut guard = Self {
-            home: home.to_owned(),
             lock,
             output,
             before,
@@ -90,7 +80,7 @@ impl Guard {
             command: args.reload.clone(),
             loaded: Vec::new(),
             wanted: None,
-            files: Mutex::default(),
+            is_over: Mutex::default(),
             is_reloaded: Mutex::default(),
             server,
         };
@@ -131,10 +121,10 @@ impl Guard {
 
     /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
     pub fn begin(&self) -> Result<()> {
-        let files = locked(&self.files);
-        ensure!(!files.is_over, "stopped");
+        let is_over = locked(&self.is_over);
+        ensure!(!*is_over, "stopped");
         let commands = marker::commands(self.before.iter(), self.is_all);
-        marker::add(&self.home, commands).context("cannot write beside the backends")
+        marker::add(&self.reloader.home, commands).context("cannot write beside the backends")
     }
 
     /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
@@ -149,9 +139,8 @@ impl Guard {
     }
 
     fn set(&self, size: u64) -> Result<()> {
-        let mut files = locked(&self.files);
-        ensure!(!files.is_over, "stopped");
-        files.are_changed = true;
+        let is_over = locked(&self.is_over);
+        ensure!(!*is_over, "stopped");
         let mut applied = self.apply(Goal::Size(size));
         let is_selected = |one: &Applied| one.before.backend.selected;
         if applied.iter().any(is_selected) {
@@ -176,11 +165,8 @@ impl Guard {
     /// Fails if something else has loaded or uses the model since it was prepared with that context.
     pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
         let now = command::retry(GRACE, || self.context())?;
-        let is_same = now == context;
-        ensure!(
-            is_same,
-            "something else loaded the model again, with another context"
-        );
+        let why = "something else loaded the model again, with another context";
+        ensure!(now == context, why);
         Ok(())
     }
 
@@ -204,28 +190,19 @@ impl Guard {
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
     pub fn finish_files(&self, keep: Option<u64>) -> Result<()> {
-        let mut files = locked(&self.files);
-        files.is_over = true;
-        if files.are_changed {
-            self.restore()?;
-        } else {
-            marker::forget(&self.home, &self.before);
-        }
-        if let Some(size) = keep {
-            self.keep(size)?;
-        } else if files.are_changed {
-            self.output.say("Every backend is as it was.");
-        }
-        Ok(())
-    }
-
-    fn restore(&self) -> Result<()> {
+        *locked(&self.is_over) = true;
+        let home = &self.reloader.home;
         let applied = self.apply(Goal::Earlier(&self.before));
-        marker::forget(&self.home, done(&applied));
-        check(&applied).map_err(|why| match marker::restore_commands(&self.home) {
+        marker::forget(home, done(&applied));
+        check(&applied).map_err(|why| match marker::restore_commands(home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),
-        })
+        })?;
+        if let Some(size) = keep {
+            return self.keep(size);
+        }
+        self.output.say("Every backend is as it was.");
+        Ok(())
     }
 
     fn keep(&self, size: u64) -> Result<()> {
@@ -279,25 +256,26 @@ impl Guard {
         let now = command::retry(lms.wait_timeout, || lms.loaded());
         let now = now.context("no model was loaded again")?;
         let measured = self.wanted.as_ref().map(|model| &model.identifier);
-        let is_to_load = |was: &&LoadedModel| {
-            Some(&was.identifier) == measured || find_loaded(&now, &was.identifier).is_none()
-        };
-        let models = self.loaded.iter().filter(is_to_load);
-        let load = |was: &LoadedModel| {
+        let mut whys = Vec::new();
+        for was in &self.loaded {
             let name = &was.identifier;
+            if Some(name) != measured && find_loaded(&now, name).is_some() {
+                continue;
+            }
             self.output.say(&format!("Loading {name} again …"));
             let reloaded = self.reloader.try_reload(was);
             // Nothing else brings it back, and memory may be short for a moment.
-            let reloaded = reloaded.or_else(|_| self.reloader.try_reload(was));
-            let reloaded = reloaded.with_context(|| format!("{name} was not loaded again"))?;
-            if let Some(note) = reloaded.note {
-                bail!("{name} is not as it was: {note}");
+            let why = match reloaded.or_else(|_| self.reloader.try_reload(was)) {
+                Ok(now) => now
+                    .note
+                    .map(|note| format!("{name} is not as it was: {note}")),
+                Err(why) => Some(format!("{name} was not loaded again: {why:#}")),
+            };
+            if why.is_none() {
+                self.output.say(&format!("{name} is loaded again."));
             }
-            self.output.say(&format!("{name} is loaded again."));
-            Ok(())
-        };
-        let whys = models.filter_map(|was| load(was).err());
-        let whys: Vec<_> = whys.map(|why| format!("{why:#}")).collect();
+            whys.extend(why);
+        }
         ensure!(whys.is_empty(), whys.join("; "));
         Ok(())
     }

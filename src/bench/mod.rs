@@ -22,7 +22,6 @@ mod server;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -31,15 +30,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
+use sysinfo::{Cpu, CpuRefreshKind, System};
 
-use crate::command;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
 use crate::output::{Exit, Output, flags};
-use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
+use crate::patch::{self, Survey};
 use crate::signals;
 use args::BenchArgs;
 use direct::Direct;
@@ -119,10 +118,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     // What changes nothing keeps nobody waiting.
     let lock = lock.filter(|_| sets);
     let survey = home.map(|home| patch::survey(home, &args.backend));
-    let (backends, absent) = match survey.transpose()? {
-        Some(survey) => (survey.backends, survey.absent),
-        None => Default::default(),
-    };
+    let Survey { backends, absent } = survey.transpose()?.unwrap_or_default();
     if let (Some(one), false) = (absent.left_out.last(), args.direct) {
         bail!("{} is selected, but --backend omits it", one.name);
     }
@@ -134,7 +130,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     let mut results = initial_results(args, in_use)?;
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
-        let direct = Direct::new(args, home, backend, &mut results)?;
+        let direct = Direct::new(args, backend, &mut results)?;
         (Box::new(direct), None)
     } else {
         let server = Server::new(args, home, &mut results)?;
@@ -197,16 +193,13 @@ fn bar(output: &Output) -> ProgressBar {
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
 fn machine() -> String {
-    let words = "-n machdep.cpu.brand_string hw.memsize kern.osproductversion".split(' ');
-    let said = command::output(Command::new("sysctl").args(words), Duration::from_secs(2));
-    let said = said.unwrap_or_default();
-    match said.lines().collect::<Vec<_>>()[..] {
-        [cpu, memory, version] => {
-            let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
-            format!("{cpu}, {gigabytes} GB, macOS {version}")
-        }
-        _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-    }
+    let mut system = System::new();
+    system.refresh_memory();
+    system.refresh_cpu_list(CpuRefreshKind::nothing());
+    let cpus = system.cpus();
+    let cpu = cpus.first().map_or("unknown processor", Cpu::brand);
+    let (gigabytes, name) = (system.total_memory() >> 30, System::long_os_version());
+    format!("{cpu}, {gigabytes} GB, {}", name.unwrap_or_default())
 }
 
 /// Lets `benchmark` measure until it ends, the budget runs out or a signal comes. Returns what is known then, and whether

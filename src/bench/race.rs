@@ -77,7 +77,9 @@ impl Results {
         let is_new = |row: &&Row| is_alone || row.valid().count() == 0 && !is_behind(row);
         let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
         if let Some((keep, best)) = standing {
-            open.extend(self.rows.iter().filter(|row| self.may_be_best(row, best)));
+            // What was cut short runs again if it is near the best as that is now, after further runs.
+            let is_near_again = |row: &&Row| row.cut.is_some() && is_near(row, best);
+            open.extend(self.rows.iter().filter(is_near_again));
             // That all others were cut short must not depend on one lucky run.
             if self.rows.iter().any(|row| row.cut.is_some()) && best.valid().count() == 1 {
                 open.push(best);
@@ -107,19 +109,6 @@ impl Results {
         })
     }
 
-    /// Whether a size that was cut short is within the noise of the best as it is now, after further runs of any size.
-    fn may_be_best(&self, row: &Row, best: &Row) -> bool {
-        let limit = best.speed() * (1.0 - noise(row.spread, best.spread));
-        let has_changed = |cut: Cut| cut.after_runs < self.run_count();
-        row.cut.is_some_and(has_changed) && row.speed() >= limit
-    }
-
-    /// How many runs there are, of all sizes; a failure is one, too.
-    fn run_count(&self) -> usize {
-        let count = |row: &Row| row.valid().count() + usize::from(row.failed.is_some());
-        self.rows.iter().map(count).sum()
-    }
-
     /// Where a prefill of `size` that has come this far is cut short; `None` if it goes on.
     pub fn cut(&self, size: Option<u64>, positions: &[Position]) -> Option<Cut> {
         let (_, best) = self.standing()?;
@@ -143,7 +132,6 @@ impl Results {
             tokens_per_second: tokens / seconds,
             best_tokens_per_second: tokens / there.seconds,
             estimated_tokens_per_second: best.speed() * there.seconds / seconds,
-            after_runs: self.run_count(),
         };
         let margin = noise(None, best.spread).max(CUT_MARGIN);
         let limit = cut.best_tokens_per_second * (1.0 - margin);
@@ -165,8 +153,7 @@ impl Results {
     pub fn standing(&self) -> Option<(&Row, &Row)> {
         let by_speed = |one: &&Row, other: &&Row| one.speed().total_cmp(&other.speed());
         let best = self.measured().max_by(by_speed)?;
-        let limit = |row: &Row| best.speed() * (1.0 - noise(row.spread, best.spread));
-        let near = self.measured().filter(|row| row.speed() >= limit(row));
+        let near = self.measured().filter(|row| is_near(row, best));
         Some((near.min_by_key(|row| row.size)?, best))
     }
 
@@ -179,64 +166,49 @@ impl Results {
         self.rows.iter().map(of_row).sum()
     }
 
-    /// Which size to keep, and why.
+    /// Which size to keep, and why; none if the measurements do not tell.
     pub fn verdict(&self) -> Verdict {
-        match self.decide() {
-            Ok((size, reason)) => Verdict { keep: size, reason },
-            Err(reason) => Verdict { keep: None, reason },
-        }
-    }
-
-    /// The size to keep and why, or why none is.
-    fn decide(&self) -> Result<(Option<u64>, String), String> {
-        let (keep, best) = self.standing().ok_or("no size could be measured")?;
-        let is_compared = |row: &&Row| row.failed.is_none() && row.speed() > 0.0;
-        let compared = self.rows.iter().filter(is_compared).count();
+        let none = |reason: String| Verdict { keep: None, reason };
+        let Some((keep, best)) = self.standing() else {
+            return none("no size could be measured".to_owned());
+        };
+        let compared = self.rows.iter().filter(|row| row.speed() > 0.0).count();
         if compared < 2 {
-            let why = "one size was measured, so there is nothing to compare it with";
-            let is_alone = self.rows.len() == 1;
-            let advice = if is_alone {
-                "; --sizes takes several"
-            } else {
-                ""
-            };
-            return Err(format!("{why}{advice}"));
+            let mut why =
+                "one size was measured, so there is nothing to compare it with".to_owned();
+            if self.rows.len() == 1 {
+                why += "; --sizes takes several";
+            }
+            return none(why);
         }
+        let (name, noise) = (keep.name(), noise(keep.spread, best.spread));
         // The size of a direct run is an argument: it needs no proof of effect.
         if self.is_reloading() && keep.observed_chunk.is_none() {
-            let mut at = "any size".to_owned();
-            if self.rows.iter().any(|row| row.observed_chunk.is_some()) {
-                at = keep.name();
-            }
-            let what = format!("the engine's chunk could not be observed at {at}");
-            return Err(what + ", so nothing shows that it took effect");
+            let is_seen = self.rows.iter().any(|row| row.observed_chunk.is_some());
+            let at = if is_seen { &name } else { "any size" };
+            return none(format!(
+                "the engine's chunk could not be observed at {at}, so nothing shows that it took effect"
+            ));
         }
-        let noise = noise(keep.spread, best.spread);
         if noise > MOST_NOISE && keep.size != best.size {
             let percent = noise * 100.0;
-            let what = format!("several sizes are within the noise of {percent:.0} %");
-            return Err(what + "; measure again when the Mac is idle");
+            return none(format!(
+                "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
+            ));
         }
-        let is_stock = self.stock == keep.size;
-        let stock = if is_stock { "keep stock: " } else { "" };
-        let is_partial = compared < self.rows.len();
-        let partial = "of the sizes that could be measured, ";
-        let partial = if is_partial { partial } else { "" };
-        let why = why_kept(keep, best, noise);
-        Ok((
-            keep.size,
-            format!("{stock}{partial}{} is {why}", keep.name()),
-        ))
+        let mut reason = String::new();
+        if self.stock == keep.size {
+            reason += "keep stock: ";
+        }
+        if compared < self.rows.len() {
+            reason += "of the sizes that could be measured, ";
+        }
+        reason += &format!("{name} is {}", why_kept(keep, best, noise));
+        Verdict {
+            keep: keep.size,
+            reason,
+        }
     }
-}
-
-fn why_kept(keep: &Row, best: &Row, noise: f64) -> String {
-    if keep.size == best.size {
-        return "the fastest, and no smaller size comes within the noise of it".to_owned();
-    }
-    let (percent, best) = (noise * 100.0, best.name());
-    let cost = "a larger chunk costs memory and context";
-    format!("the smallest size within the noise ({percent:.1} %) of the fastest, {best}; {cost}")
 }
 
 impl Row {
@@ -265,6 +237,20 @@ impl Row {
     pub fn is_out(&self) -> bool {
         self.cut.is_some() || self.failed.is_some()
     }
+}
+
+fn why_kept(keep: &Row, best: &Row, noise: f64) -> String {
+    if keep.size == best.size {
+        return "the fastest, and no smaller size comes within the noise of it".to_owned();
+    }
+    let (percent, best) = (noise * 100.0, best.name());
+    let cost = "a larger chunk costs memory and context";
+    format!("the smallest size within the noise ({percent:.1} %) of the fastest, {best}; {cost}")
+}
+
+/// Whether a size is within the noise of the best.
+fn is_near(row: &Row, best: &Row) -> bool {
+    row.speed() >= best.speed() * (1.0 - noise(row.spread, best.spread))
 }
 
 /// Whether one more run of either could move `small` to the other side of the noise of `large`.

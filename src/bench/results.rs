@@ -78,9 +78,6 @@ pub struct Cut {
     pub best_tokens_per_second: f64,
     /// What the whole prefill would have had, if it had stayed as far behind.
     pub estimated_tokens_per_second: f64,
-    /// How many runs there were by then, of all sizes.
-    #[serde(skip)]
-    pub after_runs: usize,
 }
 
 /// One whole prefill.

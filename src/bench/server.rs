@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::{Request, Response};
@@ -101,13 +101,8 @@ impl Server {
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
         let models = list.get("models").and_then(Value::as_array);
         // What is no model, or one that cannot be measured, may have other fields.
-        let read = |models: &Vec<_>| {
-            models
-                .iter()
-                .filter_map(|one| Model::deserialize(one).ok())
-                .collect()
-        };
-        Ok(models.map(read))
+        let read = |one| Model::deserialize(one).ok();
+        Ok(models.map(|models| models.iter().filter_map(read).collect()))
     }
 
     /// How many characters make a prompt of `tokens` tokens. Goes by two past prompts, since the template's count, too.
@@ -249,15 +244,13 @@ fn usual_url(home: Option<&Path>) -> String {
 fn check_context(args: &BenchArgs, results: &Results, model: &Model) -> Result<()> {
     let needed = context_for(results.prompt_tokens);
     let most = model.max_context_length.unwrap_or(u64::MAX);
-    let (mut has, mut advice) = (most, "give fewer --prompt-tokens or smaller --sizes");
-    if args.sizes.is_empty() {
-        has = results.context_length.unwrap_or(most);
-        if needed <= most {
-            advice = "with --sizes, lmpatch raises it and then restores it";
-        }
-    }
-    let what = format!("prompts need a context of {needed}");
-    ensure!(needed <= has, "{what}, the model has {has}; {advice}");
+    let what = format!("prompts need a context of {needed}, the model has");
+    let advice = "give fewer --prompt-tokens or smaller --sizes";
+    ensure!(needed <= most, "{what} {most}; {advice}");
+    let has = results.context_length.unwrap_or(most);
+    let advice = "with --sizes, lmpatch raises it and then restores it";
+    let is_enough = needed <= has || !args.sizes.is_empty();
+    ensure!(is_enough, "{what} {has}; {advice}");
     Ok(())
 }
 
@@ -273,25 +266,22 @@ fn find<'m>(wanted: Option<&str>, models: &'m [Model]) -> Result<(&'m Model, &'m
         let is_id = found.iter().any(|(_, one)| one.id == name);
         found.retain(|(model, one)| name == if is_id { &one.id } else { &model.key });
     }
-    if let [one] = found[..] {
-        return Ok(one);
+    let keys: Vec<_> = models.iter().map(|model| &*model.key).collect();
+    match (&found[..], wanted) {
+        ([one], _) => Ok(*one),
+        ([], None) => bail!("no MLX model is loaded; load one in LM Studio, or with `lms load`"),
+        ([], Some(name)) if keys.contains(&name) => {
+            let (context, key) = (context_for(16_384), quoted(name));
+            bail!("{name} is not loaded; load it with `lms load {key} --context-length {context}`")
+        }
+        ([], Some(name)) => {
+            let keys = keys.join(", ");
+            bail!("LM Studio has no MLX model {name}; its MLX models are: {keys}")
+        }
+        _ => {
+            let ids: Vec<_> = found.iter().map(|(_, one)| &*one.id).collect();
+            let ids = ids.join(", ");
+            bail!("several MLX models are loaded: {ids}; name one with --model")
+        }
     }
-    let ids = listed(found.iter().map(|(_, one)| &*one.id));
-    ensure!(
-        found.is_empty(),
-        "several MLX models are loaded: {ids}; name one with --model"
-    );
-    let unnamed = "no MLX model is loaded; load one in LM Studio, or with `lms load`";
-    let name = wanted.context(unnamed)?;
-    let keys = listed(models.iter().map(|model| &*model.key));
-    ensure!(
-        models.iter().any(|model| model.key == name),
-        "LM Studio has no MLX model {name}; its MLX models are: {keys}"
-    );
-    let (context, key) = (context_for(16_384), quoted(name));
-    bail!("{name} is not loaded; load it with `lms load {key} --context-length {context}`")
-}
-
-fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
 }

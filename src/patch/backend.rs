@@ -131,16 +131,8 @@ impl VendorFile {
             after.sites = self.read_back(&after, &wanted)?;
         }
         let is_set = matches!(goal, Goal::Size(_));
-        // Of a file that was edited before lmpatch, only a revert gives back what was found.
-        let is_final = match goal {
-            Goal::Original => true,
-            Goal::Size(_) => !source.came_edited(),
-            Goal::Earlier(earlier) => {
-                let source = self.source_in(earlier);
-                source.is_none_or(|source| matches!(source.receipt, Ok(None)))
-            }
-        };
-        let drops_receipt = is_final && original == Some(&wanted);
+        // Of a file that was edited before lmpatch, only a revert or a benchmark's end gives back what was found.
+        let drops_receipt = original == Some(&wanted) && !(is_set && source.came_edited());
         Ok(Edit {
             path: self.path.clone(),
             before: bytes.clone(),
@@ -168,14 +160,10 @@ impl VendorFile {
         Ok(now)
     }
 
-    /// The same file in an earlier survey.
-    fn source_in<'s>(&self, earlier: &'s [Surveyed]) -> Option<&'s Source> {
-        let mut files = earlier.iter().flat_map(|backend| &backend.files);
-        files.find(|file| file.path == self.path)?.source()
-    }
-
     fn literals_in(&self, earlier: &[Surveyed], source: &Source) -> Result<Vec<String>, String> {
-        if let Some(before) = self.source_in(earlier) {
+        let mut files = earlier.iter().flat_map(|backend| &backend.files);
+        let same = files.find(|file| file.path == self.path);
+        if let Some(before) = same.and_then(VendorFile::source) {
             let literals = literals(&before.bytes, &before.sites);
             if fill(&source.bytes, &source.sites, &literals) == before.bytes {
                 return Ok(literals);

@@ -15,13 +15,16 @@ use crate::files::{self, cannot, is_absence};
 /// backend, or a file cannot be removed.
 pub fn remove(source: &Path) -> Result<()> {
     let cache = source.with_file_name("__pycache__");
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+    // `generate.cpython-311.pyc`, `generate.cpython-311.opt-2.pyc`: a module's name has no dot.
+    let own = format!("{}.", source.file_stem().unwrap_or_default().display());
     let is_link = "is a link; remove it, Python makes a new one";
     ensure!(!cache.is_symlink(), "{} {is_link}", cache.display());
     for name in files::names(&cache)? {
         let cached = cache.join(&name);
         // Python never takes a directory for bytecode, so it is not stale.
-        if belongs_to(&name.to_string_lossy(), &stem)
+        let shown = name.to_string_lossy();
+        if shown.starts_with(&own)
+            && shown.ends_with(".pyc")
             && !cached.is_dir()
             && let Err(error) = fs::remove_file(&cached)
             && !is_absence(&error)
@@ -30,14 +33,4 @@ pub fn remove(source: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `generate.cpython-311.pyc` and `generate.cpython-311.opt-2.pyc` belong to `generate`; names have no other dots.
-fn belongs_to(name: &str, stem: &str) -> bool {
-    let parts: Vec<_> = name.split('.').collect();
-    match parts[..] {
-        [first, tag, "pyc"] => first == stem && !tag.is_empty(),
-        [first, _, optimisation, "pyc"] => first == stem && optimisation.starts_with("opt-"),
-        _ => false,
-    }
 }

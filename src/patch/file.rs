@@ -118,14 +118,9 @@ impl Source {
         // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
         let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
         let now = literals(&bytes, &sites);
-        let candidates = [
-            Some(now),
-            Some(by_rule),
-            Some(shipped.clone()),
-            noted.clone(),
-        ];
+        let candidates = [now, by_rule, shipped.clone()].into_iter();
         let prove = |literals: &[String]| prove(&bytes, &sites, literals, evidence);
-        let proven = candidates.into_iter().flatten().find_map(|literals| {
+        let proven = candidates.chain(noted.clone()).find_map(|literals| {
             let proof = prove(&literals)?;
             Some(Original { proof, literals })
         });

@@ -57,7 +57,7 @@ pub fn done(applied: &[Applied]) -> impl Iterator<Item = &Surveyed> {
     done.map(|one| &one.before)
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
     pub absent: Absent,

@@ -130,12 +130,8 @@ fn restore(edit: &Edit) -> Result<()> {
     match files::read(path) {
         Ok(now) if now == edit.after.bytes => {
             let temp = stage(path, path, &edit.before)?;
-            let restored = commit(temp, path, &edit.after.bytes, &edit.before);
-            let is_theirs = |now| now != edit.after.bytes && now != edit.before;
-            if restored.is_err() && files::read(path).is_ok_and(is_theirs) {
-                return Ok(());
-            }
-            restored.and_then(|()| bytecode::remove(path))
+            commit(temp, path, &edit.after.bytes, &edit.before)?;
+            bytecode::remove(path)
         }
         Err(why @ NotRead::Io(_)) => bail!("it {why}"),
         // It still is as it was, or somebody else has changed or removed it, which is theirs.

@@ -269,11 +269,8 @@ fn on_missing(found: &mut Findings, absent: &Absent, level: Level) {
 /// What a missing backend means, and what to do.
 pub fn missing(missing: &MissingBackend) -> (String, String) {
     let (runtime, name, spec) = (&missing.runtime, &missing.name, &missing.specifier);
-    let selected = if missing.selected {
-        ", the selected runtime,"
-    } else {
-        ""
-    };
+    let selected = missing.selected.then_some(", the selected runtime,");
+    let selected = selected.unwrap_or_default();
     let why = "which is not on disk: an unfinished update";
     let again = format!("`lms runtime remove {spec}`, then `lms runtime get {spec}`");
     (

@@ -284,7 +284,6 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
         tokens_per_second: 4096.0 / 24.0,
         best_tokens_per_second: 204.8,
         estimated_tokens_per_second: 91.0 * 20.0 / 24.0,
-        after_runs: 1,
     };
     // Compared where the best has told its position, also later.
     assert_eq!(race.cut(Some(2048), &slow[..3]), Some(cut));
@@ -377,7 +376,6 @@ fn where_the_best_fails_in_the_end_the_others_decide() {
         tokens_per_second: 119.0,
         best_tokens_per_second: 129.0,
         estimated_tokens_per_second: 119.0,
-        after_runs: 1,
     });
     race.warm = vec![Some(2048), Some(4096)];
     assert_eq!(
