@@ -208,9 +208,8 @@ fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    let is_done = |one| is_settled(one, settle) && !differs(one);
-    let are_done = found.backends.iter().all(is_done);
-    Ok(found.absent.missing.is_empty() && are_done)
+    let are_settled = found.backends.iter().all(|one| is_settled(one, settle));
+    Ok(found.absent.missing.is_empty() && are_settled)
 }
 
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
@@ -219,12 +218,6 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let paths = packages.chain(one.files.iter().map(|file| &file.path));
     let mut changes = paths.filter_map(|path| files::last_change(path));
     one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
-}
-
-/// Whether a file of it may still be being unpacked: its package's RECORD lists another.
-fn differs(one: &Surveyed) -> bool {
-    let mut sources = one.files.iter().filter_map(VendorFile::source);
-    sources.any(|source| source.differs_from_record)
 }
 
 /// Sets every backend that has its stock values, perhaps in part, and has been settled for `age`, to `size` tokens; tells
@@ -239,14 +232,17 @@ fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration
     };
     backends.retain(|one| is_settled(one, age) && are_for_us(one));
     let mut exit = Exit::Done;
-    for odd in backends.extract_if(.., |one| differs(one)) {
+    // A file that is still being unpacked differs, and may not change for a while.
+    let differs = |one: &mut Surveyed| {
+        let mut sources = one.files.iter().filter_map(VendorFile::source);
+        sources.any(|source| source.differs_from_record)
+    };
+    for odd in backends.extract_if(.., differs) {
         exit = Exit::Failed;
         let name = &odd.backend.name;
         let what = "a file of it is not the one that its package's RECORD lists";
-        let next = format!(
-            "if no update is under way, `lmpatch {size}{}` sets it",
-            flag(name)
-        );
+        let set = format!("`lmpatch {size}{}` sets it", flag(name));
+        let next = format!("if no update is under way, {set}");
         output.error(&format!("{name}: {what}; {next}"));
     }
     for applied in patch::apply(lock, backends, Goal::Size(size)) {
