@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
@@ -53,13 +54,19 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
     Ok(())
 }
 
-/// Why these files are not written: their owner wants them to stay as they are.
+/// Why these files are not written: their owner wants them to stay as they are, or their directory is closed.
 pub fn read_only(edits: &[Edit]) -> Option<String> {
+    let changes = || edits.iter().filter(|edit| edit.is_change());
+    for directory in changes().filter_map(|edit| edit.path.parent()) {
+        if let Err(error) = access(directory, Access::WRITE_OK) {
+            return Some(cannot("write in", directory, &error.into()).to_string());
+        }
+    }
     let is_read_only = |edit: &&Edit| {
         let found = fs::symlink_metadata(&edit.path);
-        edit.is_change() && found.is_ok_and(|found| found.permissions().readonly())
+        found.is_ok_and(|found| found.permissions().readonly())
     };
-    let read_only = edits.iter().filter(is_read_only);
+    let read_only = changes().filter(is_read_only);
     let paths: Vec<_> = read_only.map(|edit| edit.path.display()).collect();
     let first = paths.first()?;
     let quoted: Vec<_> = paths.iter().map(quoted).collect();

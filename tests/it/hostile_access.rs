@@ -72,6 +72,13 @@ fn read_only_directories_are_named_with_the_fix() {
             "chmod u+rwx",
         );
     }
+    let (env, backend) = one_backend();
+    let closed = backend.path("mlx_lm");
+    let dry_run = || finish(&mut env.ordinary(["4096", "--dry-run"]));
+    let ran = while_mode(&closed, 0o555, dry_run);
+    ran.exits(1)
+        .says("cannot write in ")
+        .says("1 backend: 1 failed");
 }
 
 #[test]
