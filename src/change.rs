@@ -31,7 +31,8 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     if lock.is_some() {
         marker::forget(home, patch::done(&applied));
     }
-    drop(lock);
+    // With a lock, what is said of loaded models is said of these values.
+    let _lock = lock.filter(|_| cli.reload.is_some());
     let shown = match cli.dry_run {
         _ if !cli.shows_text() => Ok(()),
         true => diff::print(output, home, &applied),
@@ -91,7 +92,7 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
     }
     output.say(match how {
         How::Models => "Reloading the loaded models, if any; a large one takes minutes …",
-        How::App => "Restarting the app, if it runs, and loading its models again …",
+        How::App => "Restarting the app, if it has a model loaded, and loading its models again …",
     });
     // Without them a signal just ends lmpatch, between an unload and a load.
     if let Ok(signals) = signals::catch() {

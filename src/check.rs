@@ -57,12 +57,11 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     let survey = patch::survey(home, &cli.backend)?;
     report.absent = survey.absent;
     if !survey.backends.is_empty() {
+        let found = survey.backends.iter().map(|one| &one.backend.name);
+        let missing = report.absent.missing.iter().map(|one| &one.name);
+        let names: Vec<_> = found.chain(missing).collect();
         for pattern in &cli.backend {
-            if !survey
-                .backends
-                .iter()
-                .any(|one| pattern.matches(&one.backend.name))
-            {
+            if !names.iter().any(|name| pattern.matches(name)) {
                 let what = format!("no backend matches {pattern}");
                 report.findings.add(Warning, None, &what, SHOWS_ALL);
             }
@@ -73,8 +72,9 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     let directory = amphibian.display();
     let patterns = &cli.backend;
     // Those of the selected runtime are listed even if they match no pattern.
-    let mut missing = report.absent.missing.iter();
-    if let Some(missing) = missing.find(|one| backends::is_wanted(&one.name, patterns)) {
+    let missing = report.absent.missing.iter();
+    let wanted = missing.filter(|one| backends::is_wanted(&one.name, patterns));
+    if let Some(missing) = wanted.min_by_key(|one| !one.selected) {
         let (what, next) = notes::missing(missing);
         bail!("no MLX backend found in {directory}: {what}; {next}");
     }

@@ -20,18 +20,18 @@ const GLOBAL: &str = "Global options";
 pub const AFTER_HELP: &str = "\
 Examples:
   lmpatch                 set 4096, the default
-  lmpatch 8192            set another size
+  lmpatch 1024            set another size
   lmpatch --check         show every backend
   lmpatch 4096 --dry-run  show what would change, write nothing
   lmpatch --revert        restore the vendor's files in every backend
-  lmpatch 8192 --reload   set 8192, then reload the loaded models
+  lmpatch 4096 --reload   set 4096, then reload the loaded models
 
-A size that is a backend's own stock value (512 until March 2026, 2048 since)
-gives that backend the vendor's files back, byte for byte.
+A size that is a backend's own stock value (512 until March 2026,
+2048 since) gives it the vendor's files back, byte for byte.
 
 Exit codes:
   0  done, or nothing to do
-  1  something failed, or no backend was found
+  1  something failed or was refused, or no backend was found
   2  the command line is wrong
   3  --check SIZE found another value";
 
@@ -154,9 +154,11 @@ fn clearer(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
 fn parse_first_word(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| match text {
         "check" | "revert" | "dry-run" | "reload" => format!("did you mean --{text}?"),
+        "status" | "list" | "show" => "did you mean --check?".to_owned(),
+        "undo" | "restore" | "reset" => "did you mean --revert?".to_owned(),
         "app" | "models" => format!("did you mean --reload={text}?"),
         _ if text.starts_with(|first: char| first.is_ascii_alphabetic()) => {
-            "neither a size such as 4096 or 4k, nor a command (see --help)".to_owned()
+            "neither a size such as 4096 or 4k, nor a command".to_owned()
         }
         _ => error,
     })

@@ -1,5 +1,6 @@
 //! Whether loaded models have the values that are on disk.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::cli::Cli;
@@ -68,12 +69,20 @@ pub fn on_row(found: &mut Findings, row: &BackendReport, level: Level) {
             let pids = pids.join(", ");
             let why = format!("worker {pids} started before the last edit");
             let what = format!("a loaded model may still have the old values: {why}");
-            let other = older.iter().find(|worker| !worker.is_lm_studios());
-            let other = other.map(|worker| &*worker.app);
-            let mut next = format!("load it again in {}", other.unwrap_or(LM_STUDIO));
+            let app = |worker| {
+                if Worker::is_lm_studios(worker) {
+                    LM_STUDIO
+                } else {
+                    &worker.app
+                }
+            };
+            let apps: BTreeSet<_> = older.iter().map(app).collect();
+            let apps: Vec<_> = apps.into_iter().collect();
+            let mut next = format!("load it again in {}", apps.join(" and "));
             let chunk = row.chunk.filter(|n| row.has(*n) && SIZES.contains(n));
             // What has just failed is no advice.
-            if let (Some(chunk), None, Level::Warning) = (chunk, other, level) {
+            let is_sensible = level == Level::Warning && older.iter().all(Worker::is_lm_studios);
+            if let Some(chunk) = chunk.filter(|_| is_sensible) {
                 let only = flag(&row.backend.name);
                 next = format!("`lmpatch {chunk}{only} --reload` reloads it");
             }

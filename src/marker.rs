@@ -13,6 +13,7 @@ use crate::lock::Lock;
 use crate::output::flag;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
+use crate::patch::settings::SIZES;
 
 /// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
@@ -91,7 +92,9 @@ pub fn commands<'s>(
 ) -> BTreeMap<String, String> {
     let is_vendors = |one: &Surveyed| one.state() == State::Stock && !one.came_edited();
     let command = |one: &Surveyed| match one.chunk_and_stock() {
-        Some((chunk, _)) if !is_vendors(one) => format!("lmpatch {chunk}"),
+        Some((chunk, _)) if !is_vendors(one) && SIZES.contains(&chunk) => {
+            format!("lmpatch {chunk}")
+        }
         _ => "lmpatch --revert".to_owned(),
     };
     let different: BTreeSet<_> = before.clone().map(command).collect();

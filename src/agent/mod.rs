@@ -24,6 +24,9 @@ use launchd::Launchd;
 const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in at the screen, or the background item \
     may be switched off (System Settings → General → Login Items)";
 
+/// How many settling times a job waits at most: 15 minutes at the default of 5 s.
+const WAITS: u32 = 180;
+
 /// What to do with the agent.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -33,7 +36,7 @@ pub enum Command {
         #[arg(value_parser = parse_size, default_value_t = DEFAULT_SIZE)]
         size: u64,
     },
-    /// Show whether it works, and the end of its log, ~/Library/Logs/lmpatch.log
+    /// Show whether it works, exit 1 if not, and the end of its log, ~/Library/Logs/lmpatch.log
     Status,
     /// Remove it and its log; the backends stay as they are
     Uninstall,
@@ -77,12 +80,16 @@ impl Status {
 
 /// Runs one `lmpatch agent` command, on `home` if one was given.
 pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command) -> Result<Exit> {
-    match asked {
-        Command::Install { size } => install(home, output, *size),
-        Command::Status => print_status(is_json, output),
-        Command::Uninstall => uninstall(output),
-        Command::Run { size, settle_ms } => wait_and_set(home, output, *size, *settle_ms),
+    let exit = match asked {
+        Command::Install { size } => install(home, output, *size)?,
+        Command::Status => return print_status(is_json, output),
+        Command::Uninstall => uninstall(output)?,
+        Command::Run { size, settle_ms } => wait_and_set(home, output, *size, *settle_ms)?,
+    };
+    if is_json {
+        output.print_json(&status()?)?;
     }
+    Ok(exit)
 }
 
 fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
@@ -179,6 +186,8 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     }
     if let Some(trouble) = &status.trouble {
         output.error(&format!("{trouble}; {}", status.fix()));
+    } else if !status.installed {
+        output.say("`lmpatch agent install` installs it.");
     }
     Ok(exit)
 }
@@ -188,7 +197,7 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
 fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
     let home = home.context("agent run needs --home")?;
     let settle = Duration::from_millis(settle_ms);
-    let deadline = Instant::now() + 180 * settle; // 15 minutes at the default of 5 s
+    let deadline = Instant::now() + WAITS * settle;
     loop {
         let is_late = Instant::now() >= deadline;
         if is_finished(home, settle)? || is_late {
@@ -202,14 +211,19 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
     }
 }
 
-/// Whether no backend is missing and every one is settled.
+/// Whether no backend is missing and every one is settled, for long if a file may still be being unpacked.
 fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    let are_settled = found.backends.iter().all(|one| is_settled(one, settle));
-    Ok(found.absent.missing.is_empty() && are_settled)
+    let is_done =
+        |one: &Surveyed| is_settled(one, if differs(one) { WAITS * settle } else { settle });
+    Ok(found.absent.missing.is_empty() && found.backends.iter().all(is_done))
+}
+
+fn differs(one: &Surveyed) -> bool {
+    one.files.iter().any(VendorFile::differs_from_record)
 }
 
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
@@ -226,18 +240,12 @@ fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration
     let mut backends = patch::survey(home, &[])?.backends;
     // A set that was killed leaves some at stock.
     let is_for_us = |site: &Site| [site.stock, size].contains(&site.value);
-    let are_for_us = |one: &Surveyed| {
-        let mut sources = one.files.iter().filter_map(VendorFile::source);
-        sources.all(|source| source.sites.iter().all(is_for_us)) && !one.came_edited()
-    };
-    backends.retain(|one| is_settled(one, age) && are_for_us(one));
+    backends.retain(|one| {
+        let is_at_rest = is_settled(one, age) && !one.came_edited();
+        is_at_rest && one.sites().all(is_for_us) && !one.sites().all(|site| site.value == size)
+    });
     let mut exit = Exit::Done;
-    // A file that is still being unpacked differs, and may not change for a while.
-    let differs = |one: &mut Surveyed| {
-        let mut sources = one.files.iter().filter_map(VendorFile::source);
-        sources.any(|source| source.differs_from_record)
-    };
-    for odd in backends.extract_if(.., differs) {
+    for odd in backends.extract_if(.., |one| differs(one)) {
         exit = Exit::Failed;
         let name = &odd.backend.name;
         let what = "a file of it is not the one that its package's RECORD lists";

@@ -71,7 +71,7 @@ pub struct BenchArgs {
     pub url: Option<String>,
 
     /// Run this command after each change instead of loading the model again through `lms`
-    #[arg(long, value_name = "CMD", requires = "sizes")]
+    #[arg(long, value_name = "CMD", requires = "sizes", value_parser = parse_command)]
     pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long
@@ -97,6 +97,16 @@ fn parse_url(text: &str) -> Result<String, String> {
         return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// A command. `lmpatch --reload` has words where this one has a command.
+fn parse_command(text: &str) -> Result<String, String> {
+    match text {
+        "models" | "app" => {
+            Err("give a command; without one, the model is loaded again".to_owned())
+        }
+        _ => Ok(text.to_owned()),
+    }
 }
 
 fn parse_minutes(text: &str) -> Result<Duration, String> {

@@ -166,7 +166,9 @@ impl Results {
                 ));
             }
         }
-        let runs = self.rows.iter().flat_map(|row| &row.runs);
+        // Why a row failed is told above.
+        let rows = self.rows.iter().filter(|row| row.failed.is_none());
+        let runs = rows.flat_map(|row| &row.runs);
         let ignored = runs.filter_map(|run| run.ignored.as_ref());
         remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
         let verdict = || format!("Verdict: {}.", self.verdict.reason);

@@ -12,7 +12,7 @@ use super::runtimes::{self, Runtime, Selections};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
-const NAME_PREFIX: &str = "app-mlx-generate";
+pub const NAME_PREFIX: &str = "app-mlx-generate";
 pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
 const IS_IT_CONNECTED: &str = "is its disk connected?";
 
@@ -110,7 +110,7 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     if home.starts_with("~") {
         return format!("the ~ in {shown} was not expanded; give the whole path");
     }
-    let next = "install LM Studio, connect the disk that it is on, or give --home DIR";
+    let next = "install LM Studio, connect its disk, or give its home with --home DIR";
     format!("LM Studio's home {shown} is not there; {next}")
 }
 

@@ -22,17 +22,22 @@ pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// Names another home that has backends, to follow an error about this one; empty if there is none.
+/// Says where this home comes from and names another one that has backends, to follow an error; empty if there is neither.
 pub fn other(home: &Path) -> String {
     let user = dirs::home_dir().unwrap_or_default();
-    for other in [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name)) {
-        let found = backends::find(&other, &[]);
-        if other != home && found.is_ok_and(|(backends, _)| !backends.is_empty()) {
+    let usual = [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name));
+    let mut text = String::new();
+    if !usual.iter().any(|one| one == home) {
+        text += "; ~/.lmstudio-home-pointer names it";
+    }
+    for other in usual.iter().filter(|one| *one != home) {
+        let found = backends::find(other, &[]);
+        if found.is_ok_and(|(backends, _)| !backends.is_empty()) {
             let (shown, other) = (other.display(), quoted(other.display()));
-            return format!("; there are backends in {shown}: add `--home {other}`");
+            text += &format!("; there are backends in {shown}: add `--home {other}`");
         }
     }
-    String::new()
+    text
 }
 
 fn find_as_lmstudio_does() -> Result<PathBuf> {

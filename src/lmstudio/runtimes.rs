@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use walkdir::WalkDir;
 
+use super::backends::NAME_PREFIX;
 use crate::files;
 
 /// The apps that have their own choice of runtime in the one home, by the names that macOS knows, and where below it
@@ -105,8 +106,12 @@ fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Re
     let selected = selected.ok_or("name one that is not there")?;
     selected.selected = true;
     selected.selected_by.push(app);
-    if selected.packages.is_empty() {
-        return Err("name one whose manifest lists no backend".to_owned());
+    if !selected
+        .packages
+        .iter()
+        .any(|one| one.starts_with(NAME_PREFIX))
+    {
+        return Err("name one whose manifest lists no MLX backend".to_owned());
     }
     Ok(true)
 }

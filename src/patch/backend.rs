@@ -37,11 +37,16 @@ impl Surveyed {
         Some((site.value, site.stock))
     }
 
-    pub fn state(&self) -> State {
+    /// Every site that could be read.
+    pub fn sites(&self) -> impl Iterator<Item = &Site> {
         let sources = self.files.iter().filter_map(VendorFile::source);
+        sources.flat_map(|source| &source.sites)
+    }
+
+    pub fn state(&self) -> State {
         match self.blocked() {
             Some(blocked) => blocked.state,
-            None => State::of(sources.flat_map(|source| &source.sites)),
+            None => State::of(self.sites()),
         }
     }
 

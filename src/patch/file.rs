@@ -165,6 +165,12 @@ impl VendorFile {
         self.content.as_deref().ok()
     }
 
+    /// Whether its package's `RECORD` lists another file: an edit of somebody's, or an unfinished update.
+    pub fn differs_from_record(&self) -> bool {
+        self.source()
+            .is_some_and(|source| source.differs_from_record)
+    }
+
     pub fn state(&self) -> State {
         match &self.content {
             Ok(source) => State::of(source.sites.iter()),

@@ -96,7 +96,8 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
     })?;
     let mut evidence = releases(setting);
     let sites = locate(setting, &bytes).map_err(|why| {
-        let mut blocked = Blocked::from(why);
+        let next = "if nobody edited it, a newer lmpatch may know it";
+        let mut blocked = Blocked::from(format!("{why}; {next}"));
         evidence.extend(record(site_packages, setting).unwrap_or_default());
         blocked.is_original = prove(&bytes, &[], &[], &evidence).is_some();
         blocked

@@ -124,6 +124,7 @@ struct Finding {
     /// Those that it is about; empty if it is about no backend in particular.
     backends: Vec<String>,
     what: String,
+    /// What to do; empty if that is in `what`.
     next: String,
 }
 
@@ -140,6 +141,7 @@ impl Findings {
         if let Some(old) = self.0.iter_mut().find(is_same) {
             let name = name.filter(|name| !old.backends.contains(name));
             old.backends.extend(name);
+            old.level = old.level.min(level);
             return;
         }
         self.0.push(Finding {
@@ -163,8 +165,9 @@ impl Findings {
                 few @ ([_] | [_, _]) => few.join(", ") + ": ",
                 all => format!("{} backends: ", all.len()),
             };
-            let text = format!("{about}{}; {}", finding.what, finding.next);
-            output.message(finding.level, &text);
+            let next = Some(&finding.next).filter(|next| !next.is_empty());
+            let next = next.map_or(String::new(), |next| format!("; {next}"));
+            output.message(finding.level, &format!("{about}{}{next}", finding.what));
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Action, BackendReport, Findings, Report};
 use crate::agent;
 use crate::effect;
 use crate::files::resolved;
-use crate::lmstudio::backends::{Absent, MissingBackend};
+use crate::lmstudio::backends::{Absent, Backend, MissingBackend};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
@@ -69,42 +69,56 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
         let files = applied.before.files.iter().chain(&row.files);
         for file in files.filter(|file| file.source().is_some_and(Source::came_edited)) {
             let path = file.setting.record_path();
-            let how = "as lmpatch first found it, which is not what such files ship with";
-            let what = format!("--revert restores {path} {how}");
-            let next = "if an earlier patch was in it, reinstall the runtime in LM Studio";
+            let what = format!("{path} had been edited before lmpatch first saw it");
+            let next =
+                "--revert restores that; for the vendor's, reinstall the runtime in LM Studio";
             found.add(Note, Some(row), &what, next);
         }
     }
-    let wanted = match report.size {
-        Some(size) => size.to_string(),
-        None => "--revert".to_owned(),
-    };
-    // Giving an older backend its own stock value says nothing about the selected one.
-    let is_stock = |row: &BackendReport| report.size.is_some() && row.stock == report.size;
-    if !rows.iter().any(is_stock) {
-        for backend in &report.absent.left_out {
-            let now = BackendReport::surveyed(survey(backend.clone()));
-            let is_stock = is_revert && now.state == State::Stock;
-            if is_stock || report.size.is_some_and(|size| now.has(size)) {
-                continue;
-            }
-            let name = &backend.name;
-            let what = format!("{name} is selected, but --backend omits it");
-            let next = format!("`lmpatch {wanted}{}` does it too", flag(name));
-            found.add(Warning, None, &what, &next);
-        }
-    }
+    on_left_out(found, rows, report.size, &report.absent.left_out);
     let level = if is_revert { Warning } else { Error };
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
         let will_set = |row: &BackendReport| {
-            row.state == State::Stock && can_revert(row) && row.chunk != Some(size)
+            let is_odd =
+                row.files.len() == 1 || row.files.iter().any(VendorFile::differs_from_record);
+            row.state == State::Stock && can_revert(row) && row.chunk != Some(size) && !is_odd
         };
         if !report.dry_run && rows.iter().any(will_set) {
             let what = format!("the agent will set {size} again");
             found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
         }
+    }
+}
+
+/// The selected backends that `--backend` omits, unless they are as a run with that size, or a revert, would leave them.
+fn on_left_out(
+    found: &mut Findings,
+    rows: &[BackendReport],
+    size: Option<u64>,
+    left_out: &[Backend],
+) {
+    // Giving an older backend its own stock value says nothing about the selected one.
+    if size.is_some() && rows.iter().any(|row| row.stock == size) {
+        return;
+    }
+    for backend in left_out {
+        let now = BackendReport::surveyed(survey(backend.clone()));
+        let is_there = match size {
+            Some(size) => now.has(size),
+            None => now.state == State::Stock,
+        };
+        if is_there {
+            continue;
+        }
+        let what = format!("{} is selected, but --backend omits it", backend.name);
+        let mut next = "`lmpatch --check -v` shows why it cannot be changed".to_owned();
+        if now.why.is_none() && (size.is_some() || can_revert(&now)) {
+            let wanted = size.map_or("--revert".to_owned(), |size| size.to_string());
+            next = format!("`lmpatch {wanted}{}` does it too", flag(&backend.name));
+        }
+        found.add(Warning, None, &what, &next);
     }
 }
 
@@ -119,12 +133,14 @@ fn agent_of(home: Option<&str>) -> Option<agent::Status> {
 fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flags: &str) {
     on_blocked(found, row);
     if let ([file], None) = (&row.files[..], &row.why) {
-        let what = format!("it holds {} alone", file.setting.package);
+        let what = format!(
+            "of mlx_engine and mlx_lm only {} is there",
+            file.setting.package
+        );
         let next = "if LM Studio is updating it, run this again when that is done";
         found.add(Warning, Some(row), &what, next);
     }
-    let differs = |file: &&VendorFile| file.source().is_some_and(|s| s.differs_from_record);
-    for file in row.files.iter().filter(differs) {
+    for file in row.files.iter().filter(|file| file.differs_from_record()) {
         let path = file.setting.record_path();
         let what = format!("{path} is not the file that its package's RECORD lists");
         let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";
@@ -163,7 +179,8 @@ fn on_blocked(found: &mut Findings, row: &BackendReport) {
     let unfinished = "let LM Studio finish its update, or reinstall the runtime in it";
     let (level, next) = match (row.result, row.state) {
         (Some(Outcome::Failed), _) => (Error, "run lmpatch again when that is fixed"),
-        (Some(Outcome::Refused), _) | (None, State::Refused) => (Error, "nothing is changed in it"),
+        // What to do depends on why.
+        (Some(Outcome::Refused), _) | (None, State::Refused) => (Error, ""),
         _ if !is_selected => (Note, unfinished),
         (None, _) => (Warning, unfinished),
         (Some(_), _) => (Error, unfinished),
@@ -218,7 +235,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, fla
     }
     let only = flag(&row.backend.name);
     if size < stock {
-        let but = "it saves memory, but prefill is slower than stock";
+        let but = "it saves memory, but prefill may be slower";
         let what = format!("{size} is below its stock {stock}: {but}");
         let next = if can_revert(row) {
             format!("`lmpatch --revert{flags}` restores the vendor's files")
@@ -243,7 +260,7 @@ fn on_stock(found: &mut Findings, row: &BackendReport, stock: u64) {
     let Some(other) = batched.filter(|site| site.value != stock) else {
         return;
     };
-    if has_file(row, BATCHED_KIT) {
+    if has_file(row, BATCHED_KIT) && (row.backend.selected || row.result.is_some()) {
         let other = other.value;
         let what = format!("it ships with {stock}, but with {other} for batched text");
         let size = stock + CHECKPOINT_GRID;

@@ -264,6 +264,8 @@ fn the_way_back_is_a_revert_only_where_that_gives_the_size_back() {
     env.run(["4096"]).exits(0);
     assert_eq!(back(&env), "lmpatch 4096");
     assert_eq!(back(&one(&engine_since_2026("2048"))), "lmpatch --revert");
+    // lmpatch sets no such size.
+    assert_eq!(back(&one(&engine_since_2026("32"))), "lmpatch --revert");
 }
 
 #[test]
@@ -400,4 +402,51 @@ fn a_pattern_that_matches_nothing_is_told_beside_one_that_does() {
     for run in [&["4096"][..], &["--check"], &["--revert", "--dry-run"]] {
         env.run([run, &both].concat()).exits(0).says(told);
     }
+}
+
+#[test]
+fn where_all_are_missing_the_selected_one_is_named() {
+    let env = one(&engine_since_2026("2048"));
+    runtime(&env.lmstudio(), "1.13.0", &[OLDER]);
+    fs::remove_dir_all(lib(&env).parent().unwrap()).unwrap();
+    env.run(["4096"])
+        .exits(1)
+        .says("MLX 1.12.0, the selected runtime, needs")
+        .says_nothing_of("1.13.0");
+}
+
+#[test]
+fn a_warning_that_others_share_stays_one() {
+    let env = one(&engine_since_2026("2048"));
+    let other = usual_backend(&env.lmstudio(), OLDER);
+    for packages in [lib(&env).join("python3.11/site-packages"), other.path("")] {
+        fs::remove_file(packages.join("mlx_engine/cache_wrapper.py")).unwrap();
+    }
+    env.run(["--check"]).says(&format!(
+        "warning: {OLDER}, {NAME}: mlx_engine/cache_wrapper.py"
+    ));
+}
+
+#[test]
+fn what_backend_leaves_out_is_not_advised_where_it_is_refused() {
+    let env = one(&engine_since_2026("int(1)"));
+    usual_backend(&env.lmstudio(), OLDER);
+    for size in ["4096", "--revert"] {
+        env.run([size, "--backend", OLDER])
+            .exits(0)
+            .says("--backend omits it; `lmpatch --check -v` shows why it cannot be changed");
+    }
+}
+
+#[test]
+fn a_pattern_for_a_backend_that_is_missing_is_no_typo() {
+    let env = one(&engine_since_2026("2048"));
+    runtime(
+        &env.lmstudio(),
+        "1.13.0",
+        &["app-mlx-generate-mac14-arm64@63"],
+    );
+    env.run(["--check", "--backend", NAME, "--backend", "*@63"])
+        .says("needs app-mlx-generate-mac14-arm64@63")
+        .says_nothing_of("no backend matches");
 }

@@ -945,6 +945,7 @@ fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
     user.run(&["agent", "install"]).exits(0);
     let whole = stock_generate();
     let half = whole.split_once("class BatchGenerator").unwrap().0;
+    let started = Instant::now();
     let backend = usual_backend(&env.lmstudio(), NEW).with_generate(half);
     let before = snapshot(&backend.root);
     let told = format!(
@@ -953,6 +954,8 @@ fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
     );
     user.run(&["agent", "install"]).exits(1).says(&told);
     assert_eq!(user.run_job(&IMPATIENT), Some(1));
+    let patience = Duration::from_millis(1800);
+    assert!(started.elapsed() >= patience, "it was not waited for");
     let home = format!("`lmpatch --home '{}' 4096", env.lmstudio().display());
     let told = told.replace("`lmpatch 4096", &home);
     assert_eq!(user.logged(), format!("error: {told}\n"));
@@ -960,6 +963,12 @@ fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
         differences(&before, &snapshot(&backend.root)),
         Vec::<String>::new()
     );
+    // Where it has been set by hand there is nothing to tell.
+    env.run(["4096", "--backend", NEW]).exits(0);
+    assert_eq!(user.run_job(&SOON), Some(0));
+    env.run(["--revert", "--backend", NEW])
+        .exits(0)
+        .says_nothing_of("the agent will set");
     // What it unpacks further goes where it began.
     fs::write(backend.generate(), &whole).unwrap();
     assert_eq!(user.run_job(&SOON), Some(0));

@@ -1631,6 +1631,8 @@ fn the_command_line_is_refused_where_it_makes_no_sense() {
         &["bench", "--model", "m", "--direct"],
         &["bench", "--apply-best"],
         &["bench", "--sizes", "1"],
+        &["bench", "--sizes", "512", "--reload", "models"],
+        &["bench", "--sizes", "512", "--reload=app"],
         &["bench", "--runs", "0"],
         &["bench", "--budget", "0"],
         &["bench", "--url", "https://x"],

@@ -407,14 +407,16 @@ fn where_the_selected_runtime_is_unknown_nothing_is_said_of_its_models() {
     let runtime = format!("extensions/backends/{RUNTIME}-1.12.0");
     let manifest = env.lmstudio().join(runtime).join("backend-manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(
-        &manifest,
-        text.replace("vendor_lib_package_names", "packages"),
-    )
-    .unwrap();
-    let renamed = "its preferences name one whose manifest lists no backend";
-    env.run(["--check"]).exits(0).says(renamed);
-    assert_eq!(in_effect(&env.json(["--check"])), ["unknown", "unknown"]);
+    for (known, odd) in [
+        ("vendor_lib_package_names", "packages"),
+        (USED, "cpython3.11-mac-arm64@10"),
+    ] {
+        fs::write(&manifest, text.replace(known, odd)).unwrap();
+        env.run(["--check"])
+            .exits(0)
+            .says("its preferences name one whose manifest lists no MLX backend");
+        assert_eq!(in_effect(&env.json(["--check"])), ["unknown", "unknown"]);
+    }
     fs::remove_file(&manifest).unwrap();
     let ran = env.run(["--check"]).exits(0);
     let ran = ran.says("its preferences name one that is not there");

@@ -100,7 +100,8 @@ fn a_pointer_of_no_use_is_an_error_that_names_the_other_home() {
     }
     env.run(["--check"])
         .exits(1)
-        .says("connect the disk that it is on")
+        .says("connect its disk")
+        .says("; ~/.lmstudio-home-pointer names it; ")
         .says(&format!("add `--home '{}'`", env.lmstudio().display()));
     assert_eq!(snapshot(&env.lmstudio()), before);
 }
@@ -168,7 +169,7 @@ fn nothing_to_patch_is_no_success() {
         env.run([args])
             .exits(1)
             .says(".lmstudio is not there")
-            .says("install LM Studio, connect the disk that it is on, or give --home DIR");
+            .says("install LM Studio, connect its disk, or give its home with --home DIR");
     }
     fs::create_dir_all(
         env.amphibian()

@@ -84,7 +84,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     env.run(["512"])
         .exits(0)
         .says("app-mlx-generate-mac14-arm64@34: 512 is below its stock 2048")
-        .says("slower than stock")
+        .says("prefill may be slower")
         .says("--revert");
     assert_eq!(
         differences(&old_tree, &snapshot(&old.root)),
@@ -251,7 +251,8 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let before = snapshot(&env.lmstudio());
     env.run(["4096"])
         .exits(0)
-        .says("--revert restores mlx_engine/cache_wrapper.py as lmpatch first found it");
+        .says("mlx_engine/cache_wrapper.py had been edited before lmpatch first saw it")
+        .says("--revert restores that; for the vendor's, reinstall the runtime");
     assert_eq!(
         env.json(["--check"])["backends"][0]["files"][0]["original"],
         "receipt"
@@ -262,7 +263,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     assert!(text(backend.engine()).contains("= 4096"));
     env.run(["--revert"])
         .exits(0)
-        .says("cache_wrapper.py as lmpatch first found it, which is not what such files ship with");
+        .says("cache_wrapper.py had been edited before lmpatch first saw it");
     assert_eq!(
         differences(&before, &snapshot(&env.lmstudio())),
         Vec::<String>::new()

@@ -68,7 +68,7 @@ fn every_command_works() {
         assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
         assert_eq!(
             launchd.job().is_some(),
-            words[..] == ["agent", "install", "8192"] || words[..] == ["agent", "status"]
+            words[..] == ["agent", "install", "1024"] || words[..] == ["agent", "status"]
         );
     }
     assert_eq!(
