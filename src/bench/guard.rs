@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use thiserror::Error;
 
 use super::args::BenchArgs;
 use super::prompt::context_for;
@@ -24,6 +25,11 @@ use crate::reload::Reloader;
 /// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
 const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// What another client did meanwhile. It says nothing of a size.
+#[derive(Debug, Error)]
+#[error("something else {0}")]
+pub struct Disturbed(String);
 
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
@@ -74,7 +80,11 @@ impl Guard {
             is_all: args.backend.is_empty(),
             reloader: Reloader {
                 home: home.to_owned(),
-                lms: Lms::of(home),
+                // A prefill that was cut short goes on to the end of its chunk.
+                lms: Lms {
+                    wait_timeout: Duration::from_secs(args.timeout),
+                    ..Lms::of(home)
+                },
                 advice: "load it in LM Studio".to_owned(),
             },
             command: args.reload.clone(),
@@ -135,7 +145,7 @@ impl Guard {
         self.reload()?;
         drop(is_reloaded);
         self.server.iter().try_for_each(Server::wait)?;
-        self.context()
+        command::retry(GRACE, || self.context())
     }
 
     fn set(&self, size: u64) -> Result<()> {
@@ -165,8 +175,8 @@ impl Guard {
     /// Fails if something else has loaded or uses the model since it was prepared with that context.
     pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
         let now = command::retry(GRACE, || self.context())?;
-        let why = "something else loaded the model again, with another context";
-        ensure!(now == context, why);
+        let what = "loaded the model again, with another context";
+        ensure!(now == context, Disturbed(what.to_owned()));
         Ok(())
     }
 
@@ -179,12 +189,12 @@ impl Guard {
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
         let measured = find_loaded(&loaded, name);
-        let measured = measured.with_context(|| format!("something else unloaded {name}"))?;
+        let measured = measured.with_context(|| Disturbed(format!("unloaded {name}")))?;
         for LoadedModel { identifier: id, .. } in &loaded {
             let is_old = find_loaded(&self.loaded, id).is_some();
-            ensure!(is_old, "something else loaded the model too, as {id}");
+            ensure!(is_old, Disturbed(format!("loaded the model too, as {id}")));
         }
-        ensure!(!measured.is_busy(), "something else uses the model");
+        ensure!(!measured.is_busy(), Disturbed("uses the model".to_owned()));
         Ok(measured.context_length)
     }
 
@@ -286,8 +296,11 @@ impl Guard {
             let ran = command::output(Command::new("sh").args(["-c", text]), COMMAND_TIMEOUT);
             ran.with_context(|| format!("--reload '{text}'"))?;
         }
-        let mut wanted = self.wanted.iter();
-        wanted.try_for_each(|model| self.reloader.try_reload(model).map(drop))
+        if let Some(model) = &self.wanted {
+            let is_foreign = self.reloader.try_reload(model)?.is_foreign;
+            ensure!(!is_foreign, Disturbed("loaded the model first".to_owned()));
+        }
+        Ok(())
     }
 }
 

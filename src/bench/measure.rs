@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 use indicatif::ProgressBar;
 
 use super::engine::Engine;
-use super::guard::Guard;
+use super::guard::{Disturbed, Guard};
 use super::race::Step;
 use super::results::{Position, Results, Row, Run};
 use crate::output::Output;
@@ -55,7 +55,7 @@ impl Benchmark {
         let (model, count) = (&results.model, results.rows.len());
         let sizes = if count == 1 { "size" } else { "sizes" };
         output.say(&format!(
-            "{model}, {count} {sizes}, {tokens} prompt tokens; about {minutes} min of prefill at most"
+            "{model}, {count} {sizes}, {tokens} prompt tokens; about {minutes} min of prefill at most (going by a short prompt)"
         ));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.
@@ -64,7 +64,7 @@ impl Benchmark {
             if let Err(why) = self.step(step) {
                 // What is loaded is unknown, and a process has been replaced.
                 self.results.warm.clear();
-                self.results.row(step.size).failed = Some(format!("{why:#}"));
+                self.results.row(step.size).note_failure(&why);
             }
             known.send(self.results.known()).context("stopped")?;
         }
@@ -94,7 +94,11 @@ impl Benchmark {
             self.results.warm.clear();
         }
         run.ignored = run.ignored.take().or_else(|| self.why_ignored(&run));
-        take(self.results.row(step.size), run)
+        let row = self.results.row(step.size);
+        if let Err(why) = take(row, run) {
+            row.failed = Some(format!("{why:#}"));
+        }
+        Ok(())
     }
 
     /// Sets the size and makes it take effect, if sizes are changed at all.
@@ -154,6 +158,21 @@ impl Benchmark {
             Some("its beginning came out of the prompt cache".to_owned())
         } else {
             None
+        }
+    }
+}
+
+impl Row {
+    /// Gives a size up whose load or prefill failed, unless that may be another client's doing, or it has worked before.
+    fn note_failure(&mut self, why: &Error) {
+        let is_excused = why.is::<Disturbed>() || self.valid().next().is_some();
+        let why = format!("{why:#}");
+        let run = Run {
+            ignored: Some(why.clone()),
+            ..Run::default()
+        };
+        if !is_excused || take(self, run).is_err() {
+            self.failed = Some(why);
         }
     }
 }

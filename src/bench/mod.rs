@@ -127,7 +127,12 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
         (is_lm_studios, one.backend.selected)
     });
-    let mut results = initial_results(args, in_use)?;
+    // If none is selected, it is unknown which one answers.
+    let is_known = |one: &&Surveyed| {
+        let is_same = |other: &Surveyed| other.chunk_and_stock() == one.chunk_and_stock();
+        args.direct || one.backend.selected || backends.iter().all(is_same)
+    };
+    let mut results = initial_results(args, in_use.filter(is_known))?;
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let direct = Direct::new(args, backend, &mut results)?;

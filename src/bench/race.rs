@@ -5,7 +5,7 @@ use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
 const LEAST_NOISE: f64 = 0.02;
-/// Where runs differ more than this, no size is kept because of them.
+/// Where runs differ more than this, they say nothing.
 const MOST_NOISE: f64 = 0.15;
 /// A prefill this much slower than the best one at the same position is cut short. Two runs of the same
 /// speed, each with 1 % noise, are as far apart in one of five thousand.
@@ -123,15 +123,18 @@ impl Results {
             return None;
         }
         let reached = from..=last;
-        let mut told = best.valid().last()?.positions.iter().rev();
+        let run = best.valid().last()?;
+        let mut told = run.positions.iter().rev();
         let there = told.find(|position| reached.contains(&position.tokens))?;
         let tokens = there.tokens;
+        // Where the best usually is by then: that run may have been a fast or a slow one.
+        let best_seconds = there.seconds * run.tokens_per_second / best.speed();
         let seconds = seconds_at(positions, tokens)?;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
-            best_tokens_per_second: tokens / there.seconds,
-            estimated_tokens_per_second: best.speed() * there.seconds / seconds,
+            best_tokens_per_second: tokens / best_seconds,
+            estimated_tokens_per_second: best.speed() * best_seconds / seconds,
         };
         let margin = noise(None, best.spread).max(CUT_MARGIN);
         let limit = cut.best_tokens_per_second * (1.0 - margin);
@@ -190,10 +193,10 @@ impl Results {
                 "the engine's chunk could not be observed at {at}, so nothing shows that it took effect"
             ));
         }
-        if noise > MOST_NOISE && keep.size != best.size {
+        if noise > MOST_NOISE {
             let percent = noise * 100.0;
             return none(format!(
-                "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
+                "runs of one size differ by {percent:.0} %; measure again when the Mac is idle"
             ));
         }
         let mut reason = String::new();

@@ -20,6 +20,8 @@ use super::results::{Results, Run};
 use crate::output::quoted;
 use crate::{command, files};
 
+/// For a server that is restarted.
+const RESTART: Duration = Duration::from_secs(120);
 /// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer is longer, in bytes.
@@ -125,7 +127,8 @@ impl Server {
 
     /// Waits until it answers: a restarted server takes a while.
     pub fn wait(&self) -> Result<()> {
-        command::retry(self.silence, || self.models().map(drop))
+        let limit = self.silence.min(RESTART);
+        command::retry(limit, || self.models().map(drop))
     }
 
     /// Closes the connections of prefills, which ends these.

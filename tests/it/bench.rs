@@ -9,7 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::support::home::{BackendDir, engine_since_2026, runtime, select, usual_backend};
+use crate::support::home::{
+    BackendDir, engine_since_2026, engine_with_constant, runtime, select, stock_generate,
+    usual_backend,
+};
 use crate::support::server::{FakeLmStudio, Instance, Meddle, Odd, State, chunk_on_disk, load};
 use crate::support::standins::{MADE_UP_PYTHON, executable, until};
 use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_terminal, snapshot};
@@ -497,6 +500,57 @@ fn a_load_that_fails_once_at_the_end_is_tried_again() {
     let ran = stage.run(&["--sizes", "512,2048", "--runs", "1"]).exits(0);
     ran.says("qwen/tiny is loaded again.");
     stage.is_as(&before);
+}
+
+/// The ignored reasons of a row's runs.
+fn ignored(row: &Value) -> Vec<Value> {
+    let runs = row["runs"].as_array().unwrap();
+    runs.iter().map(|run| run["ignored"].clone()).collect()
+}
+
+#[test]
+fn what_fails_after_it_has_worked_is_tried_again() {
+    // 4096 cuts 2048 short and is loaded once more, so that this is not one lucky run.
+    let stage = stage()
+        .pace(&[(4096, 8), (2048, 40)])
+        .odd(|odd| odd.failing_load = Some(3));
+    let before = stage.before();
+    let results = stage.json(&["--sizes", "2048,4096"], 0);
+    let best = &rows(&results)[1];
+    assert_eq!(best["failed"], NONE, "{results:#}");
+    let whys = ignored(best);
+    assert_eq!(
+        (&whys[0], whys[2..].iter().all(Value::is_null)),
+        (&NONE, true)
+    );
+    assert!(whys[1].as_str().unwrap().contains("Failed to load model"));
+    assert_eq!(results["verdict"]["keep"], 4096);
+    stage.is_as(&before);
+}
+
+#[test]
+fn the_load_of_another_client_says_nothing_of_a_size() {
+    let stage = stage().odd(|odd| odd.foreign_load = Some(2));
+    let before = stage.before();
+    let ran = stage.run(&["--sizes", "512,4096", "--runs", "1"]).exits(0);
+    ran.says("a run does not count: something else loaded the model first")
+        .says_nothing_of("context of");
+    stage.is_as(&before);
+}
+
+#[test]
+fn where_the_selection_is_unknown_nothing_is_said_of_stock() {
+    let stage = stage();
+    let home = stage.env.lmstudio();
+    BackendDir::new(&home, "app-mlx-generate-mac14-arm64@19")
+        .with_engine(engine_with_constant("512"))
+        .with_generate(stock_generate());
+    fs::remove_file(home.join(APPS[0].1)).unwrap();
+    let results = stage.json(&["--sizes", "512,2048", "--runs", "1"], 0);
+    assert_eq!((&results["stock"], &results["runtime"]), (&NONE, &NONE));
+    assert_eq!(column(&results, "times_stock"), [NONE, NONE]);
+    let as_it_is = stage.json(&["--runs", "1"], 0);
+    assert_eq!(column(&as_it_is, "observed_chunk"), [2048]);
 }
 
 #[test]
@@ -1595,7 +1649,7 @@ size          seconds         tok/s  × stock  spread  memory  observed
 ";
     assert_eq!(ran.stdout, expected);
     let expected = "\
-qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most
+qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most (going by a short prompt)
 Every backend is as it was.
 512 was cut short at 4096 tokens: 62500.0 tok/s there, 125000.0 for the best
 2048 was cut short at 4096 tokens: 25000.0 tok/s there, 125000.0 for the best

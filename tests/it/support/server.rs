@@ -81,6 +81,8 @@ pub struct Odd {
     pub template: u64,
     /// The `lms load` that fails, from 1.
     pub failing_load: Option<usize>,
+    /// The `lms load`, from 1, before which another client loads the model with less context.
+    pub foreign_load: Option<usize>,
     /// The template of every prompt comes out of the prompt cache.
     pub caches_template: bool,
     /// The tokens that every prompt is said to have.
@@ -161,7 +163,8 @@ impl FakeLmStudio {
         let script = format!(
             "exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/{}; body=$(printf \"%s\\n\" \"$@\"); \
              printf \"POST /lms HTTP/1.0\\r\\nContent-Length: %s\\r\\n\\r\\n%s\" \"${{#body}}\" \"$body\" >&3; \
-             while IFS= read -r line <&3 && [ \"$line\" != $(printf \"\\r\") ]; do :; done; cat <&3' lms \"$@\"",
+             while IFS= read -r line <&3 && [ \"$line\" != $(printf \"\\r\") ]; do :; done; answer=$(cat <&3); \
+             printf \"%s\\n\" \"$answer\"; [ \"${{answer#Error}}\" = \"$answer\" ]' lms \"$@\"",
             address.port()
         );
         executable(
@@ -360,7 +363,13 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
                 .refuses
                 .iter()
                 .any(|key| arguments[1].ends_with(key));
-            if is_refused || state.odd.failing_load == Some(loads.count()) {
+            let count = loads.count();
+            if state.odd.foreign_load == Some(count) {
+                let key = arguments[1].strip_prefix("dir/").unwrap();
+                load(&mut state, key, value("--identifier").unwrap(), 9000);
+            }
+            if is_refused || [state.odd.failing_load, state.odd.foreign_load].contains(&Some(count))
+            {
                 return "Error: Failed to load model".to_owned();
             }
             let number = |flag| value(flag).and_then(|text| text.parse().ok());
