@@ -122,11 +122,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     if let (Some(one), false) = (absent.left_out.last(), args.direct) {
         bail!("{} is selected, but --backend omits it", one.name);
     }
-    // The one that LM Studio has selected, or else one that another app has, or else the newest.
-    let in_use = backends.iter().max_by_key(|one| {
-        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
-        (is_lm_studios, one.backend.selected)
-    });
+    let in_use = in_use(&backends);
     // If none is selected, it is unknown which one answers.
     let is_known = |one: &&Surveyed| {
         let is_same = |other: &Surveyed| other.chunk_and_stock() == one.chunk_and_stock();
@@ -151,6 +147,14 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         results,
         template: 0,
         bar: bar(output),
+    })
+}
+
+/// The backend that LM Studio has selected, or else one that another app has, or else the newest.
+fn in_use(backends: &[Surveyed]) -> Option<&Surveyed> {
+    backends.iter().max_by_key(|one| {
+        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
+        (is_lm_studios, one.backend.selected)
     })
 }
 
