@@ -22,6 +22,7 @@ mod server;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -30,8 +31,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
-use sysinfo::{Cpu, CpuRefreshKind, System};
 
+use crate::command;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
@@ -202,13 +203,16 @@ fn bar(output: &Output) -> ProgressBar {
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
 fn machine() -> String {
-    let mut system = System::new();
-    system.refresh_memory();
-    system.refresh_cpu_list(CpuRefreshKind::nothing());
-    let cpus = system.cpus();
-    let cpu = cpus.first().map_or("unknown processor", Cpu::brand);
-    let (gigabytes, name) = (system.total_memory() >> 30, System::long_os_version());
-    format!("{cpu}, {gigabytes} GB, {}", name.unwrap_or_default())
+    let words = "-n machdep.cpu.brand_string hw.memsize kern.osproductversion".split(' ');
+    let said = command::output(Command::new("sysctl").args(words), Duration::from_secs(2));
+    let said = said.unwrap_or_default();
+    match said.lines().collect::<Vec<_>>()[..] {
+        [cpu, memory, version] => {
+            let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
+            format!("{cpu}, {gigabytes} GB, macOS {version}")
+        }
+        _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+    }
 }
 
 /// Lets `benchmark` measure until it ends, the budget runs out or a signal comes. Returns what is known then, and whether
