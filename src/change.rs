@@ -101,7 +101,7 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
     let reloader = Reloader {
         home: home.to_owned(),
         lms: Lms::of(home),
-        advice: advice(cli, all),
+        advice: advice(cli, &report.backends, all),
     };
     let (models, error) = match reloader.run(how) {
         Ok(models) => (models, None),
@@ -117,7 +117,7 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
 }
 
 /// What to do about a model that cannot be loaded with the new values.
-fn advice(cli: &Cli, applied: &[Applied]) -> String {
+fn advice(cli: &Cli, rows: &[BackendReport], applied: &[Applied]) -> String {
     let changed = applied.iter().filter(|one| one.outcome == Changed);
     let before = changed.map(|one| &one.before);
     let commands = marker::commands(before, cli.backend.is_empty());
@@ -125,14 +125,14 @@ fn advice(cli: &Cli, applied: &[Applied]) -> String {
     if !commands.is_empty() {
         return format!("{} goes back, then {load}", marker::shown(&commands));
     }
-    if applied.iter().all(|one| one.after.state() == State::Stock) {
+    let is_set = |row: &BackendReport| row.why.is_none() && row.state != State::Stock;
+    if !rows.iter().any(|row| is_set(row) && notes::can_revert(row)) {
         return load.to_owned();
     }
     let revert = format!("`lmpatch --revert{}`", flags(&cli.backend));
     format!("if it does not fit, {revert} restores the vendor's size; then {load}")
 }
 
-/// Says what became of every model.
 fn print_reloaded(output: &Output, report: &ReloadReport) {
     let failed = |what: &str| output.error(&format!("the files are written, but {what}"));
     match (&report.error, report.how) {

@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use serde::Serializer;
-use tempfile::NamedTempFile;
+use tempfile::{Builder, NamedTempFile};
 use thiserror::Error;
 
 use crate::output::quoted;
@@ -85,14 +85,24 @@ pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
 
 /// Writes a small file of lmpatch's own, so that it is at any instant wholly old or wholly new.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let directory = path.parent().unwrap_or(path);
     let write = || {
-        let mut file = NamedTempFile::new_in(path.with_file_name(""))?;
+        let mut file = new_temp(".lmpatch-", directory)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(io::Error::from)
     };
-    write().map_err(|error| cannot("write", path, &error))?;
+    write().map_err(|error| cannot("write in", directory, &error))?;
     Ok(())
+}
+
+/// A new file beside others, which vanishes unless it is persisted. Only its owner may read it.
+pub fn new_temp(prefix: &str, directory: &Path) -> io::Result<NamedTempFile> {
+    // Opened here, since the crate's own error no longer tells EPERM from EACCES.
+    Builder::new().prefix(prefix).make_in(directory, |path| {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600).open(path)
+    })
 }
 
 /// Describes `error` as a failure to `act` on the directory `path`, with a fix if permissions are the reason.

@@ -15,7 +15,6 @@ use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::patch::settings::SIZES;
 
-/// Beside the backends, while a benchmark runs.
 fn marker(home: &Path) -> PathBuf {
     home.join("extensions/backends/vendor/.lmpatch-bench")
 }
@@ -29,7 +28,8 @@ pub fn lock(home: &Path) -> Result<Lock> {
     }
     let (directory, limit) = (amphibian(home), Duration::from_secs(10));
     let taken = format!("another process has locked {}", directory.display());
-    let next = "wait for that lmpatch or end it, then run this again (lsof shows who holds it)";
+    let next =
+        "wait for that lmpatch, which may be loading models, or end it (lsof shows who holds it)";
     let taken = format!("{taken} for {} seconds; {next}", limit.as_secs());
     Lock::take(home, limit, &taken)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
+use thiserror::Error;
 
 use crate::command::{self, retry};
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
@@ -27,6 +28,11 @@ pub enum How {
     /// Quit and open the app, and load what was loaded
     App,
 }
+
+/// What another client does or did. It says nothing of the new values.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Disturbed(pub String);
 
 /// One model as it is now, or as it was and why it was not loaded again.
 #[derive(Debug, Clone, Serialize)]
@@ -86,7 +92,7 @@ impl Reloader {
                 unloaded.context("it was not unloaded")?;
                 let what = "it was not unloaded, or something loaded it again; try again";
                 let now = with_differences(&now, wanted, vec![what.to_owned()]);
-                bail!("{}", now.note.unwrap_or_default());
+                bail!(Disturbed(now.note.unwrap_or_default()));
             }
         }
         thread::sleep(UNTIL_NEWER);
@@ -105,7 +111,7 @@ impl Reloader {
             notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
             bail!("{}; {}", notes.join("; "), self.advice);
         };
-        let is_foreign = error.is_some();
+        let is_foreign = error.is_some() && with_differences(now, wanted, vec![]).note.is_some();
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
         let now = with_differences(now, wanted, notes);
         Ok(Reloaded { is_foreign, ..now })
@@ -133,7 +139,8 @@ impl Reloader {
         let limit = self.lms.wait_timeout;
         let loaded = retry(limit, || match self.lms.loaded() {
             Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
-                bail!("still busy after {limit:?}, {left}; try again when it is idle");
+                let what = format!("still busy after {limit:?}, {left}");
+                bail!(Disturbed(what + "; try again when it is idle"));
             }
             loaded => Ok(loaded),
         })??;

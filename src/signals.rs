@@ -1,4 +1,4 @@
-//! Ctrl-C and its like, while something has to be brought to its end.
+//! Ctrl-C and other signals, caught while something has to be finished.
 
 use std::{process, thread};
 
@@ -13,12 +13,12 @@ pub fn catch() -> std::io::Result<Signals> {
 }
 
 /// Lets the second signal end lmpatch while a model is loaded again. `is_first_over`: whether the first has already come.
-/// Before that, `last_words` is told why.
+/// Before that, `on_end` is told why.
 pub fn end_on_second(
     mut signals: Signals,
     is_first_over: bool,
     output: Output,
-    last_words: impl FnOnce(&str) + Send + 'static,
+    on_end: impl FnOnce(&str) + Send + 'static,
 ) {
     thread::spawn(move || {
         let mut signals = signals.forever();
@@ -28,7 +28,7 @@ pub fn end_on_second(
         if signals.next().is_some() {
             let what = "stopped before the model was loaded as it was";
             output.error(&format!("{what}; `lms ps` shows what is loaded"));
-            last_words(what);
+            on_end(what);
             process::exit(Exit::Failed as i32);
         }
     });

@@ -17,7 +17,6 @@ const LABEL: &str = "io.github.lmpatch.agent";
 /// For each call of launchctl, and for what a bootout leaves to be done.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The job as launchd.plist(5) describes it.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Job {

@@ -59,18 +59,18 @@ pub struct Status {
     installed: bool,
     loaded: bool,
     /// Why it does not work though it is installed.
-    pub trouble: Option<String>,
+    pub problem: Option<String>,
     last_lines: Vec<String>,
 }
 
 impl Status {
-    /// What fixes its trouble.
+    /// What fixes its problem.
     pub fn fix(&self) -> String {
         let home = self.home.as_deref();
         if home.is_some_and(|home| backends::open(Path::new(home)).is_err()) {
             return "`lmpatch agent uninstall` ends it".to_owned();
         }
-        let is_other = |at: &&str| home::find(None).is_ok_and(|usual| usual != Path::new(at));
+        let is_other = |at: &&str| !home::find(None).is_ok_and(|usual| usual == Path::new(at));
         let of = home.filter(is_other);
         let of = of.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
         let size = self.size.unwrap_or(DEFAULT_SIZE);
@@ -148,7 +148,7 @@ pub fn status() -> Result<Status> {
     let installed = launchd.job.exists();
     let job = launchd.installed();
     let loaded = job.is_some() && launchd.has_job()?;
-    let trouble = match &job {
+    let problem = match &job {
         _ if !installed => None,
         None => Some("its job was not written by lmpatch".to_owned()),
         Some((program, ..)) if !program.is_file() => Some(format!("{} is gone", program.display())),
@@ -163,14 +163,14 @@ pub fn status() -> Result<Status> {
         home: job.map(|(_, home, _)| home.display().to_string()),
         installed,
         loaded,
-        trouble,
+        problem,
         last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
     })
 }
 
 fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     let status = status()?;
-    let (word, exit) = match (&status.trouble, status.installed) {
+    let (word, exit) = match (&status.problem, status.installed) {
         (Some(_), _) => ("installed, but it does not work", Exit::Failed),
         (None, true) => ("installed and loaded", Exit::Done),
         (None, false) => ("not installed", Exit::Failed),
@@ -184,8 +184,8 @@ fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
         let lines = status.last_lines.iter().fold(String::new(), add);
         output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;
     }
-    if let Some(trouble) = &status.trouble {
-        output.error(&format!("{trouble}; {}", status.fix()));
+    if let Some(problem) = &status.problem {
+        output.error(&format!("{problem}; {}", status.fix()));
     } else if !status.installed {
         output.say("`lmpatch agent install` installs it.");
     }
@@ -200,7 +200,7 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
     let deadline = Instant::now() + WAITS * settle;
     loop {
         let is_late = Instant::now() >= deadline;
-        if is_finished(home, settle)? || is_late {
+        if is_finished(home, size, settle)? || is_late {
             match Lock::try_take(home) {
                 Ok(Some(lock)) => return set_stock(output, &lock, home, size, settle),
                 _ if is_late => return Ok(Exit::Done),
@@ -212,14 +212,23 @@ fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64)
 }
 
 /// Whether no backend is missing and every one is settled, for long if a file may still be being unpacked.
-fn is_finished(home: &Path, settle: Duration) -> Result<bool> {
+fn is_finished(home: &Path, size: u64, settle: Duration) -> Result<bool> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
         return Ok(false);
     }
     let found = patch::survey(home, &[])?;
-    let is_done =
-        |one: &Surveyed| is_settled(one, if differs(one) { WAITS * settle } else { settle });
+    let is_done = |one: &Surveyed| {
+        let is_odd = differs(one) && is_for_us(one, size);
+        is_settled(one, if is_odd { WAITS * settle } else { settle })
+    };
     Ok(found.absent.missing.is_empty() && found.backends.iter().all(is_done))
+}
+
+/// Whether it is at stock, perhaps in part, as after a set that was killed; or refused, which has to be told.
+fn is_for_us(one: &Surveyed, size: u64) -> bool {
+    let is_open = one.blocked().is_some() || one.sites().any(|site| site.value != size);
+    let is_ours = |site: &Site| [site.stock, size].contains(&site.value);
+    is_open && one.sites().all(is_ours) && !one.came_edited()
 }
 
 fn differs(one: &Surveyed) -> bool {
@@ -238,12 +247,7 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
 /// what was set or refused.
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration) -> Result<Exit> {
     let mut backends = patch::survey(home, &[])?.backends;
-    // A set that was killed leaves some at stock.
-    let is_for_us = |site: &Site| [site.stock, size].contains(&site.value);
-    backends.retain(|one| {
-        let is_at_rest = is_settled(one, age) && !one.came_edited();
-        is_at_rest && one.sites().all(is_for_us) && !one.sites().all(|site| site.value == size)
-    });
+    backends.retain(|one| is_settled(one, age) && is_for_us(one, size));
     let mut exit = Exit::Done;
     for odd in backends.extract_if(.., |one| differs(one)) {
         exit = Exit::Failed;

@@ -18,8 +18,9 @@ Examples:
   lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
 
 Sizes near 4096 come first. A prefill that is behind the best is cut short,
-and a size is measured again only where that could change the verdict: the
-smallest size within the noise of the fastest (both spreads, 2 % at least).
+the best is then measured once more, and another size only where that could
+change the verdict: the smallest within the noise of the fastest (both
+spreads, 2 % at least).
 A server that asks for an API token gets the one in $LM_API_TOKEN.
 
 Exit codes:

@@ -14,9 +14,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
-use super::engine::{Engine, OnProgress, silent};
+use super::engine::{Engine, OnProgress, Run, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN};
-use super::results::{Results, Run};
+use super::results::Results;
 use crate::command;
 use crate::lmstudio::backends::Backend;
 
@@ -26,7 +26,6 @@ const SCRIPT: &str = include_str!("direct.py");
 
 /// One process after another: if one crashes, its size has failed, and the next process goes on.
 pub struct Direct {
-    /// A Python that runs the script.
     command: Command,
     /// The model, and what prompts are made of.
     job: Value,
@@ -147,7 +146,6 @@ fn python_of(backend: &Backend) -> Option<Command> {
     Some(command)
 }
 
-/// One run of the script, and the sockets to it.
 struct Process {
     child: Child,
     requests: UnixStream,
@@ -161,7 +159,6 @@ impl Process {
         let _ = writeln!(self.requests, "{what}");
     }
 
-    /// How it ended, and the last line of its errors.
     fn ending(&mut self) -> String {
         let ended = || self.child.try_wait()?.context("it still runs");
         if command::retry(Duration::from_secs(1), ended).is_err() {

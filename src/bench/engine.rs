@@ -5,10 +5,42 @@
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::results::{Position, Run};
+/// How far a prefill is: prompt tokens done, and seconds since the request was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Position {
+    pub tokens: f64,
+    pub seconds: f64,
+}
+
+/// One whole prefill.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Run {
+    /// As the engine counted them.
+    pub prompt_tokens: u64,
+    pub prefill_seconds: f64,
+    pub tokens_per_second: f64,
+    /// Whose clock measured it: `server` or `client`.
+    pub source: &'static str,
+    pub cached_tokens: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
+    /// Why it does not count.
+    pub ignored: Option<String>,
+    /// The model that answered, if the server says so.
+    #[serde(skip)]
+    pub model: Option<String>,
+    /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
+    #[serde(skip)]
+    pub engine: Option<String>,
+    /// The positions that the engine reported.
+    #[serde(skip)]
+    pub positions: Vec<Position>,
+    /// The number of steps, if the engine told them without their positions.
+    #[serde(skip)]
+    pub bare_steps: u64,
+}
 
 /// Called with every position; returns whether to go on.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;

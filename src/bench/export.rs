@@ -57,7 +57,8 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
     let is_stock = row.size.is_some() && row.size == results.stock;
     let stock = if is_stock { " (stock)" } else { "" };
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
-    let unseen = (!row.runs.is_empty()).then(|| "not observable".to_owned());
+    let has_run = row.valid().next().is_some();
+    let unseen = has_run.then(|| "not observable".to_owned());
     let cells = [
         Some(row.name() + stock),
         row.median_prefill_seconds.map(|s| format!("{s:.2}")),
@@ -155,7 +156,12 @@ fn svg(results: &Results) -> String {
         let is_kept = row.size.is_some() && row.size == results.verdict.keep;
         let class = if is_kept { "keep" } else { "" };
         let (name, length, below) = (row.name(), 380.0 * results.part(row), y + 16);
-        let speed = shown_speed(row).unwrap_or("failed".to_owned());
+        let missing = if row.failed.is_some() {
+            "failed"
+        } else {
+            "–"
+        };
+        let speed = shown_speed(row).unwrap_or(missing.to_owned());
         let after = length + 98.0;
         body += &format!(
             "<text x=\"16\" y=\"{below}\">{name}</text>\n\

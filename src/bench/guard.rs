@@ -1,16 +1,17 @@
 //! Owns what a sweep changes, the backends' files and the loaded models, and restores it whatever happens.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use thiserror::Error;
 
 use super::args::BenchArgs;
 use super::prompt::context_for;
-use super::results::Results;
+use super::results::{Results, Row};
 use super::server::Server;
 use crate::command;
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
@@ -18,27 +19,24 @@ use crate::lock::Lock;
 use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::Blocked;
 use crate::patch::{self, Applied, done};
-use crate::reload::Reloader;
+use crate::reload::{Disturbed, Reloader};
 
 /// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
 const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What another client did meanwhile. It says nothing of a size.
-#[derive(Debug, Error)]
-#[error("something else {0}")]
-pub struct Disturbed(String);
+const IN_USE: &str = "something else uses the model";
 
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
     lock: Lock,
     output: Output,
     before: Vec<Surveyed>,
-    /// Whether `--backend` leaves none out.
     is_all: bool,
     reloader: Reloader,
+    /// How long an engine may say nothing.
+    silence: Duration,
     /// The user's own way to make a size take effect, instead of `lms`.
     command: Option<String>,
     /// Without it: what was loaded, and the measured model as the sweep loads it.
@@ -48,7 +46,6 @@ pub struct Guard {
     is_over: Mutex<bool>,
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
-    /// Waited for after a reload.
     server: Option<Server>,
 }
 
@@ -64,14 +61,19 @@ impl Guard {
         server: Option<Server>,
         output: Output,
     ) -> Result<Self> {
-        for one in &before {
-            if let (name, Some(Blocked { why, .. })) = (&one.backend.name, one.blocked()) {
-                let is_idle = !one.backend.selected;
+        let mut blocked = BTreeSet::new();
+        for size in results.rows.iter().map(Row::chunk) {
+            for one in patch::dry_run(before.clone(), Goal::Size(size)) {
+                let (name, why) = (one.before.backend.name, one.why);
+                let Some(why) = why.filter(|_| blocked.insert(name.clone())) else {
+                    continue;
+                };
+                let is_idle = !one.before.backend.selected;
                 ensure!(is_idle, "{name} is selected but cannot be set: {why}");
                 output.note(&format!("{name} is not benchmarked: {why}"));
             }
         }
-        before.retain(|one| one.blocked().is_none());
+        before.retain(|one| !blocked.contains(&one.backend.name));
         ensure!(!before.is_empty(), "there is no backend that can be set");
         let mut guard = Self {
             lock,
@@ -80,13 +82,10 @@ impl Guard {
             is_all: args.backend.is_empty(),
             reloader: Reloader {
                 home: home.to_owned(),
-                // A prefill that was cut short goes on to the end of its chunk.
-                lms: Lms {
-                    wait_timeout: Duration::from_secs(args.timeout),
-                    ..Lms::of(home)
-                },
+                lms: Lms::of(home),
                 advice: "load it in LM Studio".to_owned(),
             },
+            silence: Duration::from_secs(args.timeout),
             command: args.reload.clone(),
             loaded: Vec::new(),
             wanted: None,
@@ -139,13 +138,26 @@ impl Guard {
 
     /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
     pub fn switch_to(&self, size: u64) -> Result<Option<u64>> {
+        // A prefill that was cut short goes on to the end of its chunk.
+        command::retry(self.silence, || {
+            let is_over = *locked(&self.is_over);
+            ensure!(is_over || !self.is_busy(), Disturbed(IN_USE.to_owned()));
+            Ok(())
+        })?;
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
         self.reload()?;
         drop(is_reloaded);
         self.server.iter().try_for_each(Server::wait)?;
-        command::retry(GRACE, || self.context())
+        self.context()
+    }
+
+    fn is_busy(&self) -> bool {
+        let loaded = self.reloader.lms.loaded().unwrap_or_default();
+        let mut wanted = self.wanted.iter();
+        let measured = wanted.find_map(|model| find_loaded(&loaded, &model.identifier));
+        measured.is_some_and(LoadedModel::is_busy)
     }
 
     fn set(&self, size: u64) -> Result<()> {
@@ -159,7 +171,6 @@ impl Guard {
         check(&applied)
     }
 
-    /// Applies `goal` to the backends in `before`, as they are now.
     fn apply(&self, goal: Goal<'_>) -> Vec<Applied> {
         let read = |one: &Surveyed| patch::survey::survey(one.backend.clone());
         let now = self.before.iter().map(read).collect();
@@ -174,14 +185,18 @@ impl Guard {
 
     /// Fails if something else has loaded or uses the model since it was prepared with that context.
     pub fn ensure_undisturbed(&self, context: Option<u64>) -> Result<()> {
-        let now = command::retry(GRACE, || self.context())?;
-        let what = "loaded the model again, with another context";
+        let now = self.context()?;
+        let what = "something else loaded the model again, with another context";
         ensure!(now == context, Disturbed(what.to_owned()));
         Ok(())
     }
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
     fn context(&self) -> Result<Option<u64>> {
+        command::retry(GRACE, || self.look())
+    }
+
+    fn look(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
@@ -189,12 +204,16 @@ impl Guard {
         loaded.retain(|model| model.is_here() && model.path == wanted.path);
         let name = &wanted.identifier;
         let measured = find_loaded(&loaded, name);
-        let measured = measured.with_context(|| Disturbed(format!("unloaded {name}")))?;
+        let measured =
+            measured.with_context(|| Disturbed(format!("something else unloaded {name}")))?;
         for LoadedModel { identifier: id, .. } in &loaded {
             let is_old = find_loaded(&self.loaded, id).is_some();
-            ensure!(is_old, Disturbed(format!("loaded the model too, as {id}")));
+            ensure!(
+                is_old,
+                Disturbed(format!("something else loaded the model too, as {id}"))
+            );
         }
-        ensure!(!measured.is_busy(), Disturbed("uses the model".to_owned()));
+        ensure!(!measured.is_busy(), Disturbed(IN_USE.to_owned()));
         Ok(measured.context_length)
     }
 
@@ -229,12 +248,7 @@ impl Guard {
             let said = format!("{size} is set in {names}{effect}.");
             self.output.say(&said);
         }
-        let is_wrong = set.is_empty() || failed.iter().any(|one| one.before.backend.selected);
-        match check(&failed).with_context(|| format!("not set to {size}")) {
-            Err(why) if !is_wrong => self.output.note(&format!("{why:#}")),
-            checked => return checked,
-        }
-        Ok(())
+        check(&failed).with_context(|| format!("not set to {size}"))
     }
 
     /// Loads the measured model as it was and every other one that is gone, if a size was loaded; first waits for a load
@@ -273,9 +287,12 @@ impl Guard {
                 continue;
             }
             self.output.say(&format!("Loading {name} again …"));
-            let reloaded = self.reloader.try_reload(was);
+            let mut reloaded = self.reloader.try_reload(was);
             // Nothing else brings it back, and memory may be short for a moment.
-            let why = match reloaded.or_else(|_| self.reloader.try_reload(was)) {
+            if reloaded.as_ref().map_or(true, |now| now.is_foreign) {
+                reloaded = self.reloader.try_reload(was);
+            }
+            let why = match reloaded {
                 Ok(now) => now
                     .note
                     .map(|note| format!("{name} is not as it was: {note}")),
@@ -297,14 +314,26 @@ impl Guard {
             ran.with_context(|| format!("--reload '{text}'"))?;
         }
         if let Some(model) = &self.wanted {
-            let is_foreign = self.reloader.try_reload(model)?.is_foreign;
-            ensure!(!is_foreign, Disturbed("loaded the model first".to_owned()));
+            let now = self.reloader.try_reload(model)?;
+            ensure!(!now.is_foreign, Disturbed(now.note.unwrap_or_default()));
         }
         Ok(())
     }
 }
 
-/// Fails if there is a backend that did not reach the goal.
+/// Restores everything if the thread that has it panics.
+pub struct OnPanic(pub Option<Arc<Guard>>);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.as_ref().filter(|_| thread::panicking()) {
+            // What matters is the panic, and it has been printed.
+            let _ = guard.finish_files(None);
+            let _ = guard.finish_models(true);
+        }
+    }
+}
+
 fn check(applied: &[Applied]) -> Result<()> {
     let mut whys = Vec::new();
     for one in applied {

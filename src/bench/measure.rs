@@ -8,22 +8,21 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result, ensure};
 use indicatif::ProgressBar;
 
-use super::engine::Engine;
-use super::guard::{Disturbed, Guard};
-use super::race::Step;
-use super::results::{Position, Results, Row, Run};
+use super::engine::{Engine, Position, Run};
+use super::guard::Guard;
+use super::race::{MAX_IN_VAIN, Step};
+use super::results::{Results, Row};
 use crate::output::Output;
+use crate::reload::Disturbed;
 
 /// The tokens of the first prefill, which shows that everything works, and about how fast. No usual size: `Server` learns
 /// from two different lengths.
 const PROBE_TOKENS: u64 = 1536;
-/// A size is given up after this many runs that do not count.
-const MAX_IGNORED: usize = 3;
-/// By which an observed chunk may be off: some engines report progress as a rounded fraction.
+/// How far an observed chunk may be off: some engines report progress as a rounded fraction.
 const TOLERANCE: f64 = 0.01;
 /// The same where a prefill was cut short: its tokens are not counted, but about those of the best.
 const PARTIAL_TOLERANCE: f64 = 0.1;
-/// By which a prompt may be longer or shorter than it was to be.
+/// How far the length of a prompt may be off.
 const LENGTH_TOLERANCE: f64 = 0.05;
 
 /// A benchmark that is under way.
@@ -75,7 +74,14 @@ impl Benchmark {
         if !step.is_measured && self.results.is_reloading() {
             self.load(step.size)?;
         }
-        let Some(mut run) = self.prefill(step)? else {
+        let run = self.prefill(step).map_err(|why| {
+            // A model that something else has unloaded or loaded may well refuse a prompt.
+            let context = self.results.row(step.size).context_length;
+            let guard = self.guard.iter().filter(|_| step.is_measured);
+            let disturbed = guard.map(|guard| guard.ensure_undisturbed(context));
+            disturbed.fold(Ok(()), Result::and).err().unwrap_or(why)
+        })?;
+        let Some(mut run) = run else {
             return Ok(());
         };
         if !step.is_measured {
@@ -119,7 +125,6 @@ impl Benchmark {
         Ok(())
     }
 
-    /// Makes the prefill of a step; `None` if it was cut short.
     fn prefill(&mut self, step: Step) -> Result<Option<Run>> {
         let (results, bar) = (&mut self.results, &self.bar);
         let chunk = results.row(step.size).chunk();
@@ -143,7 +148,6 @@ impl Benchmark {
         Ok(None)
     }
 
-    /// Why a whole prefill says nothing about its size, if so.
     fn why_ignored(&self, run: &Run) -> Option<String> {
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
         // Every prompt begins with the same chat template.
@@ -165,13 +169,13 @@ impl Benchmark {
 impl Row {
     /// Gives a size up whose load or prefill failed, unless that may be another client's doing, or it has worked before.
     fn note_failure(&mut self, why: &Error) {
-        let is_excused = why.is::<Disturbed>() || self.valid().next().is_some();
+        let has_worked = self.valid().next().is_some();
+        let is_excused = why.is::<Disturbed>() || has_worked;
         let why = format!("{why:#}");
-        let run = Run {
-            ignored: Some(why.clone()),
-            ..Run::default()
-        };
-        if !is_excused || take(self, run).is_err() {
+        if is_excused {
+            self.disturbed.push(why.clone());
+        }
+        if !has_worked && (!is_excused || self.in_vain() >= MAX_IN_VAIN) {
             self.failed = Some(why);
         }
     }
@@ -181,8 +185,9 @@ impl Row {
 fn take(row: &mut Row, run: Run) -> Result<()> {
     if let Some(why) = run.ignored.clone() {
         row.add(run);
-        let count = row.runs.len() - row.valid().count();
-        ensure!(count < MAX_IGNORED, "{count} runs do not count: {why}");
+        let (count, has_worked) = (row.in_vain(), row.valid().next().is_some());
+        let is_hopeless = count >= MAX_IN_VAIN && !has_worked;
+        ensure!(!is_hopeless, "{count} runs do not count: {why}");
         return Ok(());
     }
     row.cut = None;

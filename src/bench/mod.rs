@@ -44,12 +44,11 @@ use crate::signals;
 use args::BenchArgs;
 use direct::Direct;
 use engine::Engine;
-use guard::Guard;
+use guard::{Guard, OnPanic};
 use measure::Benchmark;
-use results::Results;
+use results::{Results, Row};
 use server::Server;
 
-/// How often the main thread looks for signals.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Runs a benchmark and reports on it. Fails if it could not begin.
@@ -63,6 +62,7 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     }
     let benchmark = prepared?;
     let (guard, count) = (benchmark.guard.clone(), benchmark.results.rows.len());
+    let _restores = OnPanic(guard.clone());
     let mut signals = signals::catch().context("cannot catch Ctrl-C")?;
     let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
     let is_best_set = args.apply_best && results.error.is_none();
@@ -116,7 +116,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     if let Some(commands) = home.and_then(marker::restore_commands) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
-    // What changes nothing keeps nobody waiting.
+    // A run that sets nothing does not need it any longer.
     let lock = lock.filter(|_| sets);
     let survey = home.map(|home| patch::survey(home, &args.backend));
     let Survey { backends, absent } = survey.transpose()?.unwrap_or_default();
@@ -130,6 +130,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         args.direct || one.backend.selected || backends.iter().all(is_same)
     };
     let mut results = initial_results(args, in_use.filter(is_known))?;
+    results.has_backends = in_use.is_some();
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let direct = Direct::new(args, backend, &mut results)?;
@@ -266,9 +267,12 @@ pub fn supervise(
     (results, is_stopped)
 }
 
-/// What the budget left open.
 fn after_budget(results: &Results, sizes: &[u64]) -> String {
-    let is_open = |size: &&u64| results.rows.iter().all(|row| row.size != Some(**size));
+    let is_done = |row: &Row| row.is_out() || row.valid().next().is_some();
+    let is_open = |size: &&u64| {
+        let mut rows = results.rows.iter();
+        !rows.any(|row| row.size == Some(**size) && is_done(row))
+    };
     let open: BTreeSet<_> = sizes.iter().filter(is_open).collect();
     let open: Vec<_> = open.into_iter().map(u64::to_string).collect();
     if open.is_empty() {
@@ -289,8 +293,7 @@ fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -
     for remark in results.remarks() {
         output.say(&remark);
     }
-    // Without a backend there is nothing to set it in.
-    let is_settable = !args.apply_best && results.stock.is_some();
+    let is_settable = results.has_backends && !args.apply_best;
     if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
         let flags = flags(&args.backend);
         output.say(&format!("`lmpatch {size}{flags} --reload` sets it."));

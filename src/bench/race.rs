@@ -1,11 +1,12 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
-use super::results::{Cut, Position, Results, Row, Run, SCHEMA, Verdict};
+use super::engine::{Position, Run};
+use super::results::{Cut, Results, Row, SCHEMA, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
 const LEAST_NOISE: f64 = 0.02;
-/// Where runs differ more than this, they say nothing.
+/// Where runs differ more than this, no smaller size is kept because of them.
 const MOST_NOISE: f64 = 0.15;
 /// A prefill this much slower than the best one at the same position is cut short. Two runs of the same
 /// speed, each with 1 % noise, are as far apart in one of five thousand.
@@ -14,6 +15,8 @@ const CUT_MARGIN: f64 = 0.05;
 const CUT_FROM: f64 = 0.25;
 /// Nor is one that is nearly done.
 const CUT_TO: f64 = 0.9;
+/// A size gets no further runs after this many that do not count, and has failed if none does.
+pub const MAX_IN_VAIN: usize = 3;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
 
@@ -94,7 +97,8 @@ impl Results {
             }
         }
         open.retain(|row| {
-            row.failed.is_none() && row.valid().count() < self.runs_per_size as usize
+            let is_done = row.valid().count() >= self.runs_per_size as usize;
+            row.failed.is_none() && !is_done && row.in_vain() < MAX_IN_VAIN
         });
         // What is warm needs neither another load nor another warm-up.
         let is_warm = |row: &Row| self.warm.contains(&row.size);
@@ -115,7 +119,7 @@ impl Results {
         if self.measured().any(|row| row.size == size) {
             return None;
         }
-        // Where the best has told its position, and not in the first step: a run begins with some time of its own.
+        // Where the best has reported its position, and not in the first step: a run begins with some time of its own.
         let first = positions.iter().find(|position| position.tokens > 0.0)?;
         let from = f64::max(first.tokens, CUT_FROM * self.prompt_tokens as f64);
         let last = positions.last()?.tokens;
@@ -124,8 +128,8 @@ impl Results {
         }
         let reached = from..=last;
         let run = best.valid().last()?;
-        let mut told = run.positions.iter().rev();
-        let there = told.find(|position| reached.contains(&position.tokens))?;
+        let mut reported = run.positions.iter().rev();
+        let there = reported.find(|position| reached.contains(&position.tokens))?;
         let tokens = there.tokens;
         // Where the best usually is by then: that run may have been a fast or a slow one.
         let best_seconds = there.seconds * run.tokens_per_second / best.speed();
@@ -193,10 +197,10 @@ impl Results {
                 "the engine's chunk could not be observed at {at}, so nothing shows that it took effect"
             ));
         }
-        if noise > MOST_NOISE {
+        if noise > MOST_NOISE && keep.size != best.size {
             let percent = noise * 100.0;
             return none(format!(
-                "runs of one size differ by {percent:.0} %; measure again when the Mac is idle"
+                "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
             ));
         }
         let mut reason = String::new();
@@ -234,6 +238,11 @@ impl Row {
     /// The runs that count.
     pub fn valid(&self) -> impl DoubleEndedIterator<Item = &Run> {
         self.runs.iter().filter(|run| run.ignored.is_none())
+    }
+
+    /// How many of its runs do not count, or did not come about.
+    pub fn in_vain(&self) -> usize {
+        self.runs.len() - self.valid().count() + self.disturbed.len()
     }
 
     /// Whether it has left the race.

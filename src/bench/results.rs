@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::engine::Run;
 use crate::output::with_home;
 
 /// It grows when a field changes its meaning or goes away.
@@ -32,6 +33,9 @@ pub struct Results {
     /// The sizes that the engine has prefilled at since a model was last loaded.
     #[serde(skip)]
     pub warm: Vec<Option<u64>>,
+    /// Whether there is a backend that a size could be set in.
+    #[serde(skip)]
+    pub has_backends: bool,
 }
 
 /// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
@@ -60,14 +64,9 @@ pub struct Row {
     pub context_length: Option<u64>,
     pub cut: Option<Cut>,
     pub failed: Option<String>,
+    /// Why it could not be loaded or prefilled, where that says nothing of the size.
+    pub disturbed: Vec<String>,
     pub runs: Vec<Run>,
-}
-
-/// How far a prefill is: prompt tokens done, and seconds since the request was sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Position {
-    pub tokens: f64,
-    pub seconds: f64,
 }
 
 /// Where a prefill was cut short, and both speeds there.
@@ -78,33 +77,6 @@ pub struct Cut {
     pub best_tokens_per_second: f64,
     /// What the whole prefill would have had, if it had stayed as far behind.
     pub estimated_tokens_per_second: f64,
-}
-
-/// One whole prefill.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Run {
-    /// As the engine counted them.
-    pub prompt_tokens: u64,
-    pub prefill_seconds: f64,
-    pub tokens_per_second: f64,
-    /// Whose clock measured it: `server` or `client`.
-    pub source: &'static str,
-    pub cached_tokens: Option<u64>,
-    pub peak_memory_bytes: Option<u64>,
-    /// Why it does not count.
-    pub ignored: Option<String>,
-    /// The model that answered, if the server says so.
-    #[serde(skip)]
-    pub model: Option<String>,
-    /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
-    #[serde(skip)]
-    pub engine: Option<String>,
-    /// The positions that the engine reported.
-    #[serde(skip)]
-    pub positions: Vec<Position>,
-    /// The number of steps, if the engine told them without their positions.
-    #[serde(skip)]
-    pub bare_steps: u64,
 }
 
 impl Row {
@@ -167,10 +139,11 @@ impl Results {
             }
         }
         // Why a row failed is told above.
-        let rows = self.rows.iter().filter(|row| row.failed.is_none());
-        let runs = rows.flat_map(|row| &row.runs);
-        let ignored = runs.filter_map(|run| run.ignored.as_ref());
-        remarks.extend(ignored.map(|why| format!("a run does not count: {why}")));
+        for row in self.rows.iter().filter(|row| row.failed.is_none()) {
+            let ignored = row.runs.iter().filter_map(|run| run.ignored.as_ref());
+            let whys = ignored.chain(&row.disturbed);
+            remarks.extend(whys.map(|why| format!("a run does not count: {why}")));
+        }
         let verdict = || format!("Verdict: {}.", self.verdict.reason);
         remarks.extend(self.notes.iter().cloned());
         remarks.extend((!self.rows.is_empty()).then(verdict));

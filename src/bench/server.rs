@@ -14,13 +14,13 @@ use ureq::http::{Request, Response};
 use ureq::{Agent, Body, Timeout};
 
 use super::args::BenchArgs;
-use super::engine::{Engine, OnProgress, reason, silent};
+use super::engine::{Engine, OnProgress, Run, reason, silent};
 use super::prompt::{self, CHARACTERS_PER_TOKEN, context_for};
-use super::results::{Results, Run};
+use super::results::Results;
 use crate::output::quoted;
 use crate::{command, files};
 
-/// For a server that is restarted.
+/// For a server after `lms load`, which needs one.
 const RESTART: Duration = Duration::from_secs(120);
 /// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,7 +29,6 @@ const MAX_LENGTH: u64 = 64 << 20;
 /// The least and the most that any tokenizer makes a token of, on average.
 const CHARACTERS_OF_A_TOKEN: (f64, f64) = (0.25, 16.0);
 
-/// A model that a server has.
 #[derive(Debug, Deserialize)]
 struct Model {
     key: String,
@@ -39,7 +38,6 @@ struct Model {
     loaded_instances: Option<Vec<Instance>>,
 }
 
-/// A loaded model.
 #[derive(Debug, Deserialize)]
 struct Instance {
     id: String,
@@ -51,16 +49,14 @@ struct Instance {
 /// A server, and the model on it that is measured.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// `http://127.0.0.1:1234`
     base: String,
     /// How long it may say nothing.
     silence: Duration,
-    /// For prefills.
+    /// How long it may be away after a load, which a command may be for.
+    restart: Duration,
     agent: Agent,
     is_v1: bool,
-    /// What it is asked by.
     model: String,
-    /// What prompts are made of.
     text: String,
     /// The characters and the tokens of past prompts.
     counted: Vec<(f64, f64)>,
@@ -74,6 +70,10 @@ impl Server {
         let mut server = Self {
             base: args.url.clone().unwrap_or_else(|| usual_url(home)),
             silence,
+            restart: match &args.reload {
+                Some(_) => silence,
+                None => silence.min(RESTART),
+            },
             agent: agent(None, Some(silence)),
             is_v1: false,
             model: args.model.clone().unwrap_or_default(),
@@ -127,8 +127,7 @@ impl Server {
 
     /// Waits until it answers: a restarted server takes a while.
     pub fn wait(&self) -> Result<()> {
-        let limit = self.silence.min(RESTART);
-        command::retry(limit, || self.models().map(drop))
+        command::retry(self.restart, || self.models().map(drop))
     }
 
     /// Closes the connections of prefills, which ends these.
@@ -165,7 +164,6 @@ impl Server {
         Ok(response)
     }
 
-    /// What went wrong while the server was answering.
     fn broken_off(&self, error: impl Into<ureq::Error>) -> Error {
         match error.into() {
             ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),

@@ -8,11 +8,11 @@ use anyhow::{Result, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use super::runtimes::{self, Runtime, Selections};
+use super::runtimes::{self, Runtime, Selections, unknown_runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
-pub const NAME_PREFIX: &str = "app-mlx-generate";
+const NAME_PREFIX: &str = "app-mlx-generate";
 pub const INSTALL: &str = "install an MLX runtime in LM Studio, or give its home with --home DIR";
 const IS_IT_CONNECTED: &str = "is its disk connected?";
 
@@ -125,7 +125,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
     names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selections) = runtimes::read(home);
-    let mut backends = Vec::new();
+    let (mut backends, mut known) = (Vec::new(), Vec::new());
     let mut absent = Absent {
         selections,
         ..Absent::default()
@@ -135,6 +135,7 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
         backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
+        known.extend(backend.selected_by());
         if backend.runtimes.is_empty() && is_copy(&backend.name) {
             continue;
         }
@@ -149,6 +150,8 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         for name in runtime.packages.iter().filter(needs) {
             let path = directory.join(name);
             if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {
+                let is_engine = name.starts_with(NAME_PREFIX);
+                known.extend(runtime.selected_by.iter().filter(|_| is_engine));
                 absent.missing.push(MissingBackend {
                     name: name.clone(),
                     runtime: runtime.label.clone(),
@@ -157,6 +160,11 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
                 });
             }
         }
+    }
+    let Selections { unknown, since } = &mut absent.selections;
+    for (app, _) in since.extract_if(.., |(app, _)| !known.contains(app)) {
+        let why = "name one whose manifest lists no MLX backend";
+        unknown.push(unknown_runtime(app, why));
     }
     Ok((backends, absent))
 }
@@ -173,7 +181,6 @@ fn is_copy(name: &str) -> bool {
     rest.len() < version.len() && !rest.is_empty()
 }
 
-/// Sorts `…@9` before `…@34`.
 fn version_key(name: &str) -> (String, u64) {
     let (base, version) = name.rsplit_once('@').unwrap_or((name, ""));
     (base.to_owned(), version.parse().unwrap_or(u64::MAX))

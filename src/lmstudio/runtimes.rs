@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::Value;
 use walkdir::WalkDir;
 
-use super::backends::NAME_PREFIX;
 use crate::files;
 
 /// The apps that have their own choice of runtime in the one home, by the names that macOS knows, and where below it
@@ -84,8 +83,7 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
                 selections.since.extend(since.map(|since| (app, since)));
             }
             Err(why) => {
-                let what = format!("the runtime of {app} is unknown: its preferences {why}");
-                selections.unknown.push(what);
+                selections.unknown.push(unknown_runtime(app, &why));
             }
         }
     }
@@ -106,14 +104,11 @@ fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Re
     let selected = selected.ok_or("name one that is not there")?;
     selected.selected = true;
     selected.selected_by.push(app);
-    if !selected
-        .packages
-        .iter()
-        .any(|one| one.starts_with(NAME_PREFIX))
-    {
-        return Err("name one whose manifest lists no MLX backend".to_owned());
-    }
     Ok(true)
+}
+
+pub fn unknown_runtime(app: &str, why: &str) -> String {
+    format!("the runtime of {app} is unknown: its preferences {why}")
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.

@@ -107,7 +107,8 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
-            Ok(edits) if edits.iter().any(Edit::is_change) => match write::read_only(&edits) {
+            Ok(edits) if edits.iter().any(Edit::is_change) => match write::why_not_writable(&edits)
+            {
                 Some(why) => (Outcome::Failed, Some(why), vec![]),
                 None => (Outcome::WouldChange, None, edits),
             },

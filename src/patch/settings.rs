@@ -6,7 +6,7 @@ use std::ops::{Range, RangeInclusive};
 use memchr::memmem;
 use serde::Serialize;
 
-/// The chunk sizes that can be set, in tokens. Below 1 the engine misbehaves; far above 8192 memory ends first.
+/// The chunk sizes that can be set, in tokens. Smaller ones only cost speed, larger ones do not fit into memory.
 pub const SIZES: RangeInclusive<u64> = 64..=131_072;
 /// The chunk size that a bare `lmpatch` sets, in tokens.
 pub const DEFAULT_SIZE: u64 = 4096;

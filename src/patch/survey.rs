@@ -68,10 +68,11 @@ fn unreadable(path: &Path, why: &NotRead) -> String {
 fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
     let rest = path.strip_prefix(&backend.path).unwrap_or(path);
     // Nearly always there is no link, and the system would look at every part of the path from the root on.
-    let mut parts = path.ancestors().take(rest.components().count());
-    let Some(link) = parts.find(|part| part.is_symlink()) else {
+    let parts = path.ancestors().take(rest.components().count());
+    let links: Vec<_> = parts.filter(|part| part.is_symlink()).collect();
+    if links.is_empty() {
         return Ok(backend.real.join(rest));
-    };
+    }
     let real = match fs::canonicalize(path).map_err(NotRead::from) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
@@ -85,7 +86,10 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
         Some(_) => "into an app, where an edit would break the signature,",
         None => "out of its backend,",
     };
-    let (link, real) = (link.display(), real.display());
+    // The outermost: what is below it may well stay where it is.
+    let is_out = |link: &&Path| !files::resolved(link).starts_with(&backend.real);
+    let link = links.into_iter().rfind(is_out);
+    let (link, real) = (link.unwrap_or(path).display(), real.display());
     Err(format!("{link} is a link {why} to {real}{REINSTALL}"))
 }
 
@@ -96,11 +100,14 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
     })?;
     let mut evidence = releases(setting);
     let sites = locate(setting, &bytes).map_err(|why| {
-        let next = "if nobody edited it, a newer lmpatch may know it";
-        let mut blocked = Blocked::from(format!("{why}; {next}"));
         evidence.extend(record(site_packages, setting).unwrap_or_default());
-        blocked.is_original = prove(&bytes, &[], &[], &evidence).is_some();
-        blocked
+        let is_original = prove(&bytes, &[], &[], &evidence).is_some();
+        let next = "; if nobody edited it, a newer lmpatch may know it";
+        let next = if is_original { "" } else { next };
+        Blocked {
+            is_original,
+            ..Blocked::from(why + next)
+        }
     })?;
     let receipt = read_receipt(path, &bytes, &sites);
     let mut source = Source::new(bytes, sites, receipt, &evidence);
@@ -112,7 +119,6 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
     Ok(source)
 }
 
-/// The receipt for this very file, if there is one; or why what is in its place is ignored.
 fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Receipt>, String> {
     let path = receipt_path(path);
     let ignored = |why: &str| Err(format!("{} {why}", path.display()));

@@ -6,13 +6,13 @@
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
-use tempfile::{Builder, NamedTempFile};
+use tempfile::NamedTempFile;
 
 use super::bytecode;
 use super::file::Edit;
@@ -55,7 +55,7 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
 }
 
 /// Why these files are not written: their owner wants them to stay as they are, or their directory is closed.
-pub fn read_only(edits: &[Edit]) -> Option<String> {
+pub fn why_not_writable(edits: &[Edit]) -> Option<String> {
     let changes = || edits.iter().filter(|edit| edit.is_change());
     for directory in changes().filter_map(|edit| edit.path.parent()) {
         if let Err(error) = access(directory, Access::WRITE_OK) {
@@ -141,7 +141,7 @@ fn restore(edit: &Edit) -> Result<()> {
             bytecode::remove(path)
         }
         Err(why @ NotRead::Io(_)) => bail!("it {why}"),
-        // It still is as it was, or somebody else has changed or removed it, which is theirs.
+        // It is as it was, or somebody else has changed or removed it.
         _ => Ok(()),
     }
 }
@@ -167,11 +167,7 @@ fn stage(target: &Path, model: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let metadata = metadata.with_context(|| format!("{path} is gone"))?;
     let (directory, name) = split(target);
     let prefix = format!(".{name}{TEMP_MARK}");
-    // Opened here, since the crate's own error no longer tells EPERM from EACCES.
-    let temp = Builder::new().prefix(&prefix).make_in(directory, |path| {
-        let mut options = File::options();
-        options.write(true).create_new(true).mode(0o600).open(path)
-    });
+    let temp = files::new_temp(&prefix, directory);
     let mut temp = temp.map_err(|error| cannot("write in", directory, &error))?;
     let filled = fill(&mut temp, &metadata, content);
     filled.with_context(|| format!("cannot write {name} in {}", directory.display()))?;

@@ -10,7 +10,7 @@ use crate::lmstudio::backends::{Absent, Backend, MissingBackend};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
-use crate::patch::settings::{DEFAULT_SIZE, SIZES};
+use crate::patch::settings::{DEFAULT_SIZE, SIZES, Site};
 use crate::patch::survey::survey;
 use crate::patch::{Applied, Outcome};
 
@@ -45,8 +45,8 @@ pub fn on_check(report: &mut Report) {
     let Some(agent) = agent_of(report.home.as_deref()) else {
         return;
     };
-    if let Some(trouble) = &agent.trouble {
-        found.add(Warning, None, trouble, &agent.fix());
+    if let Some(problem) = &agent.problem {
+        found.add(Warning, None, problem, &agent.fix());
     } else if let Some(size) = agent.size {
         let selected = rows.iter().filter(|row| row.backend.selected);
         for chunk in selected.filter_map(|row| row.chunk.filter(|chunk| *chunk != size)) {
@@ -78,7 +78,7 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     on_left_out(found, rows, report.size, &report.absent.left_out);
     let level = if is_revert { Warning } else { Error };
     on_missing(found, &report.absent, level);
-    let agent = agent_of(report.home.as_deref()).filter(|agent| agent.trouble.is_none());
+    let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
         let will_set = |row: &BackendReport| {
             let is_odd =
@@ -122,7 +122,6 @@ fn on_left_out(
     }
 }
 
-/// The agent, unless it is for another home.
 fn agent_of(home: Option<&str>) -> Option<agent::Status> {
     let agent = agent::status().ok()?;
     let is_here =
@@ -213,7 +212,7 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
 }
 
 /// Whether a revert gives back what the vendor ships.
-fn can_revert(row: &BackendReport) -> bool {
+pub fn can_revert(row: &BackendReport) -> bool {
     let mut sources = row.files.iter().filter_map(VendorFile::source);
     sources.all(|source| !source.came_edited() && (source.is_stock() || source.original.is_some()))
 }
@@ -257,7 +256,8 @@ fn on_stock(found: &mut Findings, row: &BackendReport, stock: u64) {
     let sources = row.files.iter().filter_map(VendorFile::source);
     let mut sites = sources.flat_map(|source| &source.sites);
     let batched = sites.find(|site| site.owner == "BatchGenerator.__init__");
-    let Some(other) = batched.filter(|site| site.value != stock) else {
+    let is_two = |site: &&Site| site.value == site.stock && site.stock != stock;
+    let Some(other) = batched.filter(is_two) else {
         return;
     };
     if has_file(row, BATCHED_KIT) && (row.backend.selected || row.result.is_some()) {

@@ -82,7 +82,6 @@ fn cells(row: &BackendReport) -> Vec<String> {
     cells
 }
 
-/// What became of the backend, or its state if the run only looked.
 fn last_word(row: &BackendReport) -> (String, Style) {
     let style = match (row.result, row.state) {
         (Some(Changed), _) | (None, State::Patched) => GOOD,

@@ -364,6 +364,12 @@ fn an_engine_that_ships_with_two_sizes_is_told_apart() {
     env.run(["512"]).exits(0).says(told).says(&next);
     env.run(["768"]).exits(0).says_nothing_of(told);
     env.run(["--check", "768", "-v"]).exits(0).shows("768");
+    // Nothing ships with what somebody has set.
+    env.run(["512"]).exits(0);
+    let generate = lib(&env).join("python3.11/site-packages/mlx_lm/generate.py");
+    let text = fs::read_to_string(&generate).unwrap();
+    fs::write(&generate, text.replace("2048", "4096")).unwrap();
+    env.run(["--check"]).says_nothing_of("it ships with");
 }
 
 #[test]
@@ -378,6 +384,27 @@ fn a_link_within_a_path_is_what_is_wrong_and_not_the_file() {
         package.display(),
         other.generate().display()
     ));
+    // Nor a link beside it, which stays in the backend.
+    fs::rename(other.generate(), other.path("mlx_lm/real.py")).unwrap();
+    symlink("real.py", other.generate()).unwrap();
+    env.run(["4096"])
+        .exits(1)
+        .says(&format!("{} is a link out of", package.display()));
+}
+
+#[test]
+fn after_a_failed_reload_of_a_revert_no_revert_is_advised() {
+    let env = one(&engine_since_2026("2048"));
+    let fake = FakeLms::start(
+        &env.lmstudio(),
+        &lib(&env).join("python3.11/site-packages/mlx_engine/cache_wrapper.py"),
+    );
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    fake.faults(json!({ "load-fails-at": [2048] }));
+    env.run(["--revert", "--reload"])
+        .exits(1)
+        .says("load it in LM Studio")
+        .says_nothing_of("lmpatch --revert");
 }
 
 #[test]

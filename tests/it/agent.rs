@@ -507,7 +507,7 @@ fn status_tells_size_and_the_last_ten_lines() {
         (&true.into(), &true.into(), &8192.into())
     );
     assert_eq!(status["last_lines"].as_array().map(Vec::len), Some(10));
-    assert_eq!(status["trouble"], serde_json::Value::Null);
+    assert_eq!(status["problem"], serde_json::Value::Null);
     let quiet = user.run(&["agent", "status", "-q"]).exits(0);
     assert_eq!((quiet.stdout, quiet.stderr), (String::new(), String::new()));
 }
@@ -540,9 +540,12 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     let home = env.user().join("else");
     usual_backend(&home, OLD);
     let home = home.display().to_string();
-    user.run(&["agent", "status"]).exits(1).says(&format!(
-        "is gone; `lmpatch --home '{home}' agent install 4096` fixes it"
-    ));
+    let fix = format!("is gone; `lmpatch --home '{home}' agent install 4096` fixes it");
+    user.run(&["agent", "status"]).exits(1).says(&fix);
+    // Also where there is no usual one.
+    fs::rename(env.lmstudio(), env.user().join("moved")).unwrap();
+    user.run(&["agent", "status"]).exits(1).says(&fix);
+    fs::rename(env.user().join("moved"), env.lmstudio()).unwrap();
     // Its home was moved, or the disk is away: to install it again would be for another home.
     fs::write(user.job(), &job).unwrap();
     user.run(&["agent", "install"]).exits(0);
@@ -778,6 +781,13 @@ fn a_backend_that_is_refused_is_logged_and_does_not_stop_the_others() {
     assert_eq!(logged.lines().count(), 2, "{logged}");
     assert!(logged.contains(&format!("error: {NEW}: ")), "{logged}");
     assert!(logged.contains("cache_wrapper.py"), "{logged}");
+    // Also where there is nothing else in it to set.
+    usual_backend(&env.lmstudio(), NEW)
+        .with_engine("PROMPT_PROCESSING_CHUNK_SIZE = 1 << 11\n")
+        .with_generate(generate("4096", "4096", "4096"));
+    user.run(&["agent", "install"])
+        .exits(1)
+        .says(&format!("{NEW}: mlx_engine/cache_wrapper.py: "));
 }
 
 #[test]

@@ -417,6 +417,13 @@ fn where_the_selected_runtime_is_unknown_nothing_is_said_of_its_models() {
             .says("its preferences name one whose manifest lists no MLX backend");
         assert_eq!(in_effect(&env.json(["--check"])), ["unknown", "unknown"]);
     }
+    // It need not have the usual name.
+    let other = "mlx-engine-mac15-arm64@1";
+    usual_backend(&env.lmstudio(), other);
+    fs::write(&manifest, text.replace(USED, other)).unwrap();
+    env.run(["--check"])
+        .exits(0)
+        .says_nothing_of("lists no MLX backend");
     fs::remove_file(&manifest).unwrap();
     let ran = env.run(["--check"]).exits(0);
     let ran = ran.says("its preferences name one that is not there");

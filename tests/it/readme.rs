@@ -9,13 +9,16 @@ use crate::support::{Env, Ran, differences, fixture, snapshot};
 
 const README: &str = include_str!("../../README.md");
 
-/// The words of every `$ lmpatch …` line, without the comment behind it.
+/// The words of every `$ lmpatch …` line, without the comment behind it, and of the commands in that comment.
 fn commands() -> Vec<Vec<&'static str>> {
-    let lines = README
-        .lines()
-        .filter_map(|line| line.strip_prefix("$ lmpatch"));
-    lines
-        .map(|line| line.split('#').next().unwrap().split_whitespace().collect())
+    let lines = README.lines().filter_map(|line| line.strip_prefix("$ "));
+    let commands = lines.flat_map(|line| {
+        let (command, comment) = line.split_once('#').unwrap_or((line, ""));
+        std::iter::once(command).chain(comment.split('`'))
+    });
+    let words = commands.filter_map(|command| command.strip_prefix("lmpatch"));
+    words
+        .map(|words| words.split_whitespace().collect())
         .collect()
 }
 
@@ -50,7 +53,7 @@ fn every_command_works() {
     let program = env.user().join("bin/lmpatch");
     install(&program);
     let commands = commands();
-    assert!(commands.len() >= 11, "{commands:?}");
+    assert!(commands.len() >= 13, "{commands:?}");
     for words in commands {
         let chunk = chunk_on_disk(&backend.engine()).unwrap();
         // As if the model had been loaded since the last change.

@@ -79,8 +79,8 @@ pub struct Odd {
     pub uses: BTreeMap<u64, u64>,
     /// Tokens that the chat template adds to every prompt, beside a few.
     pub template: u64,
-    /// The `lms load` that fails, from 1.
-    pub failing_load: Option<usize>,
+    /// The `lms load`s that fail, from 1.
+    pub failing_loads: Vec<usize>,
     /// The `lms load`, from 1, before which another client loads the model with less context.
     pub foreign_load: Option<usize>,
     /// The template of every prompt comes out of the prompt cache.
@@ -368,8 +368,8 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
                 let key = arguments[1].strip_prefix("dir/").unwrap();
                 load(&mut state, key, value("--identifier").unwrap(), 9000);
             }
-            if is_refused || [state.odd.failing_load, state.odd.foreign_load].contains(&Some(count))
-            {
+            let fails = state.odd.failing_loads.contains(&count);
+            if is_refused || fails || state.odd.foreign_load == Some(count) {
                 return "Error: Failed to load model".to_owned();
             }
             let number = |flag| value(flag).and_then(|text| text.parse().ok());
