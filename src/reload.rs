@@ -97,7 +97,7 @@ impl Reloader {
         }
         thread::sleep(UNTIL_NEWER);
         let result = self.lms.load(wanted);
-        let after = self.lms.loaded().context("it may not be loaded again")?;
+        let after = self.look().context("it may not be loaded again")?;
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
@@ -115,6 +115,11 @@ impl Reloader {
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
         let now = with_differences(now, wanted, notes);
         Ok(Reloaded { is_foreign, ..now })
+    }
+
+    /// What is loaded. One failure of `lms` says nothing.
+    fn look(&self) -> Result<Vec<LoadedModel>> {
+        retry(Duration::from_secs(2), || self.lms.loaded())
     }
 
     /// The model if it does not go after an unload. What cannot be seen may be unloaded, so that it has to be loaded.
@@ -137,7 +142,7 @@ impl Reloader {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
         let limit = self.lms.wait_timeout;
-        let loaded = retry(limit, || match self.lms.loaded() {
+        let loaded = retry(limit, || match self.look() {
             Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 let what = format!("still busy after {limit:?}, {left}");
                 bail!(Disturbed(what + "; try again when it is idle"));

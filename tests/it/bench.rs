@@ -525,6 +525,15 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
 }
 
 #[test]
+fn a_list_that_fails_once_costs_no_size() {
+    for looks in 1..4 {
+        let stage = stage().odd(|odd| odd.failing_looks_after = Some((1, looks)));
+        let results = stage.json(&["--sizes", "512,2048", "--runs", "1"], 0);
+        assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    }
+}
+
+#[test]
 fn the_load_of_another_client_says_nothing_of_a_size() {
     let stage = stage().odd(|odd| odd.foreign_load = Some(2));
     let before = stage.before();

@@ -110,6 +110,8 @@ pub struct Odd {
     pub meddles: Option<(usize, Meddle)>,
     /// How often `lms ps` fails once a stock size of 2048 is restored.
     pub failing_looks: usize,
+    /// How often `lms ps` fails after so many loads.
+    pub failing_looks_after: Option<(usize, usize)>,
     /// How often `lms ps` still shows every model at work.
     pub busy_looks: usize,
     /// The next model that is loaded evicts all others.
@@ -326,6 +328,13 @@ fn lms(shared: &Mutex<State>, arguments: Vec<String>) -> String {
             let is_restored = has_loaded && chunk_on_disk(&state.engine) == Some(2048);
             if is_restored && state.odd.failing_looks > 0 {
                 state.odd.failing_looks -= 1;
+                return "Error: not ready".to_owned();
+            }
+            let loads = state.lms.iter().filter(|call| call[0] == "load").count();
+            if let Some((after, looks @ 1..)) = &mut state.odd.failing_looks_after
+                && loads == *after
+            {
+                *looks -= 1;
                 return "Error: not ready".to_owned();
             }
             let is_busy = state.odd.busy_looks > 0;
