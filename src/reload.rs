@@ -41,7 +41,7 @@ pub struct Reloaded {
     pub model: LoadedModel,
     pub failed: Option<String>,
     pub note: Option<String>,
-    /// Whether something else loaded it before lmpatch could.
+    /// Whether something else loaded it before lmpatch could, and otherwise than wanted.
     #[serde(skip)]
     pub is_foreign: bool,
 }

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::thread;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -25,8 +24,6 @@ use crate::reload::{Disturbed, Reloader};
 /// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
 const GRACE: Duration = Duration::from_secs(2);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1800);
-
-const IN_USE: &str = "something else uses the model";
 
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
@@ -138,12 +135,7 @@ impl Guard {
 
     /// Sets every backend to `size` and makes it take effect. Returns the context that the model has then.
     pub fn switch_to(&self, size: u64) -> Result<Option<u64>> {
-        // A prefill that was cut short goes on to the end of its chunk.
-        command::retry(self.silence, || {
-            let is_over = *locked(&self.is_over);
-            ensure!(is_over || !self.is_busy(), Disturbed(IN_USE.to_owned()));
-            Ok(())
-        })?;
+        self.wait_idle()?;
         let mut is_reloaded = locked(&self.is_reloaded);
         self.set(size)?;
         *is_reloaded = true;
@@ -153,11 +145,19 @@ impl Guard {
         self.context()
     }
 
-    fn is_busy(&self) -> bool {
-        let loaded = self.reloader.lms.loaded().unwrap_or_default();
-        let mut wanted = self.wanted.iter();
-        let measured = wanted.find_map(|model| find_loaded(&loaded, &model.identifier));
-        measured.is_some_and(LoadedModel::is_busy)
+    /// Waits for a prefill that was cut short, which goes on to the end of its chunk.
+    fn wait_idle(&self) -> Result<()> {
+        let is_busy = |wanted: &LoadedModel| {
+            let loaded = self.reloader.lms.loaded().unwrap_or_default();
+            find_loaded(&loaded, &wanted.identifier).is_some_and(LoadedModel::is_busy)
+        };
+        let was_over = *locked(&self.is_over);
+        command::retry(self.silence, || {
+            let is_ended = !was_over && *locked(&self.is_over);
+            let is_idle = is_ended || !self.wanted.as_ref().is_some_and(is_busy);
+            ensure!(is_idle, "the model is still at work");
+            Ok(())
+        })
     }
 
     fn set(&self, size: u64) -> Result<()> {
@@ -213,7 +213,10 @@ impl Guard {
                 Disturbed(format!("something else loaded the model too, as {id}"))
             );
         }
-        ensure!(!measured.is_busy(), Disturbed(IN_USE.to_owned()));
+        ensure!(
+            !measured.is_busy(),
+            Disturbed("something else uses the model".to_owned())
+        );
         Ok(measured.context_length)
     }
 
@@ -267,6 +270,8 @@ impl Guard {
             let reloaded = self.reload();
             reloaded.context("the model was not loaded again")?;
         } else {
+            // If it stays at work, its load says so.
+            let _ = self.wait_idle();
             self.load_again()?;
         }
         // Leave the server as it was: answering.
@@ -318,19 +323,6 @@ impl Guard {
             ensure!(!now.is_foreign, Disturbed(now.note.unwrap_or_default()));
         }
         Ok(())
-    }
-}
-
-/// Restores everything if the thread that has it panics.
-pub struct OnPanic(pub Option<Arc<Guard>>);
-
-impl Drop for OnPanic {
-    fn drop(&mut self) {
-        if let Some(guard) = self.0.as_ref().filter(|_| thread::panicking()) {
-            // What matters is the panic, and it has been printed.
-            let _ = guard.finish_files(None);
-            let _ = guard.finish_models(true);
-        }
     }
 }
 

@@ -74,12 +74,18 @@ impl Benchmark {
         if !step.is_measured && self.results.is_reloading() {
             self.load(step.size)?;
         }
+        let begun = self.bar.position();
         let run = self.prefill(step).map_err(|why| {
-            // A model that something else has unloaded or loaded may well refuse a prompt.
+            // Once it is under way, a model that is gone or at work is the size's own doing: a crash, or silence.
+            if !step.is_measured || self.bar.position() > begun {
+                return why;
+            }
             let context = self.results.row(step.size).context_length;
-            let guard = self.guard.iter().filter(|_| step.is_measured);
-            let disturbed = guard.map(|guard| guard.ensure_undisturbed(context));
-            disturbed.fold(Ok(()), Result::and).err().unwrap_or(why)
+            let guard = self.guard.as_ref();
+            match guard.map(|guard| guard.ensure_undisturbed(context)) {
+                Some(Err(other)) if other.is::<Disturbed>() => other.context(format!("{why:#}")),
+                _ => why,
+            }
         })?;
         let Some(mut run) = run else {
             return Ok(());

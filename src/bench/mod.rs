@@ -44,7 +44,7 @@ use crate::signals;
 use args::BenchArgs;
 use direct::Direct;
 use engine::Engine;
-use guard::{Guard, OnPanic};
+use guard::Guard;
 use measure::Benchmark;
 use results::{Results, Row};
 use server::Server;
@@ -102,6 +102,19 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
     Ok(if is_good { Exit::Done } else { Exit::Failed })
 }
 
+/// Restores everything if the thread that has it panics.
+pub struct OnPanic(pub Option<Arc<Guard>>);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.as_ref().filter(|_| thread::panicking()) {
+            // What matters is the panic, and it has been printed.
+            let _ = guard.finish_files(None);
+            let _ = guard.finish_models(true);
+        }
+    }
+}
+
 /// The benchmark that `args` ask for. Fails if it could not work.
 pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result<Benchmark> {
     export::check(&args.output)?;
@@ -130,7 +143,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         args.direct || one.backend.selected || backends.iter().all(is_same)
     };
     let mut results = initial_results(args, in_use.filter(is_known))?;
-    results.has_backends = in_use.is_some();
+    results.has_backends = backends.iter().any(|one| one.blocked().is_none());
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let direct = Direct::new(args, backend, &mut results)?;

@@ -55,7 +55,7 @@ impl Results {
     pub fn known(&self) -> Self {
         let mut known = self.clone();
         known.verdict = self.verdict();
-        let is_begun = |row: &Row| row.is_out() || !row.runs.is_empty();
+        let is_begun = |row: &Row| row.is_out() || row.in_vain() > 0 || !row.runs.is_empty();
         known.rows.retain(is_begun);
         known.rows.sort_by_key(|row| row.size);
         let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;

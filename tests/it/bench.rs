@@ -19,10 +19,10 @@ use crate::support::{Entry, Env, Ran, differences, interpreter, lines_on_termina
 use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
 use lmpatch::bench::engine::{Engine, OnProgress, Run};
-use lmpatch::bench::guard::{Guard, OnPanic};
+use lmpatch::bench::guard::Guard;
 use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::results::Results;
-use lmpatch::bench::supervise;
+use lmpatch::bench::{OnPanic, supervise};
 use lmpatch::cli::{self, Cli};
 use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::lock::Lock;
@@ -531,6 +531,25 @@ fn a_list_that_fails_once_costs_no_size() {
         let results = stage.json(&["--sizes", "512,2048", "--runs", "1"], 0);
         assert_eq!(column(&results, "failed"), [NONE, NONE]);
     }
+}
+
+#[test]
+fn a_crash_that_takes_the_model_along_is_no_other_clients_doing() {
+    let stage = stage().odd(|odd| (odd.breaks_off_from, odd.crash_unloads) = (Some(4096), true));
+    let before = stage.before();
+    let results = stage.json(&["--sizes", "512,4096", "--runs", "1"], 1);
+    failed(&results, 1, "the server broke off");
+    let loads = |state: &State| state.lms.iter().filter(|call| call[0] == "load").count();
+    assert_eq!(loads(&stage.fake.state()), 3, "it is not provoked again");
+    stage.is_as(&before);
+}
+
+#[test]
+fn with_a_command_lms_is_never_called() {
+    let stage = stage();
+    let sizes = ["--sizes", "512,2048", "--runs", "1", "--reload", "true"];
+    stage.json(&[&["--model", MODEL], &sizes[..]].concat(), 1);
+    assert_eq!(stage.fake.state().lms, Vec::<Vec<String>>::new());
 }
 
 #[test]

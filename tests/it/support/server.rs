@@ -74,6 +74,8 @@ pub struct Odd {
     pub out_of_memory_above: Option<u64>,
     pub silent_from: Option<u64>,
     pub breaks_off_from: Option<u64>,
+    /// And the model is gone then.
+    pub crash_unloads: bool,
     pub stuck_at: Option<u64>,
     /// The chunk that the engine really uses.
     pub uses: BTreeMap<u64, u64>,
@@ -530,6 +532,9 @@ fn chat(
             break;
         }
         if is_whole && number == 1 && odd.breaks_off_from.is_some_and(|from| chunk >= from) {
+            let mut state = lock(shared);
+            let models = state.models.iter_mut().filter(|_| odd.crash_unloads);
+            models.for_each(|model| model.loaded.clear());
             return Ok(());
         }
         if is_whole && number == 1 && odd.silent_from.is_some_and(|from| chunk >= from) {
