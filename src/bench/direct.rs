@@ -29,7 +29,6 @@ pub struct Direct {
     command: Command,
     /// The model, and what prompts are made of.
     job: Value,
-    /// How long a process may say nothing.
     silence: Duration,
     process: Option<Process>,
 }

@@ -50,7 +50,6 @@ struct Instance {
 #[derive(Debug, Clone)]
 pub struct Server {
     base: String,
-    /// How long it may say nothing.
     silence: Duration,
     /// How long it may be away after a load, which a command may be for.
     restart: Duration,

@@ -146,7 +146,6 @@ fn restore(edit: &Edit) -> Result<()> {
     }
 }
 
-/// The temp files for a vendor file or its receipt that killed runs have left.
 fn temporaries(target: &Path) -> Result<Vec<PathBuf>> {
     let (directory, name) = split(target);
     let prefix = format!(".{name}.lmpatch");
