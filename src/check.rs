@@ -80,9 +80,9 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     }
     let is_empty = || backends::find(home, &[]).is_ok_and(|(all, _)| all.is_empty());
     if patterns.is_empty() || is_empty() {
-        let other = cli.home.is_none().then(|| home::other(home));
-        let other = other.unwrap_or_default();
-        bail!("no MLX backend found in {directory}; {INSTALL}{other}");
+        let hint = cli.home.is_none().then(|| home::hint(home));
+        let hint = hint.unwrap_or_default();
+        bail!("no MLX backend found in {directory}; {INSTALL}{hint}");
     }
     let patterns: Vec<_> = patterns.iter().map(Pattern::as_str).collect();
     let patterns = patterns.join(" or ");

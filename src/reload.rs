@@ -15,6 +15,7 @@ use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lmstudio::workers::{self, Worker};
 use crate::output::quoted;
 
+const GRACE: Duration = Duration::from_secs(2);
 const LEAVING: Duration = Duration::from_secs(10);
 /// After this long a new worker is known to be newer than an edit: start times are whole seconds, on Linux one less at times.
 const UNTIL_NEWER: Duration = Duration::from_secs(2);
@@ -97,7 +98,7 @@ impl Reloader {
         }
         thread::sleep(UNTIL_NEWER);
         let result = self.lms.load(wanted);
-        let after = self.look().context("it may not be loaded again")?;
+        let after = self.loaded().context("it may not be loaded again")?;
         let mut notes = Vec::new();
         for other in after.iter().filter(|other| other.path == wanted.path) {
             let id = &other.identifier;
@@ -118,8 +119,8 @@ impl Reloader {
     }
 
     /// What is loaded. One failure of `lms` says nothing.
-    fn look(&self) -> Result<Vec<LoadedModel>> {
-        retry(Duration::from_secs(2), || self.lms.loaded())
+    fn loaded(&self) -> Result<Vec<LoadedModel>> {
+        retry(GRACE, || self.lms.loaded())
     }
 
     /// The model if it does not go after an unload. What cannot be seen may be unloaded, so that it has to be loaded.
@@ -142,7 +143,7 @@ impl Reloader {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
         let limit = self.lms.wait_timeout;
-        let loaded = retry(limit, || match self.look() {
+        let loaded = retry(limit, || match self.loaded() {
             Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 let what = format!("still busy after {limit:?}, {left}");
                 bail!(Disturbed(what + "; try again when it is idle"));

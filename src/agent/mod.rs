@@ -16,7 +16,6 @@ use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, flag, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::VendorFile;
 use crate::patch::settings::{DEFAULT_SIZE, Site, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
@@ -218,7 +217,7 @@ fn is_finished(home: &Path, size: u64, settle: Duration) -> Result<bool> {
     }
     let found = patch::survey(home, &[])?;
     let is_done = |one: &Surveyed| {
-        let is_odd = differs(one) && is_for_us(one, size);
+        let is_odd = one.differs_from_record() && is_for_us(one, size);
         is_settled(one, if is_odd { WAITS * settle } else { settle })
     };
     Ok(found.absent.missing.is_empty() && found.backends.iter().all(is_done))
@@ -229,10 +228,6 @@ fn is_for_us(one: &Surveyed, size: u64) -> bool {
     let is_open = one.blocked().is_some() || one.sites().any(|site| site.value != size);
     let is_ours = |site: &Site| [site.stock, size].contains(&site.value);
     is_open && one.sites().all(is_ours) && !one.came_edited()
-}
-
-fn differs(one: &Surveyed) -> bool {
-    one.files.iter().any(VendorFile::differs_from_record)
 }
 
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
@@ -249,7 +244,7 @@ fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration
     let mut backends = patch::survey(home, &[])?.backends;
     backends.retain(|one| is_settled(one, age) && is_for_us(one, size));
     let mut exit = Exit::Done;
-    for odd in backends.extract_if(.., |one| differs(one)) {
+    for odd in backends.extract_if(.., |one| one.differs_from_record()) {
         exit = Exit::Failed;
         let name = &odd.backend.name;
         let what = "a file of it is not the one that its package's RECORD lists";

@@ -57,8 +57,7 @@ fn cells(results: &Results, row: &Row) -> Vec<String> {
     let is_stock = row.size.is_some() && row.size == results.stock;
     let stock = if is_stock { " (stock)" } else { "" };
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
-    let has_run = row.valid().next().is_some();
-    let unseen = has_run.then(|| "not observable".to_owned());
+    let unseen = row.has_worked().then(|| "not observable".to_owned());
     let cells = [
         Some(row.name() + stock),
         row.median_prefill_seconds.map(|s| format!("{s:.2}")),

@@ -193,10 +193,10 @@ impl Guard {
 
     /// The context of the measured model, if `lms` tells. Fails if something else has loaded or uses the model.
     fn context(&self) -> Result<Option<u64>> {
-        command::retry(GRACE, || self.look())
+        command::retry(GRACE, || self.context_now())
     }
 
-    fn look(&self) -> Result<Option<u64>> {
+    fn context_now(&self) -> Result<Option<u64>> {
         let Some(wanted) = &self.wanted else {
             return Ok(None);
         };
@@ -293,8 +293,9 @@ impl Guard {
             }
             self.output.say(&format!("Loading {name} again …"));
             let mut reloaded = self.reloader.try_reload(was);
+            let is_done = reloaded.as_ref().is_ok_and(|now| !now.is_foreign);
             // Nothing else brings it back, and memory may be short for a moment.
-            if reloaded.as_ref().map_or(true, |now| now.is_foreign) {
+            if !is_done {
                 reloaded = self.reloader.try_reload(was);
             }
             let why = match reloaded {

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 
 use super::engine::{Engine, Position, Run};
 use super::guard::Guard;
-use super::race::{MAX_IN_VAIN, Step};
+use super::race::Step;
 use super::results::{Results, Row};
 use crate::output::Output;
 use crate::reload::Disturbed;
@@ -80,10 +80,8 @@ impl Benchmark {
             if !step.is_measured || self.bar.position() > begun {
                 return why;
             }
-            let context = self.results.row(step.size).context_length;
-            let guard = self.guard.as_ref();
-            match guard.map(|guard| guard.ensure_undisturbed(context)) {
-                Some(Err(other)) if other.is::<Disturbed>() => other.context(format!("{why:#}")),
+            match self.disturbance(step.size) {
+                Some(other) if other.is::<Disturbed>() => other.context(format!("{why:#}")),
                 _ => why,
             }
         })?;
@@ -98,9 +96,7 @@ impl Benchmark {
             self.template = again.unwrap_or(run).cached_tokens.unwrap_or_default();
             return Ok(());
         }
-        let context = self.results.row(step.size).context_length;
-        let guard = self.guard.as_ref();
-        if let Some(Err(why)) = guard.map(|guard| guard.ensure_undisturbed(context)) {
+        if let Some(why) = self.disturbance(step.size) {
             run.ignored = Some(format!("{why:#}"));
             // So that it is loaded again as it has to be.
             self.results.warm.clear();
@@ -111,6 +107,12 @@ impl Benchmark {
             row.failed = Some(format!("{why:#}"));
         }
         Ok(())
+    }
+
+    /// Why the model may not be as it was loaded for this size, if so.
+    fn disturbance(&mut self, size: Option<u64>) -> Option<Error> {
+        let context = self.results.row(size).context_length;
+        self.guard.as_ref()?.ensure_undisturbed(context).err()
     }
 
     /// Sets the size and makes it take effect, if sizes are changed at all.
@@ -175,13 +177,12 @@ impl Benchmark {
 impl Row {
     /// Gives a size up whose load or prefill failed, unless that may be another client's doing, or it has worked before.
     fn note_failure(&mut self, why: &Error) {
-        let has_worked = self.valid().next().is_some();
-        let is_excused = why.is::<Disturbed>() || has_worked;
+        let is_excused = why.is::<Disturbed>() || self.has_worked();
         let why = format!("{why:#}");
         if is_excused {
             self.disturbed.push(why.clone());
         }
-        if !has_worked && (!is_excused || self.in_vain() >= MAX_IN_VAIN) {
+        if !is_excused || self.is_hopeless() {
             self.failed = Some(why);
         }
     }
@@ -191,9 +192,8 @@ impl Row {
 fn take(row: &mut Row, run: Run) -> Result<()> {
     if let Some(why) = run.ignored.clone() {
         row.add(run);
-        let (count, has_worked) = (row.in_vain(), row.valid().next().is_some());
-        let is_hopeless = count >= MAX_IN_VAIN && !has_worked;
-        ensure!(!is_hopeless, "{count} runs do not count: {why}");
+        let count = row.in_vain();
+        ensure!(!row.is_hopeless(), "{count} runs do not count: {why}");
         return Ok(());
     }
     row.cut = None;

@@ -281,7 +281,7 @@ pub fn supervise(
 }
 
 fn after_budget(results: &Results, sizes: &[u64]) -> String {
-    let is_done = |row: &Row| row.is_out() || row.valid().next().is_some();
+    let is_done = |row: &Row| row.is_out() || row.has_worked();
     let is_open = |size: &&u64| {
         let mut rows = results.rows.iter();
         !rows.any(|row| row.size == Some(**size) && is_done(row))

@@ -16,7 +16,7 @@ const CUT_FROM: f64 = 0.25;
 /// Nor is one that is nearly done.
 const CUT_TO: f64 = 0.9;
 /// A size gets no further runs after this many that do not count, and has failed if none does.
-pub const MAX_IN_VAIN: usize = 3;
+const MAX_IN_VAIN: usize = 3;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
 
@@ -55,7 +55,7 @@ impl Results {
     pub fn known(&self) -> Self {
         let mut known = self.clone();
         known.verdict = self.verdict();
-        let is_begun = |row: &Row| row.is_out() || row.in_vain() > 0 || !row.runs.is_empty();
+        let is_begun = |row: &Row| row.is_out() || row.has_worked() || row.in_vain() > 0;
         known.rows.retain(is_begun);
         known.rows.sort_by_key(|row| row.size);
         let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
@@ -238,6 +238,15 @@ impl Row {
     /// The runs that count.
     pub fn valid(&self) -> impl DoubleEndedIterator<Item = &Run> {
         self.runs.iter().filter(|run| run.ignored.is_none())
+    }
+
+    pub fn has_worked(&self) -> bool {
+        self.valid().next().is_some()
+    }
+
+    /// Whether it has been tried in vain often enough to be given up.
+    pub fn is_hopeless(&self) -> bool {
+        self.in_vain() >= MAX_IN_VAIN && !self.has_worked()
     }
 
     /// How many of its runs do not count, or did not come about.

@@ -20,7 +20,7 @@ use super::results::Results;
 use crate::output::quoted;
 use crate::{command, files};
 
-/// For a server after `lms load`, which needs one.
+/// How long a server may be away after `lms load`, which itself needs one.
 const RESTART: Duration = Duration::from_secs(120);
 /// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);

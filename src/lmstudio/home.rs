@@ -17,13 +17,13 @@ use crate::output::quoted;
 pub fn find(explicit: Option<&Path>) -> Result<PathBuf> {
     let home = explicit.map_or_else(find_as_lmstudio_does, |path| Ok(path.to_owned()))?;
     match backends::open(&home) {
-        Err(error) if explicit.is_none() => bail!("{error:#}{}", other(&home)),
+        Err(error) if explicit.is_none() => bail!("{error:#}{}", hint(&home)),
         opened => opened.map(|_| home),
     }
 }
 
 /// Says where this home comes from and names another one that has backends, to follow an error; empty if there is neither.
-pub fn other(home: &Path) -> String {
+pub fn hint(home: &Path) -> String {
     let user = dirs::home_dir().unwrap_or_default();
     let usual = [".cache/lm-studio", ".lmstudio"].map(|name| user.join(name));
     let mut text = String::new();

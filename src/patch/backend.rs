@@ -61,6 +61,11 @@ impl Surveyed {
         sources.any(Source::came_edited)
     }
 
+    /// Whether a file of it is not the one that its package's `RECORD` lists.
+    pub fn differs_from_record(&self) -> bool {
+        self.files.iter().any(VendorFile::differs_from_record)
+    }
+
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<Blocked> {
         let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";

@@ -107,8 +107,7 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
 pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
-            Ok(edits) if edits.iter().any(Edit::is_change) => match write::why_not_writable(&edits)
-            {
+            Ok(edits) if edits.iter().any(Edit::is_change) => match write::unwritable(&edits) {
                 Some(why) => (Outcome::Failed, Some(why), vec![]),
                 None => (Outcome::WouldChange, None, edits),
             },

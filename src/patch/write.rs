@@ -55,7 +55,7 @@ pub fn apply(_lock: &Lock, edits: &[Edit]) -> Result<()> {
 }
 
 /// Why these files are not written: their owner wants them to stay as they are, or their directory is closed.
-pub fn why_not_writable(edits: &[Edit]) -> Option<String> {
+pub fn unwritable(edits: &[Edit]) -> Option<String> {
     let changes = || edits.iter().filter(|edit| edit.is_change());
     for directory in changes().filter_map(|edit| edit.path.parent()) {
         if let Err(error) = access(directory, Access::WRITE_OK) {

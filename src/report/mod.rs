@@ -165,9 +165,11 @@ impl Findings {
                 few @ ([_] | [_, _]) => few.join(", ") + ": ",
                 all => format!("{} backends: ", all.len()),
             };
-            let next = Some(&finding.next).filter(|next| !next.is_empty());
-            let next = next.map_or(String::new(), |next| format!("; {next}"));
-            output.message(finding.level, &format!("{about}{}{next}", finding.what));
+            let mut text = about + &finding.what;
+            if !finding.next.is_empty() {
+                text += &format!("; {}", finding.next);
+            }
+            output.message(finding.level, &text);
         }
     }
 }
