@@ -477,3 +477,14 @@ fn a_pattern_for_a_backend_that_is_missing_is_no_typo() {
         .says("needs app-mlx-generate-mac14-arm64@63")
         .says_nothing_of("no backend matches");
 }
+
+#[test]
+fn a_newer_lmpatch_is_no_hope_for_what_is_proven_to_be_older() {
+    let env = one(&engine_since_2026("2048"));
+    let older = usual_backend(&env.lmstudio(), OLDER).with_generate("x = 1\n");
+    env.run(["--check"]).says("a newer lmpatch may know it");
+    older.with_record("x = 1\n");
+    env.run(["--check"])
+        .says("no definition of prefill_step_size")
+        .says_nothing_of("a newer lmpatch may know it");
+}

@@ -1023,3 +1023,31 @@ fn a_launchctl_that_does_not_answer_says_nothing_of_the_agent() {
     assert!(user.job().exists());
     env.run(["--check"]).exits(0).says_nothing_of("agent");
 }
+
+#[test]
+fn install_and_uninstall_print_the_state_as_json() {
+    let env = Env::new();
+    let user = User::new(&env);
+    let _launchd = user.launchd();
+    user.run(&["agent", "status"])
+        .exits(1)
+        .says("`lmpatch agent install` installs it.");
+    for (command, installed) in [("install", true), ("uninstall", false)] {
+        let ran = user.run(&["agent", command, "--json"]).exits(0);
+        let status: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(status["installed"], installed);
+    }
+}
+
+#[test]
+fn what_cannot_be_written_names_the_directory_and_not_a_temporary_file() {
+    let env = Env::new();
+    let missing = env.user().join("missing");
+    let why = lmpatch::files::replace(&missing.join("file"), b"").unwrap_err();
+    let why = format!("{why:#}");
+    let told = format!("cannot write in {} (No such file", missing.display());
+    assert!(
+        why.starts_with(&told) && !why.contains(".lmpatch-"),
+        "{why}"
+    );
+}

@@ -448,3 +448,17 @@ fn while_lms_is_asked_the_files_are_written_and_nothing_is_locked() {
     env.run(["4096"]).exits(0);
     assert_eq!(fs::read_to_string(seen).unwrap(), "0\n");
 }
+
+#[test]
+fn where_two_apps_have_old_workers_both_are_named() {
+    let env = Env::new();
+    let (used, _) = home(&env.lmstudio());
+    select_in(&env.lmstudio(), APPS[1].1, "1.12.0");
+    written(&env.lmstudio().join(APPS[1].1), ago(7200));
+    let _workers = [LM_STUDIO, BIONIC].map(|script| Running::worker(&env.lmstudio(), script));
+    written(&used.engine(), SystemTime::now());
+    env.run(["--check"])
+        .exits(0)
+        .says("load it again in Bionic and LM Studio")
+        .says_nothing_of("--reload");
+}
