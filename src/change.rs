@@ -1,6 +1,7 @@
 //! `lmpatch SIZE`, `lmpatch --revert` and their dry runs.
 
 use std::path::Path;
+use std::thread;
 
 use anyhow::Result;
 
@@ -13,6 +14,7 @@ use crate::output::{Exit, Output, flags};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::file::State;
+use crate::patch::sites::compile_patterns;
 use crate::patch::{self, Applied, Outcome};
 use crate::reload::{How, Reloader};
 use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, table};
@@ -21,6 +23,8 @@ use crate::signals;
 /// Brings every backend to the goal, or shows what that would change.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
     let goal = report.size.map_or(Goal::Original, Goal::Size);
+    // A check does without this thread: it lists the processes at that time.
+    let _ = thread::Builder::new().spawn(compile_patterns);
     let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
     let backends = check::survey(cli, home, report)?;
     let applied = match &lock {

@@ -124,7 +124,8 @@ impl Source {
             let proof = prove(&literals)?;
             Some(Original { proof, literals })
         });
-        let is_recoverable = prove(&shipped).is_some();
+        let is_shipped = |original: &Original| original.literals == shipped;
+        let is_recoverable = proven.as_ref().is_some_and(is_shipped) || prove(&shipped).is_some();
         let vendors = proven.iter().flat_map(|original| &original.literals);
         for (site, literal) in sites.iter_mut().zip(vendors) {
             site.stock = number(literal).unwrap_or(site.stock);

@@ -65,8 +65,6 @@ pub struct Survey {
 
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
-    // Without this thread, the first file waits for them.
-    let _ = thread::Builder::new().spawn(sites::compile_patterns);
     let (found, absent) = backends::find(home, wanted)?;
     let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, absent })

@@ -123,14 +123,17 @@ pub fn releases(setting: &Setting) -> Evidence {
 
 /// What a `RECORD` says of `path`, in rows of `path,sha256=<URL-safe base64 without padding>,<size>`.
 pub fn parse_record(record: &[u8], path: &str) -> Evidence {
+    let quoted = format!("\"{path}\"");
     let row = |row| {
         let mut fields = std::str::from_utf8(row).ok()?.rsplitn(3, ',');
-        let size = fields.next()?.trim().parse().ok()?;
-        let digest = URL_SAFE_NO_PAD.decode(fields.next()?.strip_prefix("sha256=")?);
+        let (size, digest, named) = (fields.next()?, fields.next()?, fields.next()?);
+        if named != path && named != quoted {
+            return None;
+        }
+        let size = size.trim().parse().ok()?;
+        let digest = URL_SAFE_NO_PAD.decode(digest.strip_prefix("sha256=")?);
         let sha256 = hex(&digest.ok().filter(|digest| digest.len() == 32)?);
-        let named = fields.next()?;
-        let is_it = named == path || named == format!("\"{path}\"");
-        is_it.then_some((Proof::Record, Fingerprint { size, sha256 }))
+        Some((Proof::Record, Fingerprint { size, sha256 }))
     };
     let rows = record.split(|byte| matches!(byte, b'\n' | b'\r'));
     rows.filter_map(row).collect()
