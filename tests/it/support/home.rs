@@ -106,6 +106,18 @@ impl BackendDir {
         )
     }
 
+    /// Writes mlx-lm's file, and a `RECORD` that lists it as it is.
+    pub fn with_listed_generate(self, content: impl AsRef<[u8]>) -> Self {
+        self.with_generate(&content).with_record(content)
+    }
+
+    /// Fails the test unless the engine since 2026 and mlx-lm have this number, and are otherwise the vendor's.
+    #[track_caller]
+    pub fn is_set_to(&self, size: &str) {
+        assert_eq!(super::text(self.engine()), engine_since_2026(size));
+        assert_eq!(super::text(self.generate()), generate(size, size, size));
+    }
+
     /// Writes files where Python's cached bytecode of `package/stem` and of a neighbour would be.
     pub fn with_bytecode(self, package: &str, stem: &str) -> Self {
         let names = [

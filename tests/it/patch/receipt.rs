@@ -1,0 +1,74 @@
+//! What lmpatch writes beside a file that nothing else could give back.
+use std::fs;
+
+use lmpatch::patch::original::Fingerprint;
+use serde_json::{Value, json};
+
+use super::{NAME, RECEIPT};
+use crate::support::home::{BackendDir, engine_since_2026, usual_backend};
+use crate::support::{Before, Env, text};
+
+fn sha256(text: &str) -> String {
+    Fingerprint::of(text.as_bytes()).sha256
+}
+
+fn json_of(backend: &BackendDir, receipt: &str) -> Value {
+    serde_json::from_str(&text(backend.path(receipt))).unwrap()
+}
+
+#[test]
+fn the_receipt_is_written_once_and_survives_other_sizes() {
+    let env = Env::new();
+    let backend = usual_backend(&env.lmstudio(), NAME);
+    let before = Before::of(env.lmstudio());
+    let original = engine_since_2026("2048");
+    let expected = json!({
+        "size": original.len(), "sha256": sha256(&original), "literals": ["2048"],
+    });
+    for back in ["--revert", "2048"] {
+        for size in ["4096", "8192", "1024", "4096"] {
+            env.run([size]).exits(0);
+            assert_eq!(json_of(&backend, RECEIPT), expected);
+            // None is written where RECORD gives the original back.
+            let ours = before.changes();
+            let ours: Vec<_> = ours.iter().filter(|p| p.contains("lmpatch")).collect();
+            assert_eq!(ours.len(), 1, "nothing but the receipt: {ours:?}");
+        }
+        env.run([back]).exits(0);
+        before.still_holds();
+    }
+}
+
+#[test]
+fn the_receipt_keeps_literals_as_they_are_written() {
+    let env = Env::new();
+    let vendors = "def generate_step(prefill_step_size: int = 2_048): pass\n";
+    let backend = BackendDir::new(&env.lmstudio(), NAME).with_listed_generate(vendors);
+    let before = Before::of(env.lmstudio());
+    env.run(["4096"]).exits(0);
+    let expected = json!({"size": 56, "sha256": sha256(vendors), "literals": ["2_048"]});
+    assert_eq!(json_of(&backend, "mlx_lm/generate.py.lmpatch"), expected);
+    env.run(["8192"]).exits(0);
+    env.run(["--revert"]).exits(0);
+    before.still_holds();
+}
+
+#[test]
+fn a_receipt_of_another_version_is_not_used_and_replaced() {
+    let env = Env::new();
+    let backend = usual_backend(&env.lmstudio(), NAME);
+    let before = Before::of(env.lmstudio());
+    env.run(["4096"]).exits(0);
+    let update = engine_since_2026("2048") + "\n# a newer release in the same place\n";
+    fs::write(backend.engine(), &update).unwrap();
+    env.run(["--check"])
+        .exits(0)
+        .says("the receipt is ignored")
+        .says("belongs to another version of the file");
+    env.run(["8192"]).exits(0);
+    assert_eq!(json_of(&backend, RECEIPT)["sha256"], sha256(&update));
+    env.run(["--revert"]).exits(0);
+    assert_eq!(text(backend.engine()), update);
+    let left = before.changes();
+    assert_eq!(left.len(), 1, "only the engine differs: {left:?}");
+}
