@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -65,7 +65,8 @@ impl Fault {
 /// A scenario as it goes without a fault.
 struct Rehearsal {
     scenario: Scenario,
-    /// The home before the run and after it.
+    /// The home before the run, and what is in it then and afterwards.
+    home: Env,
     old: Tree,
     new: Tree,
     /// The home as the vendor made it, less the bytecode of edited files.
@@ -105,19 +106,20 @@ fn any_call_may_fail_and_nothing_is_lost() {
 
 fn rehearse(scenario: Scenario) -> Rehearsal {
     let (args, before) = scenario;
-    let made = home();
-    let mut reverted = snapshot(&made.lmstudio());
+    let home = home();
+    let mut reverted = snapshot(&home.lmstudio());
     reverted.retain(|path, _| !is_bytecode_of_edited(path));
     for before in before {
-        made.run([before]).exits(0);
+        home.run([before]).exits(0);
     }
-    let old = snapshot(&made.lmstudio());
-    let env = home_of(&old);
+    let old = snapshot(&home.lmstudio());
+    let env = copy_of(&home);
     let calls = strace::record(&env, &[QUIET, args]);
     let new = snapshot(&env.lmstudio());
     finishes(&env, "--revert", &reverted).unwrap();
     Rehearsal {
         scenario,
+        home,
         old,
         new,
         reverted,
@@ -143,28 +145,12 @@ fn home() -> Env {
     env
 }
 
-/// A home that is this tree.
-fn home_of(tree: &Tree) -> Env {
+/// A copy of a home, with its modes and owners.
+fn copy_of(home: &Env) -> Env {
     let env = Env::in_memory();
-    fs::create_dir(env.lmstudio()).unwrap();
-    // A directory comes before what is in it.
-    for (path, entry) in tree {
-        let path = env.lmstudio().join(path);
-        match entry {
-            Entry::Directory { .. } => fs::create_dir(path).unwrap(),
-            Entry::File {
-                bytes,
-                mode,
-                uid,
-                gid,
-            } => {
-                fs::write(&path, bytes).unwrap();
-                chown(&path, Some(*uid), Some(*gid)).unwrap();
-                fs::set_permissions(path, Permissions::from_mode(*mode)).unwrap();
-            }
-            Entry::Link(_) | Entry::Special => panic!("{} is not expected here", path.display()),
-        }
-    }
+    let mut copy = Command::new("cp");
+    copy.arg("-a").args([home.lmstudio(), env.lmstudio()]);
+    assert!(copy.status().unwrap().success());
     env
 }
 
@@ -213,7 +199,7 @@ fn run_all(cases: &[Case<'_>]) -> Vec<String> {
 fn survives(case: &Case<'_>) -> Result<()> {
     let Rehearsal { old, new, .. } = case.rehearsal;
     let (args, _) = case.rehearsal.scenario;
-    let env = home_of(old);
+    let env = copy_of(&case.rehearsal.home);
     let (call, tampering) = (case.call, case.fault.tampering(case.call.occurrence));
     let (output, was_injected) = strace::inject(&env, &call.name, &tampering, &[QUIET, args]);
     let ran = Ran::of(&output);

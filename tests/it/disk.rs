@@ -1,14 +1,13 @@
 //! Disks that cannot or may not, one error at a time: what is fallen back on, what is said, and in which order.
 
-use crate::support::home::{BackendDir, usual_backend};
+use crate::support::home::{self, BackendDir};
 use crate::support::strace::{self, Call};
 use crate::support::{Before, Env, Ran};
 
 /// A home of one backend, and as it is before anything is run; none where strace is missing.
 fn one_backend() -> Option<(Env, BackendDir, Before)> {
     strace::is_there().then(|| {
-        let env = Env::new();
-        let backend = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@34");
+        let (env, backend, _) = home::one_backend(BackendDir::usual);
         let before = Before::of(env.lmstudio());
         (env, backend, before)
     })

@@ -8,22 +8,18 @@ use lmpatch::patch::original::Fingerprint;
 use serde_json::{Value, json};
 
 use crate::support::home::{
-    BackendDir, engine_since_2026, generate, record_row, stock_generate, usual_backend,
+    BackendDir, engine_since_2026, generate, one_backend, record_row, stock_generate,
 };
 use crate::support::{Before, Env, mkfifo, text};
 
-const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 const RECORD: &str = "mlx_lm-0.0.1.dist-info/RECORD";
 
 /// One backend whose mlx-lm says 4096 and has this `RECORD`, which is shown if the test fails.
-fn patched_with_record(record: &[u8]) -> (Env, BackendDir) {
+fn patched_with_record(record: &[u8]) -> (Env, BackendDir, Before) {
     let start = &record[..record.len().min(200)];
     eprintln!("{}", String::from_utf8_lossy(start));
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), BACKEND)
-        .with_generate(generate("4096", "4096", "4096"))
-        .write(RECORD, record);
-    (env, backend)
+    let patched = generate("4096", "4096", "4096");
+    one_backend(|it| it.with_generate(patched).write(RECORD, record))
 }
 
 fn good_row() -> String {
@@ -61,8 +57,7 @@ fn bad_rows_of_a_record_prove_nothing() {
         other_row(),
         huge,
     ] {
-        let (env, backend) = patched_with_record(record.as_bytes());
-        let before = Before::of(env.user());
+        let (env, backend, before) = patched_with_record(record.as_bytes());
         assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
         for args in [&["--revert"][..], &["--revert", "--dry-run"]] {
             env.finish(args)
@@ -90,7 +85,7 @@ fn a_good_row_proves_whatever_stands_around_it() {
         [noise, row.as_bytes()].concat(),
         format!("{}\n{row}", other_row()).into_bytes(),
     ] {
-        let (env, backend) = patched_with_record(&record);
+        let (env, backend, _) = patched_with_record(&record);
         assert_eq!(env.checked(0)["files"][0]["original"], "record");
         env.finish(["--revert"]).exits(0);
         assert_eq!(text(backend.generate()), stock_generate());
@@ -100,8 +95,7 @@ fn a_good_row_proves_whatever_stands_around_it() {
 
 /// One backend of an engine that nothing proves but its receipt, set to 4096; and that receipt.
 fn with_receipt() -> (Env, BackendDir, PathBuf) {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), BACKEND).with_engine(engine_since_2026("2048"));
+    let (env, backend, _) = one_backend(|it| it.with_engine(engine_since_2026("2048")));
     env.finish(["4096"]).exits(0);
     let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
     assert!(receipt.is_file());
@@ -164,10 +158,10 @@ const TAMPERINGS: [Tamper; 12] = [
 /// Where the package's RECORD proves the original, it is not needed.
 #[test]
 fn a_useless_receipt_that_a_revert_removes_is_not_told() {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), BACKEND)
-        .with_listed_generate(stock_generate())
-        .write("mlx_lm/generate.py.lmpatch", "{");
+    let (env, backend, _) = one_backend(|it| {
+        it.with_listed_generate(stock_generate())
+            .write("mlx_lm/generate.py.lmpatch", "{")
+    });
     env.finish(["--check"])
         .exits(0)
         .says("is damaged; move it away");
@@ -176,7 +170,7 @@ fn a_useless_receipt_that_a_revert_removes_is_not_told() {
 }
 
 #[test]
-fn a_receipt_of_no_use_is_told_and_ignored() {
+fn a_receipt_of_no_use_is_told_and_gives_way_where_the_file_has_its_stock_values_again() {
     for (why, tamper) in TAMPERINGS {
         eprintln!("{why}");
         let (env, backend, receipt) = with_receipt();
@@ -207,15 +201,7 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
             .exits(1)
             .says("the original is unknown");
         assert_eq!(text(backend.engine()), engine_since_2026("8192"));
-    }
-}
 
-#[test]
-fn a_receipt_of_no_use_gives_way_where_the_file_has_its_stock_values_again() {
-    for (why, tamper) in TAMPERINGS {
-        eprintln!("{why}");
-        let (env, backend, receipt) = with_receipt();
-        tamper(&receipt);
         fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
         env.finish(["4096"]).exits(0);
         assert_eq!(text(backend.engine()), engine_since_2026("4096"));
@@ -233,9 +219,7 @@ fn a_receipt_of_no_use_gives_way_where_the_file_has_its_stock_values_again() {
 
 #[test]
 fn a_foreign_receipt_does_no_harm_where_record_proves_the_original() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), BACKEND);
-    let before = Before::of(env.user());
+    let (env, backend, before) = one_backend(BackendDir::usual);
     env.finish(["4096"]).exits(0);
     let foreign = receipt_of(&generate("64", "64", "64"), "64");
     backend.write("mlx_lm/generate.py.lmpatch", foreign);

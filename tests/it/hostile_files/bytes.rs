@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::process::Command;
 
-use super::{BAD, GOOD, assert_refused, only_the_good_one_changed, two_backends};
+use super::{BAD, assert_refused, only_the_good_one_changed, two_backends};
 use crate::support::child::{finish, has_tool};
-use crate::support::home::{BackendDir, engine_since_2026, generate, stock_generate};
-use crate::support::{Before, Env, LMPATCH, text};
+use crate::support::home::{engine_since_2026, generate, one_backend, stock_generate};
+use crate::support::{Before, LMPATCH, text};
 
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
@@ -110,11 +110,10 @@ const SPELLINGS: [(&str, Spell); 8] = [
 fn only_digits_change_however_the_source_is_written() {
     for (name, spell) in SPELLINGS {
         eprintln!("{name}");
-        let env = Env::new();
-        let backend = BackendDir::new(&env.lmstudio(), GOOD)
-            .with_engine(spell(&engine_since_2026("2048")))
-            .with_generate(spell(&stock_generate()));
-        let before = Before::of(env.user());
+        let (env, backend, before) = one_backend(|it| {
+            it.with_engine(spell(&engine_since_2026("2048")))
+                .with_generate(spell(&stock_generate()))
+        });
         for size in ["4096", "64", "131072"] {
             env.finish([size]).exits(0);
             let engine = fs::read(backend.engine()).unwrap();

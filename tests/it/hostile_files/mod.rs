@@ -65,10 +65,15 @@ fn assert_refused(env: &Env, path: &Path, what: &str, good: &BackendDir) {
 type Put = fn(&Env, &Path);
 
 /// What may stand where a vendor file was, and the words for each.
-const PLACED: [(&str, Put); 7] = [
+const PLACED: [(&str, Put); 8] = [
     ("is a FIFO, not a regular file", |_, path| mkfifo(path)),
     ("is a directory, not a regular file", |_, path| {
         fs::create_dir(path).unwrap();
+    }),
+    ("is a device, not a regular file", |_, path| {
+        // The numbers of /dev/zero, which never ends.
+        let mut mknod = Command::new("mknod");
+        _ = mknod.arg(path).args(["c", "1", "5"]).output();
     }),
     ("is a socket, not a regular file", |env, path| {
         // The path of a socket that is bound must be short.
@@ -102,23 +107,11 @@ fn what_is_no_file_of_the_backend_is_refused_and_kept() {
             let path = file(&bad);
             fs::remove_file(&path).unwrap();
             put(&env, &path);
+            if identity(&path).is_err() {
+                skipped("mknod is not allowed here; it takes root");
+                continue;
+            }
             assert_refused(&env, &path, what, &good);
         }
-    }
-}
-
-#[test]
-fn a_device_is_refused_without_reading_it() {
-    for file in [BackendDir::engine, BackendDir::generate] {
-        let (env, bad, good) = two_backends();
-        let path = file(&bad);
-        fs::remove_file(&path).unwrap();
-        // The numbers of /dev/zero, which never ends.
-        let mut mknod = Command::new("mknod");
-        let made = mknod.arg(&path).args(["c", "1", "5"]).output();
-        if !made.is_ok_and(|made| made.status.success()) {
-            return skipped("mknod is not allowed here; it takes root");
-        }
-        assert_refused(&env, &path, "is a device, not a regular file", &good);
     }
 }

@@ -1,11 +1,9 @@
 //! Setting and reverting: the right bytes, nothing else, all or nothing.
-mod bytecode;
 mod receipt;
 mod refusal;
 mod revert;
 mod set;
 
-const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const OTHER: &str = "app-mlx-generate-mac14-arm64@33";
 /// What is beside an edited engine here: no table and no `RECORD` knows these engines; `generate.py` is proven by
 /// `RECORD`.

@@ -4,9 +4,9 @@ use std::fs;
 use lmpatch::patch::original::Fingerprint;
 use serde_json::{Value, json};
 
-use super::{NAME, RECEIPT};
-use crate::support::home::{BackendDir, engine_since_2026, usual_backend};
-use crate::support::{Before, Env, text};
+use super::RECEIPT;
+use crate::support::home::{BackendDir, engine_since_2026, one_backend};
+use crate::support::text;
 
 fn sha256(text: &str) -> String {
     Fingerprint::of(text.as_bytes()).sha256
@@ -18,9 +18,7 @@ fn json_of(backend: &BackendDir, receipt: &str) -> Value {
 
 #[test]
 fn the_receipt_is_written_once_and_survives_other_sizes() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
-    let before = Before::of(env.lmstudio());
+    let (env, backend, before) = one_backend(BackendDir::usual);
     let original = engine_since_2026("2048");
     let expected = json!({
         "size": original.len(), "sha256": sha256(&original), "literals": ["2048"],
@@ -41,10 +39,8 @@ fn the_receipt_is_written_once_and_survives_other_sizes() {
 
 #[test]
 fn the_receipt_keeps_literals_as_they_are_written() {
-    let env = Env::new();
     let vendors = "def generate_step(prefill_step_size: int = 2_048): pass\n";
-    let backend = BackendDir::new(&env.lmstudio(), NAME).with_listed_generate(vendors);
-    let before = Before::of(env.lmstudio());
+    let (env, backend, before) = one_backend(|it| it.with_listed_generate(vendors));
     env.run(["4096"]).exits(0);
     let expected = json!({"size": 56, "sha256": sha256(vendors), "literals": ["2_048"]});
     assert_eq!(json_of(&backend, "mlx_lm/generate.py.lmpatch"), expected);
@@ -55,9 +51,7 @@ fn the_receipt_keeps_literals_as_they_are_written() {
 
 #[test]
 fn a_receipt_of_another_version_is_not_used_and_replaced() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
-    let before = Before::of(env.lmstudio());
+    let (env, backend, before) = one_backend(BackendDir::usual);
     env.run(["4096"]).exits(0);
     let update = engine_since_2026("2048") + "\n# a newer release in the same place\n";
     fs::write(backend.engine(), &update).unwrap();

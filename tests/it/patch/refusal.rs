@@ -2,71 +2,67 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use super::{NAME, OTHER};
+use super::OTHER;
 use crate::support::home::{
-    engine_since_2026, engine_with_constant, generate, stock_generate, usual_backend,
+    ONE_BACKEND, engine_since_2026, engine_with_constant, generate, one_backend, stock_generate,
+    usual_backend,
 };
 use crate::support::{Before, Env, text};
 
 #[test]
 fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
-    let stock = engine_with_constant("512");
-    let long = format!("max({})", "512, ".repeat(60));
-    let no_site = "def generate_step(prompt):\n    return other(prefill_step_size=2048)\n";
-    is_refused(
-        &engine_since_2026("2048"),
-        no_site,
-        "no definition of prefill_step_size",
-    );
-    for (engine, said) in [
+    let why = "no definition of prefill_step_size";
+    let call = "def generate_step(prompt):\n    return other(prefill_step_size=2048)\n";
+    is_refused(&engine_since_2026("2048"), call, why);
+    let why = "no constant PROMPT_PROCESSING_CHUNK_SIZE";
+    is_refused("x = 1\n", &stock_generate(), why);
+    let why = "line 2: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`";
+    is_refused(&engine_with_constant("4 * 512"), &stock_generate(), why);
+    for (last_line, why) in [
         (
-            engine_with_constant("4 * 512"),
-            "line 2: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`",
-        ),
-        (
-            stock.clone() + "PROMPT_PROCESSING_CHUNK_SIZE = 1\n",
+            "PROMPT_PROCESSING_CHUNK_SIZE = 1\n",
             "is set 2 times, in lines 2, 8",
         ),
+        ("x = '''never ends\n", "line 8: a string that does not end"),
+        ("x = (1\n", "line 8: unbalanced brackets"),
+    ] {
+        let engine = engine_with_constant("512") + last_line;
+        is_refused(&engine, &stock_generate(), why);
+    }
+}
+
+#[test]
+fn a_refused_value_is_quoted_up_to_a_line() {
+    let long = format!("max({})", "512, ".repeat(60));
+    for (value, why) in [
+        ("int(\n    512\n)", "is not a plain number but `int(…`"),
         (
-            stock.clone() + "x = '''never ends\n",
-            "line 8: a string that does not end",
-        ),
-        (stock + "x = (1\n", "line 8: unbalanced brackets"),
-        ("x = 1\n".into(), "no constant PROMPT_PROCESSING_CHUNK_SIZE"),
-        (
-            "PROMPT_PROCESSING_CHUNK_SIZE = int(\n    512\n)\n".into(),
-            "line 1: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `int(…`",
-        ),
-        (
-            format!("PROMPT_PROCESSING_CHUNK_SIZE = {long}\n"),
+            &long,
             &format!("is not a plain number but `{}…`", &long[..120]),
         ),
         (
-            "PROMPT_PROCESSING_CHUNK_SIZE = B = 4096\n".into(),
-            "PROMPT_PROCESSING_CHUNK_SIZE shares its value with another name: `PROMPT_PROCESSING_CHUNK_SIZE = B = 4096`",
+            "B = 4096",
+            "shares its value with another name: `PROMPT_PROCESSING_CHUNK_SIZE = B = 4096`",
         ),
-        (
-            "PROMPT_PROCESSING_CHUNK_SIZE =\n".into(),
-            "PROMPT_PROCESSING_CHUNK_SIZE has no value behind its `=`",
-        ),
+        ("", "has no value behind its `=`"),
     ] {
-        is_refused(&engine, &stock_generate(), said);
+        let engine = format!("PROMPT_PROCESSING_CHUNK_SIZE = {value}\n");
+        let why = format!("line 1: PROMPT_PROCESSING_CHUNK_SIZE {why}");
+        is_refused(&engine, &stock_generate(), &why);
     }
 }
 
 /// A backend of these files is refused in these words, and one beside it is done.
 #[track_caller]
 fn is_refused(engine: &str, generate: &str, said: &str) {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME)
-        .with_engine(engine)
-        .with_generate(generate);
+    let (env, backend, _) =
+        one_backend(|it| it.usual().with_engine(engine).with_generate(generate));
     usual_backend(&env.lmstudio(), OTHER);
     let before = Before::of(backend.root);
     env.run(["4096"])
         .exits(1)
         .says(said)
-        .says(NAME)
+        .says(ONE_BACKEND)
         .says("2 backends: 1 changed, 1 refused");
     before.still_holds();
     env.run(["--check", "4096", "--backend", "*@33"]).exits(0);

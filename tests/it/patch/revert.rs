@@ -1,18 +1,18 @@
 //! What a revert brings back: the vendor's bytes, what was found, or nothing.
 use std::fs;
 
-use super::{NAME, OTHER};
+use super::OTHER;
 use crate::support::home::{
-    BackendDir, engine_since_2026, engine_with_constant, generate, stock_generate, usual_backend,
+    BackendDir, ONE_BACKEND, engine_since_2026, engine_with_constant, generate, one_backend,
+    stock_generate, usual_backend,
 };
 use crate::support::{Before, Env, text};
 
 #[test]
 fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), NAME)
-        .with_generate(generate("4096", "4096", "4096"))
-        .with_record(stock_generate());
+    let patched = generate("4096", "4096", "4096");
+    let (env, backend, _) =
+        one_backend(|it| it.with_generate(patched).with_record(stock_generate()));
     assert_eq!(env.checked(0)["files"][0]["original"], "record");
     env.run(["--revert"]).exits(0).says("1 changed");
     assert_eq!(text(backend.generate()), stock_generate());
@@ -24,8 +24,8 @@ fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
 
 #[test]
 fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("4096"));
+    let engine = engine_since_2026("4096");
+    let (env, backend, _) = one_backend(|it| it.usual().with_engine(engine));
     let other = usual_backend(&env.lmstudio(), OTHER);
     env.run(["8192", "--backend", "*@33"]).exits(0);
     let before = Before::of(&backend.root);
@@ -37,7 +37,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     before.still_holds();
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
     assert_eq!(env.checked(1)["files"][0]["original"], "unknown");
-    env.run(["2048", "--backend", NAME]).exits(0);
+    env.run(["2048", "--backend", ONE_BACKEND]).exits(0);
     assert_eq!(text(backend.engine()), engine_since_2026("2048"));
     assert_eq!(text(backend.generate()), stock_generate());
     assert_eq!(env.checked(1)["state"], "stock");
@@ -45,10 +45,10 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
 
 #[test]
 fn the_number_that_writes_stock_values_is_the_backends_own() {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), NAME)
-        .with_engine(engine_with_constant("512"))
-        .with_generate(generate("4096", "4096", "4096"));
+    let (env, backend, _) = one_backend(|it| {
+        it.with_engine(engine_with_constant("512"))
+            .with_generate(generate("4096", "4096", "4096"))
+    });
     env.run(["--revert"])
         .exits(1)
         .says("mlx_lm/generate.py: the original is unknown: not a known release")
@@ -59,9 +59,8 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
 
 #[test]
 fn only_a_revert_ends_what_was_noted_of_an_odd_number() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("4096"));
-    let before = Before::of(env.lmstudio());
+    let engine = engine_since_2026("4096");
+    let (env, backend, before) = one_backend(|it| it.usual().with_engine(engine));
     // The second has nothing to change, and the last two want the number that was found, and stock.
     for size in ["4096", "4096", "8192", "4096", "2048"] {
         env.run([size]).exits(0);
@@ -77,9 +76,8 @@ fn only_a_revert_ends_what_was_noted_of_an_odd_number() {
 
 #[test]
 fn a_number_that_is_written_otherwise_is_reverted_where_its_digits_are_proven() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
-    let before = text(backend.generate());
+    let (env, backend, _) = one_backend(BackendDir::usual);
+    let before = stock_generate();
     let odd = before.replacen("2048", "2_048", 1);
     assert_ne!(odd, before);
     for size in [None, Some("4096")] {
@@ -99,9 +97,8 @@ fn a_number_that_is_written_otherwise_is_reverted_where_its_digits_are_proven() 
 
 #[test]
 fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME).with_engine(engine_since_2026("1_024"));
-    let before = Before::of(env.lmstudio());
+    let engine = engine_since_2026("1_024");
+    let (env, backend, before) = one_backend(|it| it.usual().with_engine(engine));
     env.run(["4096"])
         .exits(0)
         .says("mlx_engine/cache_wrapper.py had been edited before lmpatch first saw it")
@@ -128,10 +125,8 @@ fn an_unknown_engine_that_was_never_edited_is_left_as_it_is_by_a_revert() {
 /// A release with other stock values than any so far: only its untouched `RECORD` tells them.
 #[test]
 fn a_release_with_new_stock_values_comes_back_too() {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), NAME)
-        .with_listed_generate(generate("1024", "256", "1024"));
-    let before = Before::of(env.lmstudio());
+    let vendors = generate("1024", "256", "1024");
+    let (env, backend, before) = one_backend(|it| it.with_listed_generate(vendors));
     for size in ["4096", "2048", "512"] {
         env.run([size]).exits(0);
         assert_eq!(text(backend.generate()), generate(size, size, size));
@@ -149,10 +144,8 @@ fn a_release_with_new_stock_values_comes_back_too() {
 /// A line that is not the vendor's, and the numbers as they ship.
 #[test]
 fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
-    let env = Env::new();
     let foreign = stock_generate() + "# patched by hand\n";
-    let backend = usual_backend(&env.lmstudio(), NAME).with_generate(foreign);
-    let before = Before::of(env.lmstudio());
+    let (env, backend, before) = one_backend(|it| it.usual().with_generate(foreign));
     env.run(["--check", "2048"])
         .exits(0)
         .shows("stock")

@@ -3,10 +3,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Command;
 
-use super::NAME;
 use crate::support::home::{
-    BackendDir, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
-    stock_generate, usual_backend,
+    BackendDir, ONE_BACKEND, engine_since_2026, engine_with_constant, engine_with_parameter,
+    generate, one_backend, stock_generate, usual_backend,
 };
 use crate::support::{Before, Env, copy_tree, snapshot, text};
 
@@ -17,9 +16,7 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
         (engine_since_2026("2048"), 2048),
         (engine_with_parameter("512"), 512),
     ] {
-        let env = Env::new();
-        let backend = usual_backend(&env.lmstudio(), NAME).with_engine(&engine);
-        let before = Before::of(env.lmstudio());
+        let (env, backend, before) = one_backend(|it| it.usual().with_engine(&engine));
         env.run(["4096"])
             .exits(0)
             .says("1 backend: 1 changed")
@@ -44,7 +41,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let old = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19")
         .with_engine(engine_with_constant("512"))
         .with_listed_generate(stock_generate());
-    let new = usual_backend(&env.lmstudio(), NAME);
+    let new = usual_backend(&env.lmstudio(), ONE_BACKEND);
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
     env.run(["512"])
@@ -67,8 +64,11 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
 
 #[test]
 fn set_twice_is_set_once_and_touches_nothing() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
+    let (env, backend, before) = one_backend(|it| {
+        it.usual()
+            .with_bytecode("mlx_engine", "cache_wrapper")
+            .with_bytecode("mlx_lm", "generate")
+    });
     let stamps = || {
         [backend.engine(), backend.generate()].map(|path| {
             let found = fs::metadata(path).unwrap();
@@ -81,9 +81,11 @@ fn set_twice_is_set_once_and_touches_nothing() {
         .says("1 unchanged")
         .says_nothing_of("Takes effect");
     env.run(["2048"]).exits(0).says("1 unchanged");
+    env.run(["4096", "--dry-run"]).exits(0);
     assert_eq!(stamps(), untouched);
+    before.still_holds();
     env.run(["4096"]).exits(0);
-    let (patched, before) = (stamps(), Before::of(env.lmstudio()));
+    let (patched, before) = (stamps(), Before::of(env.user()));
     assert_ne!(patched, untouched);
     env.run(["4096"])
         .exits(0)
@@ -97,9 +99,53 @@ fn set_twice_is_set_once_and_touches_nothing() {
 }
 
 #[test]
+fn exactly_the_edited_files_bytecode_is_removed() {
+    let more = [
+        "generate.pypy39.opt-2.pyc",
+        // Nothing of Python's, but nobody else's either.
+        "generate.cpython-311.other.pyc",
+        "generate..pyc",
+        "generate.pyc",
+        // These are of others.
+        "generate_step.cpython-311.pyc",
+        "regenerate.cpython-311.pyc",
+        "generate.py",
+        "generate.cpython-311.pyc.bak",
+    ];
+    let (env, backend, _) = one_backend(|it| {
+        let it = it
+            .usual()
+            .with_bytecode("mlx_engine", "cache_wrapper")
+            .with_bytecode("mlx_lm", "generate")
+            .with_bytecode("mlx_lm/models", "generate");
+        more.iter().fold(it, |it, name| {
+            it.write(&format!("mlx_lm/__pycache__/{name}"), "stale")
+        })
+    });
+    let before = Before::of(backend.path(""));
+    env.run(["4096"]).exits(0);
+    let mut removed = before.changes();
+    removed.retain(|path| !backend.path(path).exists());
+    let wanted = [
+        "mlx_engine/__pycache__/cache_wrapper.cpython-311.opt-1.pyc",
+        "mlx_engine/__pycache__/cache_wrapper.cpython-311.opt-2.pyc",
+        "mlx_engine/__pycache__/cache_wrapper.cpython-311.pyc",
+        "mlx_engine/__pycache__/cache_wrapper.cpython-313.pyc",
+        "mlx_lm/__pycache__/generate..pyc",
+        "mlx_lm/__pycache__/generate.cpython-311.opt-1.pyc",
+        "mlx_lm/__pycache__/generate.cpython-311.opt-2.pyc",
+        "mlx_lm/__pycache__/generate.cpython-311.other.pyc",
+        "mlx_lm/__pycache__/generate.cpython-311.pyc",
+        "mlx_lm/__pycache__/generate.cpython-313.pyc",
+        "mlx_lm/__pycache__/generate.pyc",
+        "mlx_lm/__pycache__/generate.pypy39.opt-2.pyc",
+    ];
+    assert_eq!(removed, wanted);
+}
+
+#[test]
 fn mode_is_kept() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
+    let (env, backend, _) = one_backend(BackendDir::usual);
     let modes = [(backend.engine(), 0o640), (backend.generate(), 0o755)];
     for (path, mode) in &modes {
         fs::set_permissions(path, Permissions::from_mode(*mode)).unwrap();
@@ -118,7 +164,7 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let copy = env.user().join("copy");
     copy_tree(&env.lmstudio(), &copy);
     // A file that two Pythons have is in the diff once.
-    let lib = env.amphibian().join(NAME).join("lib");
+    let lib = env.amphibian().join(ONE_BACKEND).join("lib");
     symlink("python3.11", lib.join("python3.12")).unwrap();
     let before = Before::of(env.lmstudio());
     let ran = env

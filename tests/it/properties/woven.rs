@@ -23,18 +23,18 @@ impl Woven {
         let sites =
             locate(setting, &self.source).unwrap_or_else(|refusal| panic!("{refusal}:\n{shown}"));
         let found: Vec<_> = sites
-            .iter()
-            .map(|site| (site.range.clone(), site.value))
+            .into_iter()
+            .map(|site| (site.range, site.value, site.line))
             .collect();
-        assert_eq!(found, self.planted, "\n{shown}");
-        for site in &sites {
-            let before = String::from_utf8_lossy(&self.source[..site.range.start]);
-            assert_eq!(
-                site.line,
-                1 + before.replace("\r\n", "\n").matches(['\r', '\n']).count(),
-                "\n{shown}"
-            );
-        }
+        let line = |at| {
+            let before = String::from_utf8_lossy(&self.source[..at]).replace("\r\n", "\n");
+            1 + before.matches(['\r', '\n']).count()
+        };
+        let planted = self.planted.iter().cloned();
+        let wanted: Vec<_> = planted
+            .map(|(range, value)| (range.clone(), value, line(range.start)))
+            .collect();
+        assert_eq!(found, wanted, "\n{shown}");
     }
 
     /// Also where the size is one that a site has already, in whatever way it is written.
@@ -52,11 +52,9 @@ impl Woven {
         for part in parts {
             let (literal, rest) = part.split_once('|').unwrap();
             let (value, rest) = rest.split_once('»').unwrap();
-            planted.push((
-                source.len()..source.len() + literal.len(),
-                value.parse().unwrap(),
-            ));
+            let start = source.len();
             source.extend_from_slice(literal.as_bytes());
+            planted.push((start..source.len(), value.parse().unwrap()));
             source.extend_from_slice(rest.as_bytes());
         }
         Self { source, planted }
@@ -156,16 +154,11 @@ fn indented(text: &str) -> String {
 
 /// One of the templates: `@N` stands for the name, `@L` for a planted literal, `@T` for an annotation.
 fn filled(templates: &[&'static str], name: &'static str) -> BoxedStrategy<String> {
-    (
-        select(templates.to_vec()),
-        select(ANNOTATIONS.to_vec()),
-        literal(),
-    )
+    let parts = (select(templates.to_vec()), select(ANNOTATIONS), literal());
+    parts
         .prop_map(move |(template, annotation, literal)| {
-            template
-                .replace("@T", annotation)
-                .replace("@L", &literal)
-                .replace("@N", name)
+            let text = template.replace("@T", annotation).replace("@L", &literal);
+            text.replace("@N", name)
         })
         .boxed()
 }
