@@ -2,10 +2,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lmpatch::patch::original::Fingerprint;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::home::{
     BackendDir, engine_since_2026, generate, one_backend, record_row, stock_generate,
@@ -93,67 +93,109 @@ fn a_good_row_proves_whatever_stands_around_it() {
     }
 }
 
-/// One backend of an engine that nothing proves but its receipt, set to 4096; and that receipt.
-fn with_receipt() -> (Env, BackendDir, PathBuf) {
+fn receipt_of(source: &str, literals: &[&str]) -> String {
+    let print = Fingerprint::of(source.as_bytes());
+    json!({"size": print.size, "sha256": print.sha256, "literals": literals}).to_string()
+}
+
+#[test]
+fn a_receipt_of_no_use_is_told_and_ignored() {
+    let (source, other) = (engine_since_2026("2048"), "belongs to another version");
+    for (why, content) in [
+        ("is damaged", ""),
+        ("is damaged", "{}"),
+        (other, &receipt_of(&source, &["512"])),
+        (other, &receipt_of(&source, &["2048", "2048"])),
+        (other, &receipt_of(&format!("{source}# more\n"), &["2048"])),
+    ] {
+        is_of_no_use(why, |receipt| fs::write(receipt, content).unwrap());
+    }
+    is_of_no_use("is damaged", |receipt| {
+        fs::write(receipt, b"\xff\0").unwrap();
+    });
+    is_of_no_use("is damaged", |receipt| {
+        let half = text(receipt);
+        fs::write(receipt, &half[..half.len() / 2]).unwrap();
+    });
+    is_of_no_use("has 3221225472 bytes", |receipt| {
+        let receipt = File::options().write(true).open(receipt).unwrap();
+        receipt.set_len(3 << 30).unwrap();
+    });
+}
+
+#[test]
+fn what_stands_in_place_of_a_receipt_is_told_and_ignored() {
+    let places: [(&str, fn(&Path)); 4] = [
+        ("is a directory", |receipt| {
+            fs::create_dir(receipt).unwrap();
+            fs::write(receipt.join("kept"), "").unwrap();
+        }),
+        ("is damaged", |receipt| {
+            symlink("cache_wrapper.py", receipt).unwrap();
+        }),
+        ("is a link that leads nowhere", |receipt| {
+            symlink("/nowhere", receipt).unwrap();
+        }),
+        ("is a FIFO", mkfifo),
+    ];
+    for (why, place) in places {
+        is_of_no_use(why, |receipt| {
+            fs::remove_file(receipt).unwrap();
+            place(receipt);
+        });
+    }
+}
+
+/// The receipt of an engine that nothing else proves is of no use after this: it is told and ignored, and gives way as
+/// soon as the engine has its stock values again.
+#[track_caller]
+fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
+    eprintln!("{why}");
     let (env, backend, _) = one_backend(|it| it.with_engine(engine_since_2026("2048")));
     env.finish(["4096"]).exits(0);
     let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
     assert!(receipt.is_file());
-    (env, backend, receipt)
+    tamper(&receipt);
+    let before = Before::of(env.user());
+    let told = format!("{} {why}", receipt.display());
+    env.finish(["--check"])
+        .exits(0)
+        .says(&format!("the receipt is ignored: {told}"))
+        .says("the original is unknown; reinstall the runtime");
+    assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
+    for args in [
+        &["--revert"][..],
+        &["--revert", "--dry-run"],
+        &["--revert", "--json"],
+    ] {
+        env.finish(args)
+            .exits(1)
+            .says(&format!("its receipt is ignored ({told}"))
+            .says("the original is unknown")
+            .says("reinstall the runtime");
+        before.still_holds();
+    }
+    env.finish(["8192"]).exits(0).says("1 changed");
+    assert_eq!(text(backend.engine()), engine_since_2026("8192"));
+    // What was edited is no original: only where it has its stock values again is a receipt written anew.
+    env.finish(["--revert"])
+        .exits(1)
+        .says("the original is unknown");
+    assert_eq!(text(backend.engine()), engine_since_2026("8192"));
+
+    fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
+    env.finish(["4096"]).exits(0);
+    assert_eq!(text(backend.engine()), engine_since_2026("4096"));
+    if receipt.is_dir() {
+        assert!(receipt.join("kept").exists());
+        env.finish(["--revert"]).exits(1).says("is a directory");
+        env.finish(["2048"]).exits(0);
+    } else {
+        env.finish(["--revert"]).exits(0);
+        assert!(fs::symlink_metadata(&receipt).is_err());
+    }
+    assert_eq!(text(backend.engine()), engine_since_2026("2048"));
 }
-
-fn receipt_of(source: &str, literal: &str) -> String {
-    let print = Fingerprint::of(source.as_bytes());
-    json!({"size": print.size, "sha256": print.sha256, "literals": [literal]}).to_string()
-}
-
-type Tamper = (&'static str, fn(&Path));
-
-/// Receipts of no use, and the words for each.
-const TAMPERINGS: [Tamper; 12] = [
-    ("is damaged", |receipt| fs::write(receipt, "").unwrap()),
-    ("is damaged", |receipt| fs::write(receipt, "{}").unwrap()),
-    ("is damaged", |receipt| {
-        fs::write(receipt, b"\xff\0").unwrap();
-    }),
-    ("is damaged", |receipt| {
-        let half = text(receipt);
-        fs::write(receipt, &half[..half.len() / 2]).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        fs::write(receipt, receipt_of(&engine_since_2026("2048"), "512")).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        let other = engine_since_2026("2048") + "# more\n";
-        fs::write(receipt, receipt_of(&other, "2048")).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        let mut json: Value = serde_json::from_str(&text(receipt)).unwrap();
-        json["literals"] = json!(["2048", "2048"]);
-        fs::write(receipt, json.to_string()).unwrap();
-    }),
-    ("has 3221225472 bytes", |receipt| {
-        let receipt = File::options().write(true).open(receipt).unwrap();
-        receipt.set_len(3 << 30).unwrap();
-    }),
-    ("is a directory", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        fs::create_dir(receipt).unwrap();
-        fs::write(receipt.join("kept"), "").unwrap();
-    }),
-    ("is damaged", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        symlink("cache_wrapper.py", receipt).unwrap();
-    }),
-    ("is a link that leads nowhere", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        symlink("/nowhere", receipt).unwrap();
-    }),
-    ("is a FIFO", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        mkfifo(receipt);
-    }),
-];
 
 /// Where the package's RECORD proves the original, it is not needed.
 #[test]
@@ -170,58 +212,10 @@ fn a_useless_receipt_that_a_revert_removes_is_not_told() {
 }
 
 #[test]
-fn a_receipt_of_no_use_is_told_and_gives_way_where_the_file_has_its_stock_values_again() {
-    for (why, tamper) in TAMPERINGS {
-        eprintln!("{why}");
-        let (env, backend, receipt) = with_receipt();
-        tamper(&receipt);
-        let before = Before::of(env.user());
-        let told = format!("{} {why}", receipt.display());
-        env.finish(["--check"])
-            .exits(0)
-            .says(&format!("the receipt is ignored: {told}"))
-            .says("the original is unknown; reinstall the runtime");
-        assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
-        for args in [
-            &["--revert"][..],
-            &["--revert", "--dry-run"],
-            &["--revert", "--json"],
-        ] {
-            env.finish(args)
-                .exits(1)
-                .says(&format!("its receipt is ignored ({told}"))
-                .says("the original is unknown")
-                .says("reinstall the runtime");
-            before.still_holds();
-        }
-        env.finish(["8192"]).exits(0).says("1 changed");
-        assert_eq!(text(backend.engine()), engine_since_2026("8192"));
-        // What was edited is no original: only where it has its stock values again is a receipt written anew.
-        env.finish(["--revert"])
-            .exits(1)
-            .says("the original is unknown");
-        assert_eq!(text(backend.engine()), engine_since_2026("8192"));
-
-        fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
-        env.finish(["4096"]).exits(0);
-        assert_eq!(text(backend.engine()), engine_since_2026("4096"));
-        if receipt.is_dir() {
-            assert!(receipt.join("kept").exists());
-            env.finish(["--revert"]).exits(1).says("is a directory");
-            env.finish(["2048"]).exits(0);
-        } else {
-            env.finish(["--revert"]).exits(0);
-            assert!(fs::symlink_metadata(&receipt).is_err());
-        }
-        assert_eq!(text(backend.engine()), engine_since_2026("2048"));
-    }
-}
-
-#[test]
 fn a_foreign_receipt_does_no_harm_where_record_proves_the_original() {
     let (env, backend, before) = one_backend(BackendDir::usual);
     env.finish(["4096"]).exits(0);
-    let foreign = receipt_of(&generate("64", "64", "64"), "64");
+    let foreign = receipt_of(&generate("64", "64", "64"), &["64"]);
     backend.write("mlx_lm/generate.py.lmpatch", foreign);
     env.finish(["--revert"]).exits(0);
     before.still_holds();

@@ -61,7 +61,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
 fn only_a_revert_ends_what_was_noted_of_an_odd_number() {
     let engine = engine_since_2026("4096");
     let (env, backend, before) = one_backend(|it| it.usual().with_engine(engine));
-    // The second has nothing to change, and the last two want the number that was found, and stock.
+    // The second has nothing to change, the fourth wants the number that was found, and the last is stock.
     for size in ["4096", "4096", "8192", "4096", "2048"] {
         env.run([size]).exits(0);
     }

@@ -1,5 +1,4 @@
 //! What holds for any bytes, and for any Python in which settings and decoys are woven together.
-mod bytes;
 mod woven;
 
 use std::time::Duration;
@@ -13,7 +12,6 @@ use proptest::sample::{Index, select};
 
 use crate::support::home::record_row;
 use crate::support::{laws, nasty};
-use bytes::any_bytes;
 use woven::{constant_file, generate_file, parameter_file};
 
 const PATH: &str = "mlx_lm/generate.py";
@@ -90,6 +88,7 @@ fn what_stock_values_do_not_give_back_needs_a_receipt() {
         "def generate_step(prefill_step_size: int = 1024): pass\n",
         "def generate_step(prefill_step_size=2048): pass\ndef f(prefill_step_size=512): pass\n",
     ] {
+        assert!(locate(&SETTINGS[1], source.as_bytes()).is_ok(), "{source}");
         laws::set_and_revert(&SETTINGS[1], source.as_bytes(), 4096);
     }
 }
@@ -110,10 +109,8 @@ fn time_is_linear_in_size() {
         return eprintln!("this system does not say what a thread has had of the processor");
     }
     let mut worse = Vec::new();
-    for ((name, quarter), (_, whole)) in nasty::sources(1 << 21)
-        .into_iter()
-        .zip(nasty::sources(1 << 23))
-    {
+    let whole = nasty::sources(1 << 23);
+    for ((name, quarter), (_, whole)) in nasty::sources(1 << 21).into_iter().zip(whole) {
         let (short, long) = (measure(&quarter), measure(&whole));
         // Below ten milliseconds the source was refused at its start, and a ratio says nothing.
         let ratio = long.as_secs_f64() / short.max(Duration::from_millis(10)).as_secs_f64();
@@ -169,3 +166,31 @@ fn bad_row() -> impl Strategy<Value = Vec<u8>> {
         select(near).prop_map(String::into_bytes)
     ]
 }
+
+/// Noise, and noise made of what the reader reacts to.
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let noise = vec(any::<u8>(), 0..300);
+    let word = select([SHORT, LONG].concat());
+    let words = vec(word, 0..60).prop_map(|words| words.concat().into_bytes());
+    let both =
+        (words.clone(), noise.clone(), words.clone()).prop_map(|(a, b, c)| [a, b, c].concat());
+    prop_oneof![noise, words, both]
+}
+
+const SHORT: &[&str] = &[
+    "\"", "'", "\"\"\"", "'''", "\\", "\n", "\r", "\r\n", " ", "    ", "\t", "\x0c", "#", "(", ")",
+    "[", "]", "{", "}", ":", ";", ",", "=", "==", ":=", "+=", "->", "*", "**", "/", ".", "...",
+    "@", "def ", "class ", "lambda ", "async ", "if x: ", "else: ", "f(", ": int = ", "2048",
+    "512", "2_048", "0x800", "0", "1.5", "None", "rb'", "f\"", "\u{feff}", "é", "\0", "2048):\n",
+];
+
+const LONG: &[&str] = &[
+    "prefill_step_size",
+    "chunk_size",
+    "PROMPT_PROCESSING_CHUNK_SIZE",
+    "CacheWrapper",
+    "def f(prefill_step_size=",
+    "class CacheWrapper:\n    def f(self, chunk_size=",
+    "PROMPT_PROCESSING_CHUNK_SIZE = 512\n",
+    "speculative_generate_step",
+];

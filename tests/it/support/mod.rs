@@ -112,9 +112,7 @@ impl Env {
         let ran = Ran::of(&command.output().unwrap());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
-}
 
-impl Env {
     /// What `--check` reports of one backend, counted from 0.
     pub fn checked(&self, backend: usize) -> Value {
         self.json(["--check"])["backends"][backend].clone()
