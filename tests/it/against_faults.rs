@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::process::ExitStatusExt as _;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::home::{BackendDir, RUNTIME, runtime, select, stock_generate, usual_backend};
 use crate::support::strace::{self, Call};
 use crate::support::{Entry, Env, Ran, aloud, differences, snapshot};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 type Tree = BTreeMap<OsString, Entry>;
 
@@ -27,26 +27,10 @@ const BACKENDS: [&str; 2] = [
 /// on what else runs on the machine.
 const QUIET: &str = "-q";
 
-/// A run that is let fail, from the state that `before` leaves.
-struct Scenario {
-    before: Option<&'static str>,
-    args: &'static str,
-}
+/// What is run and let fail, and what was run before it.
+type Scenario = (&'static str, &'static [&'static str]);
 
-const SCENARIOS: [Scenario; 3] = [
-    Scenario {
-        before: None,
-        args: "4096",
-    },
-    Scenario {
-        before: Some("8192"),
-        args: "4096",
-    },
-    Scenario {
-        before: Some("4096"),
-        args: "--revert",
-    },
-];
+const SCENARIOS: [Scenario; 3] = [("4096", &[]), ("4096", &["8192"]), ("--revert", &["4096"])];
 
 /// How a call goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +63,10 @@ impl Fault {
 }
 
 /// A scenario as it goes without a fault.
-struct Rehearsal<'a> {
-    scenario: &'a Scenario,
-    /// The home before the run and after it.
+struct Rehearsal {
+    scenario: Scenario,
+    /// The home before the run, and what is in it then and afterwards.
+    home: Env,
     old: Tree,
     new: Tree,
     /// The home as the vendor made it, less the bytecode of edited files.
@@ -90,23 +75,16 @@ struct Rehearsal<'a> {
 }
 
 struct Case<'a> {
-    rehearsal: &'a Rehearsal<'a>,
+    rehearsal: &'a Rehearsal,
     call: &'a Call,
     fault: Fault,
 }
 
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scenario { before, args } = self.rehearsal.scenario;
-        let Call {
-            name, occurrence, ..
-        } = self.call;
-        write!(
-            f,
-            "{args} after {}: {:?} in {name} #{occurrence}",
-            before.unwrap_or("nothing"),
-            self.fault
-        )
+        let (args, before) = self.rehearsal.scenario;
+        let (name, number, fault) = (&self.call.name, self.call.occurrence, self.fault);
+        write!(f, "{args} after {before:?}: {fault:?} in {name} #{number}")
     }
 }
 
@@ -115,39 +93,33 @@ fn any_call_may_fail_and_nothing_is_lost() {
     if !strace::is_there() {
         return;
     }
-    let rehearsals: Vec<_> = SCENARIOS.iter().map(rehearse).collect();
+    let rehearsals = SCENARIOS.map(rehearse);
     let cases: Vec<_> = rehearsals.iter().flat_map(cases).collect();
     let failures = run_all(&cases);
+    let survived = cases.len() - failures.len();
     aloud(&format!(
-        "{} faults injected, {} survived",
-        cases.len(),
-        cases.len() - failures.len()
+        "{} faults injected, {survived} survived",
+        cases.len()
     ));
-    assert!(
-        failures.is_empty(),
-        "{} failures:\n{}",
-        failures.len(),
-        failures.join("\n\n")
-    );
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
-fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
-    let made = home();
-    let vendor = snapshot(&made.lmstudio());
-    if let Some(before) = scenario.before {
-        made.run([before]).exits(0);
+fn rehearse(scenario: Scenario) -> Rehearsal {
+    let (args, before) = scenario;
+    let home = home();
+    let mut reverted = snapshot(&home.lmstudio());
+    reverted.retain(|path, _| !is_bytecode_of_edited(path));
+    for before in before {
+        home.run([before]).exits(0);
     }
-    let old = snapshot(&made.lmstudio());
-    let env = home_of(&old);
-    let calls = strace::record(&env, &[QUIET, scenario.args]);
+    let old = snapshot(&home.lmstudio());
+    let env = copy_of(&home);
+    let calls = strace::record(&env, &[QUIET, args]);
     let new = snapshot(&env.lmstudio());
-    let reverted = vendor
-        .into_iter()
-        .filter(|(path, _)| !is_bytecode_of_edited(path))
-        .collect();
     finishes(&env, "--revert", &reverted).unwrap();
     Rehearsal {
         scenario,
+        home,
         old,
         new,
         reverted,
@@ -159,55 +131,35 @@ fn rehearse(scenario: &Scenario) -> Rehearsal<'_> {
 fn home() -> Env {
     let env = Env::in_memory();
     let lmstudio = env.lmstudio();
-    let backend = usual_backend(&lmstudio, BACKENDS[0]);
-    let backend = backend
+    let backend = usual_backend(&lmstudio, BACKENDS[0])
         .with_bytecode("mlx_engine", "cache_wrapper")
         .with_bytecode("mlx_lm", "generate");
-    if lmstudio.metadata().unwrap().uid() == 0 {
+    if env.is_root() {
         chown(backend.engine(), Some(12345), Some(12345)).unwrap();
     }
-    let backend = BackendDir::new(&lmstudio, BACKENDS[1])
-        .with_generate(stock_generate())
-        .with_record(stock_generate());
-    backend.with_bytecode("mlx_lm", "generate");
+    BackendDir::new(&lmstudio, BACKENDS[1])
+        .with_listed_generate(stock_generate())
+        .with_bytecode("mlx_lm", "generate");
     runtime(&lmstudio, "1.12.0", &BACKENDS);
     select(&lmstudio, "1.12.0");
     env
 }
 
-/// A home that is this tree.
-fn home_of(tree: &Tree) -> Env {
+/// A copy of a home, with its modes and owners.
+fn copy_of(home: &Env) -> Env {
     let env = Env::in_memory();
-    fs::create_dir(env.lmstudio()).unwrap();
-    // A directory comes before what is in it.
-    for (path, entry) in tree {
-        let path = env.lmstudio().join(path);
-        match entry {
-            Entry::Directory { .. } => fs::create_dir(path).unwrap(),
-            Entry::File {
-                bytes,
-                mode,
-                uid,
-                gid,
-            } => {
-                fs::write(&path, bytes).unwrap();
-                chown(&path, Some(*uid), Some(*gid)).unwrap();
-                fs::set_permissions(path, Permissions::from_mode(*mode)).unwrap();
-            }
-            Entry::Link(_) | Entry::Special => panic!("{} is not expected here", path.display()),
-        }
-    }
+    let mut copy = Command::new("cp");
+    copy.arg("-a").args([home.lmstudio(), env.lmstudio()]);
+    assert!(copy.status().unwrap().success());
     env
 }
 
 fn is_bytecode_of_edited(path: &OsString) -> bool {
     let path = path.to_string_lossy();
-    ["__pycache__/generate.", "__pycache__/cache_wrapper."]
-        .iter()
-        .any(|part| path.contains(part))
+    path.contains("__pycache__/generate.") || path.contains("__pycache__/cache_wrapper.")
 }
 
-fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
+fn cases(rehearsal: &Rehearsal) -> impl Iterator<Item = Case<'_>> {
     use Fault::{FromNowOn, Kill, Once};
     rehearsal.calls.iter().flat_map(move |call| {
         let faults: &[Fault] = if READING.contains(&call.name.as_str()) {
@@ -217,10 +169,10 @@ fn cases<'a>(rehearsal: &'a Rehearsal<'a>) -> impl Iterator<Item = Case<'a>> {
         } else {
             &[Once("EIO"), Once("ENOSPC"), Once("EACCES"), FromNowOn, Kill]
         };
-        faults.iter().map(move |fault| Case {
+        faults.iter().map(move |&fault| Case {
             rehearsal,
             call,
-            fault: *fault,
+            fault,
         })
     })
 }
@@ -245,33 +197,22 @@ fn run_all(cases: &[Case<'_>]) -> Vec<String> {
 }
 
 fn survives(case: &Case<'_>) -> Result<()> {
-    let Rehearsal {
-        scenario,
-        old,
-        new,
-        reverted,
-        ..
-    } = case.rehearsal;
-    let env = home_of(old);
-    let tampering = case.fault.tampering(case.call.occurrence);
-    let (output, was_injected) =
-        strace::inject(&env, &case.call.name, &tampering, &[QUIET, scenario.args]);
+    let Rehearsal { old, new, .. } = case.rehearsal;
+    let (args, _) = case.rehearsal.scenario;
+    let env = copy_of(&case.rehearsal.home);
+    let (call, tampering) = (case.call, case.fault.tampering(case.call.occurrence));
+    let (output, was_injected) = strace::inject(&env, &call.name, &tampering, &[QUIET, args]);
     let ran = Ran::of(&output);
     ensure!(was_injected, "the run did not get to this call: {ran:#?}");
     let after = snapshot(&env.lmstudio());
     for path in old.keys().filter(|path| is_vendor_file(path)) {
         let now = after.get(path);
-        ensure!(
-            now == old.get(path) || now == new.get(path),
-            "{} is neither old nor new",
-            path.display()
-        );
+        let is_whole = now == old.get(path) || now == new.get(path);
+        ensure!(is_whole, "{} is neither old nor new", path.display());
     }
     if case.fault == Fault::Kill {
-        ensure!(
-            output.status.signal() == Some(9),
-            "it was not killed: {ran:#?}"
-        );
+        let is_killed = output.status.signal() == Some(9);
+        ensure!(is_killed, "it was not killed: {ran:#?}");
     } else {
         told_the_truth(case, &ran, &after).with_context(|| format!("{ran:#?}"))?;
     }
@@ -279,8 +220,8 @@ fn survives(case: &Case<'_>) -> Result<()> {
     if after == *old || after == *new {
         return Ok(());
     }
-    finishes(&env, scenario.args, new).context("the next run")?;
-    finishes(&env, "--revert", reverted).context("the revert after it")
+    finishes(&env, args, new).context("the next run")?;
+    finishes(&env, "--revert", &case.rehearsal.reverted).context("the revert after it")
 }
 
 fn is_vendor_file(path: &OsString) -> bool {
@@ -290,42 +231,27 @@ fn is_vendor_file(path: &OsString) -> bool {
 
 /// The exit code and the messages fit what is on disk.
 fn told_the_truth(case: &Case<'_>, ran: &Ran, after: &Tree) -> Result<()> {
+    let Rehearsal { old, new, .. } = case.rehearsal;
+    let has_more_trouble = matches!(case.fault, Fault::FromNowOn);
     ensure!(!ran.stderr.contains("panicked"), "it panicked");
+    ensure!(matches!(ran.code, Some(0 | 1)), "it ended in another way");
+    let has_failed = ran.code == Some(1);
     for backend in BACKENDS {
-        let Rehearsal { old, new, .. } = case.rehearsal;
         let is = |tree: &Tree| files_of(backend, after).eq(files_of(backend, tree));
         if is(new) {
-            let stale = after
-                .keys()
-                .any(|path| is_of(backend, path) && is_bytecode_of_edited(path));
-            ensure!(
-                ran.code == Some(1) || !stale,
-                "{backend} is edited, but its old bytecode is still there"
-            );
+            let mut paths = after.keys().filter(|path| is_of(backend, path));
+            let is_clean = !paths.any(is_bytecode_of_edited);
+            ensure!(has_failed || is_clean, "{backend} has its old bytecode");
             continue;
         }
         // What has the same trouble every time cannot be put back either.
-        ensure!(
-            is(old) || matches!(case.fault, Fault::FromNowOn),
-            "{backend} is half changed"
-        );
-        ensure!(
-            ran.code == Some(1),
-            "{backend} is not done, but the run ended with {:?}",
-            ran.code
-        );
+        ensure!(is(old) || has_more_trouble, "{backend} is half changed");
+        ensure!(has_failed, "{backend} is not done, and that is no failure");
         // stderr is written with the same call.
-        let is_mute = case.call.name == "write" && matches!(case.fault, Fault::FromNowOn);
-        ensure!(
-            is_mute || is_named(backend, &ran.stderr),
-            "{backend} is not done, and not named"
-        );
+        let is_mute = case.call.name == "write" && has_more_trouble;
+        let is_told = is_mute || is_named(backend, &ran.stderr);
+        ensure!(is_told, "{backend} is not done, and not named");
     }
-    ensure!(
-        matches!(ran.code, Some(0 | 1)),
-        "it ended with {:?}",
-        ran.code
-    );
     Ok(())
 }
 
@@ -340,23 +266,18 @@ fn is_of(backend: &str, path: &OsString) -> bool {
 
 /// An error names the backend, or else the directory of all backends or the home that holds it.
 fn is_named(backend: &str, stderr: &str) -> bool {
-    stderr
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .any(|line| {
-            line.contains(backend)
-                || (line.contains(".lmstudio")
-                    && !line.contains("_amphibian/")
-                    && !line.contains(RUNTIME))
-        })
+    let mut errors = stderr.lines().filter(|line| line.starts_with("error: "));
+    errors.any(|line| {
+        let is_inside = line.contains("_amphibian/") || line.contains(RUNTIME);
+        line.contains(backend) || line.contains(".lmstudio") && !is_inside
+    })
 }
 
 /// A run without a fault does all there is to do, and leaves the home exactly so.
 fn finishes(env: &Env, args: &str, wanted: &Tree) -> Result<()> {
     let ran = env.run([args]);
     ensure!(ran.code == Some(0), "{ran:#?}");
-    match differences(wanted, &snapshot(&env.lmstudio())).as_slice() {
-        [] => Ok(()),
-        differences => bail!("these differ: {differences:#?}"),
-    }
+    let differences = differences(wanted, &snapshot(&env.lmstudio()));
+    ensure!(differences.is_empty(), "these differ: {differences:#?}");
+    Ok(())
 }

@@ -2,37 +2,42 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use lmpatch::patch::original::Fingerprint;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::home::{
-    BackendDir, engine_since_2026, generate, record_row, stock_generate, usual_backend,
+    BackendDir, engine_since_2026, generate, one_backend, record_row, stock_generate,
 };
-use crate::support::{Env, differences, snapshot};
+use crate::support::{Before, Env, mkfifo, text};
 
-const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
+const RECORD: &str = "mlx_lm-0.0.1.dist-info/RECORD";
 
-/// One backend whose mlx-lm says 4096 and has this `RECORD`.
-fn patched_with_record(record: impl AsRef<[u8]>) -> (Env, BackendDir) {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), BACKEND)
-        .with_generate(generate("4096", "4096", "4096"))
-        .write("mlx_lm-0.0.1.dist-info/RECORD", record);
-    (env, backend)
+/// One backend whose mlx-lm says 4096 and has this `RECORD`, which is shown if the test fails.
+fn patched_with_record(record: &[u8]) -> (Env, BackendDir, Before) {
+    let start = &record[..record.len().min(200)];
+    eprintln!("{}", String::from_utf8_lossy(start));
+    let patched = generate("4096", "4096", "4096");
+    one_backend(|it| it.with_generate(patched).write(RECORD, record))
 }
 
 fn good_row() -> String {
     record_row("mlx_lm/generate.py", stock_generate().as_bytes())
 }
 
+fn other_row() -> String {
+    record_row("mlx_lm/generate.py", b"something else")
+}
+
+/// The original is unknown: a revert says so and changes nothing, and a number still works.
 #[test]
 fn bad_rows_of_a_record_prove_nothing() {
     let row = good_row();
     let (start, size) = row.rsplit_once(',').unwrap();
     let (most, _) = start.split_at(start.len() - 4);
+    let huge = format!("{row}\n{}", "x\n".repeat(17 << 19));
+    assert!(huge.len() > 17 << 20);
     for record in [
         String::new(),
         row.replace("sha256=", "sha256=!!!!"),
@@ -49,244 +54,169 @@ fn bad_rows_of_a_record_prove_nothing() {
         format!("{most},{size}"),
         format!("other/{row}"),
         format!("\"{row}"),
-        record_row("mlx_lm/generate.py", b"something else"),
+        other_row(),
+        huge,
     ] {
-        assert_no_proof(&record);
+        let (env, backend, before) = patched_with_record(record.as_bytes());
+        assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
+        for args in [&["--revert"][..], &["--revert", "--dry-run"]] {
+            env.finish(args)
+                .exits(1)
+                .says("mlx_lm/generate.py")
+                .says("the original is unknown");
+            before.still_holds();
+        }
+        env.finish(["8192"]).exits(0);
+        assert_eq!(text(backend.generate()), generate("8192", "8192", "8192"));
     }
-    let huge = format!("{row}\n{}", "x\n".repeat(17 << 19));
-    assert!(huge.len() > 17 << 20);
-    assert_no_proof(huge);
-}
-
-/// The original is unknown: a revert says so and changes nothing, and a number still works.
-#[track_caller]
-fn assert_no_proof(record: impl AsRef<[u8]>) {
-    let shown =
-        String::from_utf8_lossy(&record.as_ref()[..record.as_ref().len().min(200)]).into_owned();
-    let (env, backend) = patched_with_record(record);
-    let before = snapshot(&env.user());
-    assert_eq!(
-        env.json(["--check"])["backends"][0]["files"][0]["original"],
-        "unknown",
-        "{shown}"
-    );
-    for args in [&["--revert"][..], &["--revert", "--dry-run"]] {
-        env.finish(args)
-            .exits(1)
-            .says("mlx_lm/generate.py")
-            .says("the original is unknown");
-        assert_eq!(
-            differences(&before, &snapshot(&env.user())),
-            [""; 0],
-            "{shown}"
-        );
-    }
-    env.finish(["8192"]).exits(0);
-    assert_eq!(
-        fs::read_to_string(backend.generate()).unwrap(),
-        generate("8192", "8192", "8192")
-    );
 }
 
 #[test]
 fn a_good_row_proves_whatever_stands_around_it() {
     let row = good_row();
     let quoted = row.replacen("mlx_lm/generate.py", "\"mlx_lm/generate.py\"", 1);
+    let noise = b"\xff\xfe,sha256=\xff,1\n\0\0\n,,,,,,,\n\"\n";
     for record in [
         row.clone().into_bytes(),
         format!("{row}\n").into_bytes(),
         format!("a,b,c\r\n{row}\r\nd\r\n").into_bytes(),
         format!("a,b,c\r{row}\rd\r").into_bytes(),
         format!("{quoted}\n").into_bytes(),
-        [
-            b"\xff\xfe,sha256=\xff,1\n\0\0\n,,,,,,,\n\"\n",
-            row.as_bytes(),
-        ]
-        .concat(),
-        format!(
-            "{}\n{row}",
-            record_row("mlx_lm/generate.py", b"something else")
-        )
-        .into_bytes(),
+        [noise, row.as_bytes()].concat(),
+        format!("{}\n{row}", other_row()).into_bytes(),
     ] {
-        let shown = String::from_utf8_lossy(&record).into_owned();
-        let (env, backend) = patched_with_record(&record);
-        assert_eq!(
-            env.json(["--check"])["backends"][0]["files"][0]["original"],
-            "record",
-            "{shown}"
-        );
+        let (env, backend, _) = patched_with_record(&record);
+        assert_eq!(env.checked(0)["files"][0]["original"], "record");
         env.finish(["--revert"]).exits(0);
-        assert_eq!(
-            fs::read_to_string(backend.generate()).unwrap(),
-            stock_generate(),
-            "{shown}"
-        );
-        assert_eq!(
-            fs::read(backend.path("mlx_lm-0.0.1.dist-info/RECORD")).unwrap(),
-            record
-        );
+        assert_eq!(text(backend.generate()), stock_generate());
+        assert_eq!(fs::read(backend.path(RECORD)).unwrap(), record);
     }
 }
 
-/// One backend of an engine that nothing proves but its receipt, set to 4096; and that receipt.
-fn with_receipt() -> (Env, BackendDir, PathBuf) {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), BACKEND).with_engine(engine_since_2026("2048"));
-    env.finish(["4096"]).exits(0);
-    let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
-    assert!(receipt.is_file());
-    (env, backend, receipt)
-}
-
-fn receipt_of(source: &str, literal: &str) -> String {
+fn receipt_of(source: &str, literals: &[&str]) -> String {
     let print = Fingerprint::of(source.as_bytes());
-    json!({"size": print.size, "sha256": print.sha256, "literals": [literal]}).to_string()
-}
-
-type Tamper = (&'static str, fn(&Path));
-
-/// Receipts of no use, and the words for each.
-const TAMPERINGS: [Tamper; 12] = [
-    ("is damaged", |receipt| fs::write(receipt, "").unwrap()),
-    ("is damaged", |receipt| fs::write(receipt, "{}").unwrap()),
-    ("is damaged", |receipt| {
-        fs::write(receipt, b"\xff\0").unwrap();
-    }),
-    ("is damaged", |receipt| {
-        let half = fs::read_to_string(receipt).unwrap();
-        fs::write(receipt, half.split_at(half.len() / 2).0).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        fs::write(receipt, receipt_of(&engine_since_2026("2048"), "512")).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        let other = engine_since_2026("2048") + "# more\n";
-        fs::write(receipt, receipt_of(&other, "2048")).unwrap();
-    }),
-    ("belongs to another version", |receipt| {
-        let mut json: Value = serde_json::from_slice(&fs::read(receipt).unwrap()).unwrap();
-        json["literals"] = json!(["2048", "2048"]);
-        fs::write(receipt, json.to_string()).unwrap();
-    }),
-    ("has 3221225472 bytes", |receipt| {
-        let receipt = File::options().write(true).open(receipt).unwrap();
-        receipt.set_len(3 << 30).unwrap();
-    }),
-    ("is a directory", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        fs::create_dir(receipt).unwrap();
-        fs::write(receipt.join("kept"), "").unwrap();
-    }),
-    ("is damaged", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        symlink("cache_wrapper.py", receipt).unwrap();
-    }),
-    ("is a link that leads nowhere", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        symlink("/nowhere", receipt).unwrap();
-    }),
-    ("is a FIFO", |receipt| {
-        fs::remove_file(receipt).unwrap();
-        assert!(
-            Command::new("mkfifo")
-                .arg(receipt)
-                .status()
-                .unwrap()
-                .success()
-        );
-    }),
-];
-
-/// Where the package's RECORD proves the original, it is not needed.
-#[test]
-fn a_useless_receipt_that_a_revert_removes_is_not_told() {
-    let env = Env::new();
-    let backend = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@34")
-        .with_generate(stock_generate())
-        .with_record(stock_generate());
-    let receipt = backend.path("mlx_lm/generate.py.lmpatch");
-    fs::write(&receipt, "{").unwrap();
-    env.finish(["--check"])
-        .exits(0)
-        .says("is damaged; move it away");
-    env.finish(["--revert"]).exits(0).says_nothing_of("damaged");
-    assert!(!receipt.exists());
+    json!({"size": print.size, "sha256": print.sha256, "literals": literals}).to_string()
 }
 
 #[test]
 fn a_receipt_of_no_use_is_told_and_ignored() {
-    for (why, tamper) in TAMPERINGS {
-        let (env, backend, receipt) = with_receipt();
-        tamper(&receipt);
-        let before = snapshot(&env.user());
-        let told = format!("{} {why}", receipt.display());
-        env.finish(["--check"])
-            .exits(0)
-            .says(&format!("the receipt is ignored: {told}"))
-            .says("the original is unknown; reinstall the runtime");
-        let file = &env.json(["--check"])["backends"][0]["files"][0];
-        assert_eq!(file["original"], "unknown", "{why}");
-        for args in [
-            &["--revert"][..],
-            &["--revert", "--dry-run"],
-            &["--revert", "--json"],
-        ] {
-            env.finish(args)
-                .exits(1)
-                .says(&format!("its receipt is ignored ({told}"))
-                .says("the original is unknown")
-                .says("reinstall the runtime");
-            assert_eq!(
-                differences(&before, &snapshot(&env.user())),
-                [""; 0],
-                "{why}"
-            );
-        }
-        let read = || fs::read_to_string(backend.engine()).unwrap();
-        env.finish(["8192"]).exits(0).says("1 changed");
-        assert_eq!(read(), engine_since_2026("8192"), "{why}");
-        // What was edited is no original: only where it has its stock values again is a receipt written anew.
-        env.finish(["--revert"])
-            .exits(1)
-            .says("the original is unknown");
-        assert_eq!(read(), engine_since_2026("8192"), "{why}");
+    let (source, other) = (engine_since_2026("2048"), "belongs to another version");
+    for (why, content) in [
+        ("is damaged", ""),
+        ("is damaged", "{}"),
+        (other, &receipt_of(&source, &["512"])),
+        (other, &receipt_of(&source, &["2048", "2048"])),
+        (other, &receipt_of(&format!("{source}# more\n"), &["2048"])),
+    ] {
+        is_of_no_use(why, |receipt| fs::write(receipt, content).unwrap());
     }
+    is_of_no_use("is damaged", |receipt| {
+        fs::write(receipt, b"\xff\0").unwrap();
+    });
+    is_of_no_use("is damaged", |receipt| {
+        let half = text(receipt);
+        fs::write(receipt, &half[..half.len() / 2]).unwrap();
+    });
+    is_of_no_use("has 3221225472 bytes", |receipt| {
+        let receipt = File::options().write(true).open(receipt).unwrap();
+        receipt.set_len(3 << 30).unwrap();
+    });
 }
 
 #[test]
-fn a_receipt_of_no_use_gives_way_where_the_file_has_its_stock_values_again() {
-    for (why, tamper) in TAMPERINGS {
-        let (env, backend, receipt) = with_receipt();
-        tamper(&receipt);
-        fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
-        env.finish(["4096"]).exits(0);
-        let read = || fs::read_to_string(backend.engine()).unwrap();
-        assert_eq!(read(), engine_since_2026("4096"), "{why}");
-        if receipt.is_dir() {
-            assert!(receipt.join("kept").exists());
-            env.finish(["--revert"]).exits(1).says("is a directory");
-            env.finish(["2048"]).exits(0);
-        } else {
-            env.finish(["--revert"]).exits(0);
-            assert!(fs::symlink_metadata(&receipt).is_err(), "{why}");
-        }
-        assert_eq!(read(), engine_since_2026("2048"), "{why}");
+fn what_stands_in_place_of_a_receipt_is_told_and_ignored() {
+    let places: [(&str, fn(&Path)); 4] = [
+        ("is a directory", |receipt| {
+            fs::create_dir(receipt).unwrap();
+            fs::write(receipt.join("kept"), "").unwrap();
+        }),
+        ("is damaged", |receipt| {
+            symlink("cache_wrapper.py", receipt).unwrap();
+        }),
+        ("is a link that leads nowhere", |receipt| {
+            symlink("/nowhere", receipt).unwrap();
+        }),
+        ("is a FIFO", mkfifo),
+    ];
+    for (why, place) in places {
+        is_of_no_use(why, |receipt| {
+            fs::remove_file(receipt).unwrap();
+            place(receipt);
+        });
     }
+}
+
+/// The receipt of an engine that nothing else proves is of no use after this: it is told and ignored, and gives way as
+/// soon as the engine has its stock values again.
+#[track_caller]
+fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
+    eprintln!("{why}");
+    let (env, backend, _) = one_backend(|it| it.with_engine(engine_since_2026("2048")));
+    env.finish(["4096"]).exits(0);
+    let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
+    assert!(receipt.is_file());
+    tamper(&receipt);
+    let before = Before::of(env.user());
+    let told = format!("{} {why}", receipt.display());
+    env.finish(["--check"])
+        .exits(0)
+        .says(&format!("the receipt is ignored: {told}"))
+        .says("the original is unknown; reinstall the runtime");
+    assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
+    for args in [
+        &["--revert"][..],
+        &["--revert", "--dry-run"],
+        &["--revert", "--json"],
+    ] {
+        env.finish(args)
+            .exits(1)
+            .says(&format!("its receipt is ignored ({told}"))
+            .says("the original is unknown")
+            .says("reinstall the runtime");
+        before.still_holds();
+    }
+    env.finish(["8192"]).exits(0).says("1 changed");
+    assert_eq!(text(backend.engine()), engine_since_2026("8192"));
+    // What was edited is no original: only where it has its stock values again is a receipt written anew.
+    env.finish(["--revert"])
+        .exits(1)
+        .says("the original is unknown");
+    assert_eq!(text(backend.engine()), engine_since_2026("8192"));
+
+    fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
+    env.finish(["4096"]).exits(0);
+    assert_eq!(text(backend.engine()), engine_since_2026("4096"));
+    if receipt.is_dir() {
+        assert!(receipt.join("kept").exists());
+        env.finish(["--revert"]).exits(1).says("is a directory");
+        env.finish(["2048"]).exits(0);
+    } else {
+        env.finish(["--revert"]).exits(0);
+        assert!(fs::symlink_metadata(&receipt).is_err());
+    }
+    assert_eq!(text(backend.engine()), engine_since_2026("2048"));
+}
+
+/// Where the package's RECORD proves the original, it is not needed.
+#[test]
+fn a_useless_receipt_that_a_revert_removes_is_not_told() {
+    let (env, backend, _) = one_backend(|it| {
+        it.with_listed_generate(stock_generate())
+            .write("mlx_lm/generate.py.lmpatch", "{")
+    });
+    env.finish(["--check"])
+        .exits(0)
+        .says("is damaged; move it away");
+    env.finish(["--revert"]).exits(0).says_nothing_of("damaged");
+    assert!(!backend.path("mlx_lm/generate.py.lmpatch").exists());
 }
 
 #[test]
 fn a_foreign_receipt_does_no_harm_where_record_proves_the_original() {
-    let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), BACKEND);
-    let before = snapshot(&env.user());
+    let (env, backend, before) = one_backend(BackendDir::usual);
     env.finish(["4096"]).exits(0);
-    let foreign = receipt_of(&generate("64", "64", "64"), "64");
-    let backend = backend.write("mlx_lm/generate.py.lmpatch", foreign);
+    let foreign = receipt_of(&generate("64", "64", "64"), &["64"]);
+    backend.write("mlx_lm/generate.py.lmpatch", foreign);
     env.finish(["--revert"]).exits(0);
-    assert_eq!(
-        fs::read_to_string(backend.generate()).unwrap(),
-        stock_generate()
-    );
-    assert_eq!(differences(&before, &snapshot(&env.user())), [""; 0]);
+    before.still_holds();
 }

@@ -41,11 +41,8 @@ fn stock(file: &VendorFile) -> Vec<u64> {
 
 #[test]
 fn the_table_of_releases_is_whole_and_names_each_file_once() {
-    let rows: Vec<Vec<&str>> = RELEASES
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| line.split('\t').collect())
-        .collect();
+    let rows = RELEASES.lines().filter(|line| !line.starts_with('#'));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split('\t').collect()).collect();
     let hashes: BTreeSet<_> = rows.iter().map(|row| row[1]).collect();
     assert_eq!((rows.len(), hashes.len()), (55, 55));
     let known: Vec<_> = SETTINGS.iter().map(Setting::record_path).collect();
@@ -56,10 +53,8 @@ fn the_table_of_releases_is_whole_and_names_each_file_once() {
         assert!(known.iter().any(|name| name == path), "{row:?}");
         let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         assert!(sha256.len() == 64 && sha256.bytes().all(is_hex), "{row:?}");
-        assert!(
-            bytes.parse::<usize>().is_ok() && date.len() == 10 && !releases.is_empty(),
-            "{row:?}"
-        );
+        assert!(bytes.parse::<usize>().is_ok(), "{row:?}");
+        assert!(date.len() == 10 && !releases.is_empty(), "{row:?}");
     }
     let read = SETTINGS.iter().map(|setting| releases(setting).len());
     assert_eq!(read.sum::<usize>(), 55);
@@ -89,16 +84,12 @@ fn only_the_digits_of_sites_are_replaced() {
     let sites = locate(GENERATE, source).unwrap();
     let expected = b"def f(a, prefill_step_size: int = 4096): pass  # caf\xE9\r\ndef g(prefill_step_size=5): pass";
     let with = |values: [u64; 2]| {
-        let value = |line| values[line - 1];
-        let literals = with_values(source, &sites, |site| value(site.line));
+        let literals = with_values(source, &sites, |site| values[site.line - 1]);
         fill(source, &sites, &literals)
     };
     assert_eq!(with([4096, 5]), expected);
-    assert_eq!(
-        with([2048, 5]),
-        source,
-        "a literal with its value already stays as written"
-    );
+    // A literal with its value already stays as it is written.
+    assert_eq!(with([2048, 5]), source);
 }
 
 #[test]
@@ -110,7 +101,7 @@ fn a_record_proves_what_is_there_and_what_could_be_put_back() {
     ] {
         let file = understand(GENERATE, patched.as_bytes(), &listed(stock_source), None);
         assert_eq!(proof(&file), Some(Proof::Record));
-        assert_eq!(revert(&file), Ok(stock_source.as_bytes().to_vec()));
+        assert_eq!(revert(&file), Ok(stock_source.into()));
         assert!(!file.source().unwrap().needs_receipt);
     }
     // A release with other stock values than any so far is known by its RECORD as long as it is untouched.
@@ -130,13 +121,13 @@ fn a_receipt_counts_only_for_the_same_file() {
     let fits = engine(patched, Some(&written));
     assert_eq!(proof(&fits), Some(Proof::Receipt));
     assert!(!fits.source().unwrap().came_edited());
-    assert_eq!(revert(&fits), Ok(stock.as_bytes().to_vec()));
+    assert_eq!(revert(&fits), Ok(stock.into()));
 
     let mut tampered = written.clone();
-    tampered.literals = vec!["511".to_owned()];
-    assert_eq!(proof(&engine(patched, Some(&tampered))), None);
-    tampered.literals = vec!["512".to_owned(), "512".to_owned()];
-    assert_eq!(proof(&engine(patched, Some(&tampered))), None);
+    for literals in [vec!["511".to_owned()], vec!["512".to_owned(); 2]] {
+        tampered.literals = literals;
+        assert_eq!(proof(&engine(patched, Some(&tampered))), None);
+    }
     let other = receipt(ENGINE, "PROMPT_PROCESSING_CHUNK_SIZE = 512\n#\n");
     assert_eq!(proof(&engine(patched, Some(&other))), None);
 
@@ -144,49 +135,27 @@ fn a_receipt_counts_only_for_the_same_file() {
     let as_found = engine(patched, Some(&receipt(ENGINE, odd)));
     assert_eq!(proof(&as_found), Some(Proof::Receipt));
     assert!(as_found.source().unwrap().came_edited());
-    assert_eq!(revert(&as_found), Ok(odd.as_bytes().to_vec()));
-}
-
-#[test]
-fn the_receipt_is_small_json_without_the_file() {
-    let source = "PROMPT_PROCESSING_CHUNK_SIZE = 2_048\n";
-    let json = serde_json::to_value(receipt(ENGINE, source)).unwrap();
-    let expected = serde_json::json!({
-        "size": 37,
-        "sha256": Fingerprint::of(source.as_bytes()).sha256,
-        "literals": ["2_048"],
-    });
-    assert_eq!(json, expected);
+    assert_eq!(revert(&as_found), Ok(odd.into()));
 }
 
 #[test]
 fn the_stock_value_is_told_by_the_engine() {
     let old = engine("PROMPT_PROCESSING_CHUNK_SIZE = 4096\n", None);
-    let new = engine(
-        "PROMPT_PROCESSING_CHUNK_SIZE = 4096\n# validate_prefill_step_size\n",
-        None,
-    );
-    assert_eq!((stock(&old), stock(&new)), (vec![512], vec![2048]));
+    assert_eq!(stock(&old), [512]);
+    let since_2026 = "PROMPT_PROCESSING_CHUNK_SIZE = 4096\n# validate_prefill_step_size\n";
+    assert_eq!(stock(&engine(since_2026, None)), [2048]);
 }
 
 #[test]
 fn an_original_is_never_guessed() {
     let unknown = engine("PROMPT_PROCESSING_CHUNK_SIZE = 4096\n", None);
     let why = revert(&unknown).unwrap_err();
-    assert!(
-        why.contains("the original is unknown: not a known release"),
-        "{why}"
-    );
-    assert!(why.contains("the original is unknown"), "{why}");
-    assert_eq!(
-        set(&unknown, 8192),
-        b"PROMPT_PROCESSING_CHUNK_SIZE = 8192\n"
-    );
+    let told = "the original is unknown: not a known release";
+    assert!(why.contains(told), "{why}");
+    let edited = b"PROMPT_PROCESSING_CHUNK_SIZE = 8192\n";
+    assert_eq!(set(&unknown, 8192), edited);
     let untouched = "PROMPT_PROCESSING_CHUNK_SIZE = 512\n";
-    assert_eq!(
-        revert(&engine(untouched, None)),
-        Ok(untouched.as_bytes().to_vec())
-    );
+    assert_eq!(revert(&engine(untouched, None)), Ok(untouched.into()));
 }
 
 #[test]
@@ -204,5 +173,5 @@ fn what_record_proves_but_stock_values_would_not_give_back_needs_a_receipt() {
     let written = receipt(GENERATE, vendors);
     let with = understand(GENERATE, edited.as_bytes(), &evidence, Some(&written));
     assert_eq!(proof(&with), Some(Proof::Record));
-    assert_eq!(revert(&with), Ok(vendors.as_bytes().to_vec()));
+    assert_eq!(revert(&with), Ok(vendors.into()));
 }

@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
+use super::{Before, Env};
+
 /// Where the packages are in a backend.
 pub const SITE_PACKAGES: &str = "lib/python3.11/site-packages";
 
@@ -106,6 +108,24 @@ impl BackendDir {
         )
     }
 
+    /// Writes a stock 2048 engine with a provable `generate.py`.
+    pub fn usual(self) -> Self {
+        self.with_engine(engine_since_2026("2048"))
+            .with_listed_generate(stock_generate())
+    }
+
+    /// Writes mlx-lm's file, and a `RECORD` that lists it as it is.
+    pub fn with_listed_generate(self, content: impl AsRef<[u8]>) -> Self {
+        self.with_generate(&content).with_record(content)
+    }
+
+    /// Fails the test unless the engine since 2026 and mlx-lm have this number, and are otherwise the vendor's.
+    #[track_caller]
+    pub fn is_set_to(&self, size: &str) {
+        assert_eq!(super::text(self.engine()), engine_since_2026(size));
+        assert_eq!(super::text(self.generate()), generate(size, size, size));
+    }
+
     /// Writes files where Python's cached bytecode of `package/stem` and of a neighbour would be.
     pub fn with_bytecode(self, package: &str, stem: &str) -> Self {
         let names = [
@@ -129,6 +149,17 @@ pub fn usual_backend(lmstudio: &Path, name: &str) -> BackendDir {
         .with_generate(stock_generate())
         .with_record(stock_generate())
 }
+
+/// A user's home with one backend that `make` fills, and everything as it is then.
+pub fn one_backend(make: impl FnOnce(BackendDir) -> BackendDir) -> (Env, BackendDir, Before) {
+    let env = Env::new();
+    let backend = make(BackendDir::new(&env.lmstudio(), ONE_BACKEND));
+    let before = Before::of(env.user());
+    (env, backend, before)
+}
+
+/// The name of the backend that [`one_backend`] makes.
+pub const ONE_BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// A row of `RECORD`.
 pub fn record_row(path: &str, content: &[u8]) -> String {

@@ -112,6 +112,23 @@ impl Env {
         let ran = Ran::of(&command.output().unwrap());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
+
+    /// What `--check` reports of one backend, counted from 0.
+    pub fn checked(&self, backend: usize) -> Value {
+        self.json(["--check"])["backends"][backend].clone()
+    }
+}
+
+/// What a file says.
+#[track_caller]
+pub fn text(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+/// Makes a FIFO.
+#[track_caller]
+pub fn mkfifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
 /// Runs its arguments on a terminal of 80 columns and copies what comes.
@@ -312,4 +329,30 @@ pub fn differences(
         .map(|path| path.to_string_lossy().into_owned())
         .collect();
     distinct.into_iter().collect()
+}
+
+/// A tree as it was at one moment.
+pub struct Before {
+    root: PathBuf,
+    entries: BTreeMap<OsString, Entry>,
+}
+
+impl Before {
+    /// The tree as it is at this moment.
+    pub fn of(root: impl Into<PathBuf>) -> Self {
+        let root = root.into();
+        let entries = snapshot(&root);
+        Self { root, entries }
+    }
+
+    /// The paths whose entries differ now.
+    pub fn changes(&self) -> Vec<String> {
+        differences(&self.entries, &snapshot(&self.root))
+    }
+
+    /// Fails the test unless everything is as it was.
+    #[track_caller]
+    pub fn still_holds(&self) {
+        assert_eq!(self.changes(), [""; 0]);
+    }
 }
