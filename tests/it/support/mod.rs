@@ -112,6 +112,11 @@ impl Env {
         let ran = Ran::of(&command.output().unwrap());
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
+
+    /// The paths in the user home that are not as in this snapshot of it.
+    pub fn changes(&self, before: &BTreeMap<OsString, Entry>) -> Vec<String> {
+        differences(before, &snapshot(&self.user()))
+    }
 }
 
 /// Runs its arguments on a terminal of 80 columns and copies what comes.
@@ -312,4 +317,15 @@ pub fn differences(
         .map(|path| path.to_string_lossy().into_owned())
         .collect();
     distinct.into_iter().collect()
+}
+
+/// What a file holds, which is text.
+pub fn text(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+/// The array at `key` of a JSON object.
+#[track_caller]
+pub fn list<'v>(object: &'v Value, key: &str) -> &'v [Value] {
+    object[key].as_array().unwrap()
 }
