@@ -74,12 +74,8 @@ fn read_only_directories_are_named_with_the_fix() {
 /// The directory itself, `site-packages` and every one above it, up to LM Studio's home.
 #[test]
 fn unreadable_directories_of_a_backend_and_above_it_are_named_with_the_fix() {
-    assert_denied(
-        |backend| backend.path("mlx_engine"),
-        0o000,
-        &ANY,
-        "chmod u+rwx",
-    );
+    let engine = |backend: &BackendDir| backend.path("mlx_engine");
+    assert_denied(engine, 0o000, &ANY, "chmod u+rwx");
     for up in 0..10 {
         let above = |backend: &BackendDir| {
             let package = backend.path("mlx_lm");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{BACKEND, NO_FILES, assert_tame, one_backend};
 use crate::support::home::{RUNTIME, runtime, select};
-use crate::support::{Env, snapshot};
+use crate::support::{Env, snapshot, text};
 use serde_json::{Value, json};
 
 /// A home whose one backend is that of the selected runtime, and the two files that say so.
@@ -23,22 +23,20 @@ fn selected() -> (Env, [PathBuf; 2]) {
 /// JSON that no manifest or preferences should be: too large, broken off, too deep.
 fn odd_json(good: &Value) -> Vec<Vec<u8>> {
     let whole = good.to_string();
-    let broken_off = (0..whole.len()).step_by(7);
-    let mut odd: Vec<Vec<u8>> = broken_off.map(|end| whole[..end].into()).collect();
     let many = |text: &str| text.repeat(100_000);
-    odd.extend(
-        [
-            many("["),
-            many("[") + &many("]"),
-            many("{\"name\":") + "1" + &many("}"),
-            whole.clone() + &" ".repeat(17 << 20),
-            "\u{feff}".to_owned() + &whole,
-            "\0".repeat(4096),
-        ]
-        .map(String::into_bytes),
-    );
-    odd.push(whole.bytes().map(|byte| byte ^ 0x80).collect());
-    odd
+    let broken_off = (0..whole.len()).step_by(7);
+    let broken_off = broken_off.map(|end| whole[..end].to_owned());
+    let others = [
+        many("["),
+        many("[") + &many("]"),
+        many("{\"name\":") + "1" + &many("}"),
+        whole.clone() + &" ".repeat(17 << 20),
+        "\u{feff}".to_owned() + &whole,
+        "\0".repeat(4096),
+    ];
+    let odd = broken_off.chain(others).map(String::into_bytes);
+    let no_text = whole.bytes().map(|byte| byte ^ 0x80).collect();
+    odd.chain([no_text]).collect()
 }
 
 /// `good` with every value, in turn, of every other type or gone; also the whole of it.
@@ -78,27 +76,33 @@ fn is_enough(content: &[u8]) -> bool {
             || *names == json!([format!("_amphibian/{BACKEND}")]))
 }
 
+/// With any of `contents` in this file, lmpatch says less and works as ever.
+#[track_caller]
+fn assert_says_less(env: &Env, path: &Path, contents: &[Vec<u8>]) {
+    for content in contents {
+        fs::write(path, content).unwrap();
+        let what = String::from_utf8_lossy(&content[..content.len().min(300)]);
+        let ran = env.finish(["--check", "2048"]).exits(0).shows(BACKEND);
+        let ran = ran.says_nothing_of("error");
+        assert_tame(&ran);
+        assert!(fs::read(path).unwrap() == *content, "{what}");
+        let is_less = !ran.stdout.contains("yes");
+        assert!(is_less || is_enough(content), "{what}: {ran:#?}");
+    }
+    let before = snapshot(&env.user());
+    env.finish(["4096"]).exits(0);
+    env.finish(["--revert"]).exits(0);
+    assert_eq!(env.changes(&before), [""; 0]);
+}
+
 #[test]
 fn odd_manifests_and_preferences_only_make_it_say_less() {
     for file in 0..2 {
         let (env, files) = selected();
-        let path = &files[file];
         env.finish(["--check"]).exits(0).shows("yes");
-        let good = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        for content in [odd_json(&good), retyped(&good)].concat() {
-            fs::write(path, &content).unwrap();
-            let what = String::from_utf8_lossy(&content[..content.len().min(300)]);
-            let ran = env.finish(["--check", "2048"]).exits(0).shows(BACKEND);
-            let ran = ran.says_nothing_of("error");
-            assert_tame(&ran);
-            assert!(fs::read(path).unwrap() == content, "{what}");
-            let is_less = !ran.stdout.contains("yes");
-            assert!(is_less || is_enough(&content), "{what}: {ran:#?}");
-        }
-        let before = snapshot(&env.user());
-        env.finish(["4096"]).exits(0);
-        env.finish(["--revert"]).exits(0);
-        assert_eq!(env.changes(&before), [""; 0]);
+        let good = serde_json::from_str(&text(&files[file])).unwrap();
+        assert_says_less(&env, &files[file], &odd_json(&good));
+        assert_says_less(&env, &files[file], &retyped(&good));
     }
 }
 
