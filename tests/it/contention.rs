@@ -1,6 +1,7 @@
 //! Others at work in the same home: many lmpatch at once, a lock that is never given up, LM Studio updating.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -116,15 +117,11 @@ fn paused_in(name: &str, words: &[&str]) -> Option<(Env, Paused)> {
     if !strace::is_there() {
         return None;
     }
-    let is_it =
-        |call: &Call| call.name == name && words.iter().all(|word| call.text.contains(word));
     let calls = strace::record(&three_backends(), &["4096"]);
+    let mut named = calls.iter().filter(|call| call.name == name);
+    let has_all = |call: &&Call| words.iter().all(|word| call.text.contains(word));
     let env = three_backends();
-    let paused = strace::pause(
-        &env,
-        calls.iter().find(|call| is_it(call)).unwrap(),
-        &["4096"],
-    );
+    let paused = strace::pause(&env, named.find(has_all).unwrap(), &["4096"]);
     Some((env, paused))
 }
 
@@ -134,11 +131,8 @@ fn paused_before_the_second() -> Option<(Env, Paused)> {
     let staged = ".generate.py.lmpatch-tmp.";
     let (env, paused) = paused_in("fsync", &[SECOND, staged])?;
     let there = snapshot(&backend(&env, SECOND).path("mlx_lm"));
-    assert!(
-        there
-            .keys()
-            .any(|name| name.to_str().unwrap().contains(staged))
-    );
+    let is_staged = |name: &OsString| name.to_string_lossy().contains(staged);
+    assert!(there.keys().any(is_staged), "{:?}", there.keys());
     Some((env, paused))
 }
 

@@ -37,7 +37,12 @@ print(json.dumps({path: sorted(sites(open(path, "rb").read()), key=lambda s: s[2
 const UNZIP: &str = "import sys, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])";
 
 #[derive(Debug, Deserialize)]
-struct Site(u64, usize, usize, usize);
+struct Site {
+    value: u64,
+    line: usize,
+    start: usize,
+    end: usize,
+}
 
 /// A home whose backends are the real wheels, each with a hand-written engine beside it.
 struct Real {
@@ -93,8 +98,8 @@ impl Real {
 /// The source without the literals at these sites.
 fn without(source: &[u8], sites: &[Site]) -> Vec<u8> {
     let mut rest = source.to_vec();
-    for Site(_, _, start, end) in sites.iter().rev() {
-        rest.drain(start..end);
+    for site in sites.iter().rev() {
+        rest.drain(site.start..site.end);
     }
     rest
 }
@@ -112,7 +117,10 @@ fn only_the_digits_of_the_setting_change_and_all_of_them() {
             let (seen, set) = (&seen[index], &set[index]);
             assert!(seen.len() >= 2, "{}", path.display());
             assert_eq!(set.len(), seen.len());
-            assert!(set.iter().all(|site| site.0.to_string() == size), "{set:?}");
+            assert!(
+                set.iter().all(|site| site.value.to_string() == size),
+                "{set:?}"
+            );
             let rest = without(&before[index], seen);
             assert_eq!(rest, without(&after[index], set), "{}", path.display());
         }
@@ -138,7 +146,7 @@ fn the_sites_are_those_that_python_sees() {
             .unwrap();
         let shown = |site: &Value| json!([site["line"], site["value"], site["stock"]]);
         let shown: Vec<_> = list(file, "sites").iter().map(shown).collect();
-        let stock = |Site(value, line, ..): &Site| json!([line, value, value]);
+        let stock = |site: &Site| json!([site.line, site.value, site.value]);
         let stock: Vec<_> = seen.iter().map(stock).collect();
         assert_eq!(shown, stock, "{}", path.display());
         assert_eq!(file["state"], "stock", "{}", path.display());
