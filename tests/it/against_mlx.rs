@@ -4,14 +4,15 @@
 //! environment. Without it the tests say that they were skipped. The CPU build is not faster at larger chunks, so what
 //! is asserted is the number of prefill steps, never a speed.
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::child::eventually;
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, runtime, select};
-use crate::support::{Env, Ran, aloud, copy_tree, differences, skipped, snapshot};
-use serde_json::Value;
+use crate::support::{Env, Ran, aloud, copy_tree, differences, list, skipped, snapshot};
+use serde_json::{Value, json};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
@@ -80,19 +81,17 @@ struct Real {
 }
 
 /// `None`, said aloud, where there is nothing to test on.
-fn real(test: &str) -> Option<Real> {
+fn real() -> Option<Real> {
     let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/mlx-venv/bin/python");
     let python = std::env::var_os("LMPATCH_MLX").map_or(usual, PathBuf::from);
     let env = Env::new();
     let find = "import mlx_lm, sys; sys.stdout.write(list(mlx_lm.__path__)[0])";
-    let found = env
-        .isolate(&mut Command::new(&python))
-        .args(["-c", find])
-        .output();
-    let Some(found) = found.ok().filter(|found| found.status.success()) else {
+    let mut found = Command::new(&python);
+    let found = env.isolate(&mut found).args(["-c", find]).output().ok();
+    let Some(found) = found.filter(|found| found.status.success()) else {
+        let python = python.display();
         skipped(&format!(
-            "{test}: no mlx-lm in {}; see .ci/run",
-            python.display()
+            "bench on the real mlx-lm: none in {python}; see .ci/run"
         ));
         return None;
     };
@@ -104,21 +103,11 @@ fn real(test: &str) -> Option<Real> {
     // The backend's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
     let slower = env.user().join("slower.py");
     fs::write(&slower, SLOWER).unwrap();
-    let (own, slower) = (backend.root.join("bin/python3.11"), slower.display());
-    let python_c = format!("exec '{}' -c \"$(cat '{slower}')\n$2\"", python.display());
-    script(&own, &python_c);
+    let (program, slower) = (python.display(), slower.display());
+    let python_c = format!("exec '{program}' -c \"$(cat '{slower}')\n$2\"");
+    script(&backend.root.join("bin/python3.11"), &python_c);
     let model = env.user().join("tiny");
-    let made = env
-        .isolate(&mut Command::new(&python))
-        .args(["-c", MAKE_MODEL])
-        .arg(&model)
-        .output()
-        .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    env.python(&python, MAKE_MODEL, &[&model]);
     Some(Real {
         env,
         backend,
@@ -133,80 +122,60 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Sweeps four sizes and gives the three rows with whole prefills; the network is out of bounds for the libraries.
+/// Sweeps four sizes and gives the results, and the runs of the three sizes with whole prefills; the network is out of
+/// bounds for the libraries.
 #[track_caller]
-fn sweep(real: &Real, arguments: &[&str]) -> Value {
-    let model = real.model.to_str().unwrap();
+fn sweep(real: &Real, arguments: &[&str]) -> (Value, Vec<Value>) {
     let common = "bench --sizes 64,512,2048,4096 --prompt-tokens 10000 --runs 1 --json --model";
-    let words = common.split(' ').chain([model]);
-    let mut command = real.env.command(words.chain(arguments.iter().copied()));
+    let mut command = real.env.command(common.split(' '));
+    command.arg(&real.model).args(arguments);
     let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
     let results: Value = serde_json::from_str(&ran.stdout).unwrap();
-    for (row, (size, steps)) in [(1, (512, 20)), (2, (2048, 5)), (3, (4096, 3))] {
-        let row = &results["results"][row];
-        assert_eq!(row["failed"], Value::Null, "{results:#}");
-        assert_eq!(
-            (&row["observed_chunk"], &row["observed_steps"]),
-            (&u64::into(size), &u64::into(steps)),
-            "{results:#}"
-        );
-        let tokens = row["runs"][0]["prompt_tokens"].as_u64().unwrap();
+    let [cut, whole @ ..] = list(&results, "results") else {
+        panic!("{results:#}");
+    };
+    let steps = |row: &Value| json!([row["failed"], row["observed_chunk"], row["observed_steps"]]);
+    let steps: Vec<_> = whole.iter().map(steps).collect();
+    let wanted = json!([[null, 512, 20], [null, 2048, 5], [null, 4096, 3]]);
+    assert_eq!(json!(steps), wanted, "{results:#}");
+    let runs: Vec<_> = whole.iter().map(|row| row["runs"][0].clone()).collect();
+    for run in &runs {
+        let tokens = run["prompt_tokens"].as_u64().unwrap();
         assert!(tokens.abs_diff(10_000) <= 100, "{results:#}");
     }
-    let cut = &results["results"][0]["cut"];
-    let tokens = cut["tokens"]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{results:#}"));
-    assert!((2500.0..9000.0).contains(&tokens), "{cut}");
+    let tokens = cut["cut"]["tokens"].as_f64().unwrap_or_default();
+    assert!((2500.0..9000.0).contains(&tokens), "{results:#}");
     assert_eq!(results["verdict"]["keep"], 512, "{results:#}");
     aloud(&format!(
         "real mlx-lm, {}: 20, 5 and 3 steps at 512, 2048 and 4096; 64 was cut short at {tokens:.0} tokens of 10,000",
         results["api"]
     ));
-    results
-}
-
-/// The rows of the sizes that were prefilled whole.
-fn runs(results: &Value) -> impl Iterator<Item = &Value> {
-    let rows = results["results"].as_array().unwrap();
-    rows[1..].iter().map(|row| &row["runs"][0])
+    (results, runs)
 }
 
 #[test]
 fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
-    let Some(real) = real("bench --direct on the real mlx-lm") else {
-        return;
-    };
+    let Some(real) = real() else { return };
     let before = snapshot(&real.backend.root);
-    let results = sweep(&real, &["--direct"]);
+    let (results, runs) = sweep(&real, &["--direct"]);
     let runtime = results["runtime"].as_str().unwrap();
     assert!(runtime.contains(", mlx-lm 0."), "{runtime}");
-    for run in runs(&results) {
+    for run in runs {
         assert_eq!(run["prompt_tokens"], 10_000);
-        assert!(
-            run["peak_memory_bytes"].as_u64().unwrap() > 100_000,
-            "{run}"
-        );
+        let peak = run["peak_memory_bytes"].as_u64().unwrap();
+        assert!(peak > 100_000, "{run}");
     }
-    assert_eq!(
-        differences(&before, &snapshot(&real.backend.root)),
-        Vec::<String>::new()
-    );
+    let after = snapshot(&real.backend.root);
+    assert_eq!(differences(&before, &after), [""; 0]);
 }
 
 #[test]
 fn setting_generate_py_changes_the_steps_of_the_real_server() {
-    let Some(real) = real("bench against the real mlx_lm.server") else {
-        return;
-    };
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let server = Server {
-        pid: real.env.user().join("server.pid"),
-    };
+    let Some(real) = real() else { return };
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let pid = real.env.user().join("server.pid");
     let serve = format!("{SLOWER}{SERVE}");
     fs::write(real.env.user().join("serve.py"), serve).unwrap();
     let restart = real.env.user().join("restart");
@@ -214,25 +183,27 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
         "[ -f '{pid}' ] && kill \"$(cat '{pid}')\" && while kill -0 \"$(cat '{pid}')\" 2>/dev/null; do sleep 0.1; done\n\
          HF_HUB_OFFLINE=1 PYTHONPATH='{packages}' nohup '{python}' '{user}/serve.py' '{model}' {port} >'{user}/server.log' 2>&1 &\n\
          echo $! >'{pid}'",
-        pid = server.pid.display(),
+        pid = pid.display(),
         packages = real.backend.root.join(SITE_PACKAGES).display(),
         python = real.python.display(),
         user = real.env.user().display(),
         model = real.model.display(),
     );
     script(&restart, &text);
+    let _server = Server { pid };
     let started = real.env.isolate(&mut Command::new(&restart)).status();
     assert!(started.unwrap().success());
-    wait_for(port);
+    let connect = || TcpStream::connect(("127.0.0.1", port)).ok();
+    eventually("the real server answers", connect);
     let before = fs::read(real.backend.generate()).unwrap();
     let url = format!("http://127.0.0.1:{port}");
     let arguments = ["--url", &url, "--reload", restart.to_str().unwrap()];
-    let results = sweep(&real, &arguments);
+    let (results, runs) = sweep(&real, &arguments);
     assert_eq!(results["api"], "openai");
-    assert!(runs(&results).all(|run| run["source"] == "client"));
+    assert!(runs.iter().all(|run| run["source"] == "client"));
     assert_eq!(fs::read(real.backend.generate()).unwrap(), before);
     // The last reload was waited for.
-    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(connect().is_some());
 }
 
 /// Ends the server that the last restart left.
@@ -245,16 +216,5 @@ impl Drop for Server {
         if let Ok(pid) = fs::read_to_string(&self.pid) {
             let _ = Command::new("kill").arg(pid.trim()).status();
         }
-    }
-}
-
-fn wait_for(port: u16) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the real server never answered"
-        );
-        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }

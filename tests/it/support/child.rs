@@ -1,19 +1,21 @@
 //! Children that may hang, that run as an ordinary user, or whose streams are not what one hopes for.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::fs::{self, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Env, Ran, copy_binary, skipped};
 
-/// Far more than any run needs on a slow machine; whoever is past it hangs.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Far more than anything needs on a slow machine; whoever is past it hangs.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// `nobody` on Linux; what matters is that it is not root.
 const NOBODY: u32 = 65534;
@@ -31,35 +33,36 @@ pub fn finish_into(
     stdout: impl Into<Stdio>,
     stderr: impl Into<Stdio>,
 ) -> Ran {
-    let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
-    let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
-    let deadline = Instant::now() + DEADLINE;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > deadline {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("still running after {DEADLINE:?}: {command:?}");
-        }
-        thread::sleep(Duration::from_millis(5));
+    let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+    let pid = child.id();
+    let (sender, output) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = output.recv_timeout(DEADLINE) else {
+        signal(pid, "KILL");
+        panic!("still running after {DEADLINE:?}: {command:?}");
     };
-    Ran::of(&Output {
-        status,
-        stdout: stdout.join().unwrap(),
-        stderr: stderr.join().unwrap(),
-    })
+    Ran::of(&output.unwrap())
 }
 
-fn drain(stream: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut stream) = stream {
-            stream.read_to_end(&mut bytes).unwrap();
+/// Sends a signal to a process that is there.
+#[track_caller]
+pub fn signal(pid: impl Display, name: &str) {
+    let mut kill = Command::new("kill");
+    kill.args(["-s", name, &pid.to_string()]);
+    assert!(kill.status().unwrap().success(), "{kill:?}");
+}
+
+/// Looks until there is something, and fails the test where that takes too long.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
         }
-        bytes
-    })
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 impl Env {
@@ -67,6 +70,17 @@ impl Env {
     #[track_caller]
     pub fn finish<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
         finish(&mut self.command(args))
+    }
+
+    /// What a Python script prints, which has to succeed.
+    #[track_caller]
+    pub fn python<A: AsRef<OsStr>>(&self, python: &Path, script: &str, args: &[A]) -> Vec<u8> {
+        let mut command = Command::new(python);
+        let command = self.isolate(&mut command).args(["-I", "-W", "ignore"]);
+        let output = command.args(["-c", script]).args(args).output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{complaint}");
+        output.stdout
     }
 
     /// Whether the tests run as root, for whom no file is read-only.
@@ -77,9 +91,10 @@ impl Env {
     /// Gives the user home with everything in it to the ordinary user of [`Env::ordinary`].
     pub fn hand_over(&self) {
         if self.is_root() {
-            for path in [self.user(), self.root.path().join("tmp")] {
-                give(&path, NOBODY);
-            }
+            let mut chown = Command::new("chown");
+            chown.args(["-hR", &format!("{NOBODY}:{NOBODY}")]);
+            chown.args([self.user(), self.root.path().join("tmp")]);
+            assert!(chown.status().unwrap().success());
         }
     }
 
@@ -89,10 +104,8 @@ impl Env {
             return self.command(args);
         }
         let mut command = Command::new(self.binary_for_all());
-        self.isolate(&mut command)
-            .args(args)
-            .uid(NOBODY)
-            .gid(NOBODY);
+        self.isolate(&mut command).uid(NOBODY).gid(NOBODY);
+        command.args(args);
         command
     }
 
@@ -108,16 +121,6 @@ impl Env {
     }
 }
 
-/// Gives `path` and everything below it to the user and the group `id`.
-fn give(path: &Path, id: u32) {
-    lchown(path, Some(id), Some(id)).unwrap();
-    if fs::symlink_metadata(path).unwrap().is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), id);
-        }
-    }
-}
-
 /// Runs `run` while `path` has `mode`, and sees to it that it still has it afterwards.
 #[track_caller]
 pub fn while_mode<T>(path: &Path, mode: u32, run: impl FnOnce() -> T) -> T {
@@ -126,36 +129,21 @@ pub fn while_mode<T>(path: &Path, mode: u32, run: impl FnOnce() -> T) -> T {
     let result = run();
     let after = fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
     fs::set_permissions(path, before).unwrap();
-    assert_eq!(
-        after,
-        mode,
-        "the mode of {} in octal: {after:o}",
-        path.display()
-    );
+    assert_eq!(after, mode, "{} in octal: {after:o}", path.display());
     result
 }
 
 /// What tells one file from another that took its place: inode, type and mode, device, size, time of change.
-pub fn identity(path: &Path) -> io::Result<(u64, u32, u64, u64, i64, i64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((
-        metadata.ino(),
-        metadata.mode(),
-        metadata.rdev(),
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-    ))
+pub fn identity(path: &Path) -> io::Result<(u64, u32, u64, u64, SystemTime)> {
+    let file = fs::symlink_metadata(path)?;
+    let (inode, mode, device) = (file.ino(), file.mode(), file.rdev());
+    Ok((inode, mode, device, file.len(), file.modified()?))
 }
 
 /// Whether a tool that the test needs can be started; says so where it cannot.
 pub fn has_tool(name: &str) -> bool {
-    let found = Command::new(name)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
+    let mut version = Command::new(name);
+    let found = version.arg("--version").output().is_ok();
     if !found {
         skipped(&format!("{name} is not installed"));
     }

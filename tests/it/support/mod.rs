@@ -117,6 +117,11 @@ impl Env {
     pub fn checked(&self, backend: usize) -> Value {
         self.json(["--check"])["backends"][backend].clone()
     }
+
+    /// The paths in the user home that are not as in this snapshot of it.
+    pub fn changes(&self, before: &BTreeMap<OsString, Entry>) -> Vec<String> {
+        differences(before, &snapshot(&self.user()))
+    }
 }
 
 /// What a file says.
@@ -355,4 +360,10 @@ impl Before {
     pub fn still_holds(&self) {
         assert_eq!(self.changes(), [""; 0]);
     }
+}
+
+/// The array at `key` of a JSON object.
+#[track_caller]
+pub fn list<'v>(object: &'v Value, key: &str) -> &'v [Value] {
+    object[key].as_array().unwrap()
 }

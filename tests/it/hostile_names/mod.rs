@@ -1,0 +1,186 @@
+//! Hostile surroundings: names, the home and its pointer, manifests, preferences.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::child::finish;
+use crate::support::home::{BackendDir, engine_since_2026, runtime, usual_backend};
+use crate::support::{Env, Ran, list, skipped, snapshot, text};
+use serde_json::{Value, json};
+
+mod home;
+mod runtimes;
+
+const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
+
+/// Colours, a title for the window, a line that is overwritten, a C1 control and a mark that reverses the line.
+const ESCAPES: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}reversed";
+
+/// Names that are no trouble for a file system.
+fn odd_names() -> Vec<OsString> {
+    let names = [
+        "a backend with spaces",
+        "Größe 你好 🦀",
+        "-rf",
+        "--check",
+        "$(touch pwned)`;'\"",
+        "line\nend",
+        "*[?]{}",
+        ESCAPES,
+    ];
+    let not_utf8 = OsString::from_vec(b"not UTF-8 \xff\xfe \x1b[31m".to_vec());
+    let names = names.into_iter().map(OsString::from);
+    names.chain([not_utf8]).collect()
+}
+
+/// A home with one usual backend.
+fn one_backend() -> (Env, BackendDir) {
+    let env = Env::new();
+    let backend = usual_backend(&env.lmstudio(), BACKEND);
+    (env, backend)
+}
+
+/// Gives a directory an odd name; `None`, said aloud, where a file system refuses it (macOS wants UTF-8).
+fn rename(directory: &Path, name: &OsStr) -> Option<PathBuf> {
+    let renamed = directory.with_file_name(name);
+    if let Err(error) = fs::rename(directory, &renamed) {
+        skipped(&format!("{}: {error}", name.display()));
+        return None;
+    }
+    Some(renamed)
+}
+
+/// Nothing that was printed can drive a terminal; lines aside, every control character is escaped.
+#[track_caller]
+fn assert_tame(ran: &Ran) {
+    let is_wild = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!ran.stdout.contains(is_wild), "{ran:#?}");
+    assert!(!ran.stderr.contains(is_wild), "{ran:#?}");
+}
+
+/// What is no file that can be read: what is said of it, and what makes it at a path.
+const NO_FILES: [(&str, fn(&Path)); 4] = [
+    ("is a directory", |path| fs::create_dir(path).unwrap()),
+    ("is a FIFO", |path| {
+        let mut mkfifo = Command::new("mkfifo");
+        assert!(mkfifo.arg(path).status().unwrap().success());
+    }),
+    ("cannot be read", |path| symlink(path, path).unwrap()),
+    ("more than the limit of 16777216", |path| {
+        File::create(path).unwrap().set_len(3 << 30).unwrap();
+    }),
+];
+
+#[test]
+fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
+    for name in odd_names() {
+        let (env, backend) = one_backend();
+        let Some(root) = rename(&backend.root, &name) else {
+            continue;
+        };
+        let backend = BackendDir { root };
+        let before = snapshot(&env.user());
+        let run = |args: &str| env.finish(args.split(' '));
+        for args in ["--check", "--check -v", "--dry-run", "8192 --dry-run -v"] {
+            assert_tame(&run(args).exits(0));
+        }
+        for args in ["4096", "64 -v", "4096 -v"] {
+            assert_tame(&run(args).exits(0).says("1 backend: 1 changed"));
+        }
+        assert_eq!(text(backend.engine()), engine_since_2026("4096"));
+
+        let ran = run("--check --json").exits(0);
+        assert!(!ran.stdout.contains(['\u{1b}', '\u{7}', '\r']), "{ran:#?}");
+        let shown = &env.json(["--check", "4096"])["backends"][0];
+        assert_eq!(shown["name"], *name.to_string_lossy());
+        assert_eq!(shown["chunk"], 4096);
+
+        assert_tame(&run("--revert -v").exits(0));
+        assert_eq!(env.changes(&before), [""; 0], "{}", name.display());
+        fs::write(backend.engine(), "nothing here").unwrap();
+        assert_tame(&run("4096").exits(1).says("cache_wrapper.py"));
+        fs::remove_dir_all(backend.root.join("lib")).unwrap();
+        assert_tame(&run("4096").exits(1).says("no MLX backend found"));
+    }
+}
+
+#[test]
+fn homes_of_any_name_are_worked_on_and_shown_safely() {
+    for name in odd_names() {
+        let (env, _) = one_backend();
+        let Some(home) = rename(&env.lmstudio(), &name) else {
+            continue;
+        };
+        let before = snapshot(&env.user());
+        let in_home = |args: &str| {
+            let mut command = env.command(["--home"]);
+            finish(command.arg(&home).args(args.split(' ')))
+        };
+        for args in [
+            "--check -v",
+            "--dry-run",
+            "4096",
+            "--check 4096 -v",
+            "--revert",
+        ] {
+            assert_tame(&in_home(args).exits(0));
+        }
+        assert_eq!(env.changes(&before), [""; 0], "{}", name.display());
+        let report = in_home("--check --json").exits(0).stdout;
+        serde_json::from_str::<Value>(&report).unwrap();
+        fs::remove_dir_all(home.join("extensions")).unwrap();
+        assert_tame(&in_home("4096").exits(1).says("is not there"));
+        fs::remove_dir_all(&home).unwrap();
+        assert_tame(&in_home("4096").exits(1).says("is not there"));
+    }
+}
+
+#[test]
+fn colour_that_is_asked_for_is_lmpatchs_own_only() {
+    let (env, backend) = one_backend();
+    rename(&backend.root, OsStr::new(ESCAPES)).unwrap();
+    runtime(&env.lmstudio(), "1.12.0", &[ESCAPES, "gone"]);
+    for args in ["--check -v", "--dry-run", "4096 -v", "--revert"] {
+        let all = ["--color", "always"].into_iter().chain(args.split(' '));
+        let ran = env.finish(all).exits(0);
+        let printed = [&*ran.stdout, &ran.stderr].concat();
+        for foreign in [
+            "\u{1b}[31mred",
+            "\u{1b}]",
+            "\u{7}",
+            "\r",
+            "\u{9b}",
+            "\u{202e}",
+        ] {
+            assert!(!printed.contains(foreign), "{foreign:?}: {ran:#?}");
+        }
+    }
+}
+
+#[test]
+fn names_of_runtimes_and_of_backends_that_are_gone_are_shown_safely() {
+    let (env, _) = one_backend();
+    let directory = env.lmstudio().join("extensions/backends/odd");
+    fs::create_dir_all(&directory).unwrap();
+    let gone = [ESCAPES, "../gone", "/gone", ""].map(|name| format!("_amphibian/{name}"));
+    let backends = [&[format!("_amphibian/{BACKEND}")], &gone[..]].concat();
+    let manifest = json!({
+        "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
+        "vendor_lib_package_names": backends,
+    });
+    let path = directory.join("backend-manifest.json");
+    fs::write(path, manifest.to_string()).unwrap();
+    for args in ["--check", "--check -v", "--dry-run", "4096", "--revert"] {
+        let ran = env.finish(args.split(' ')).exits(0);
+        assert_tame(&ran);
+        ran.says("which is not on disk").says("\\u{1b}]0;title");
+    }
+    let report = env.json(["--check"]);
+    assert_eq!(list(&report, "missing_backends").len(), 1);
+    let runtime = &report["backends"][0]["runtimes"][0];
+    assert_eq!(runtime["version"], format!("9{ESCAPES}"));
+}
