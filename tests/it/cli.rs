@@ -1,22 +1,22 @@
 //! The command line: what is accepted, what is refused, and with which exit code.
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
-use crate::support::home::usual_backend;
-use crate::support::{Env, Ran, differences, snapshot};
+use crate::support::{Env, Ran, snapshot, unchanged};
 
 #[test]
 fn help_is_what_people_read() {
+    let env = Env::new();
     for (words, expected) in [
         (&["--help"][..], include_str!("texts/help.txt")),
         (&["bench", "--help"], include_str!("texts/bench-help.txt")),
     ] {
-        let output = Env::new().command(words).env("COLUMNS", "80").output();
+        let output = env.command(words).env("COLUMNS", "80").output();
         assert_eq!(Ran::of(&output.unwrap()).exits(0).stdout, expected);
     }
-    Env::new()
-        .run(["--version"])
+    env.run(["--version"])
         .exits(0)
         .shows(env!("CARGO_PKG_VERSION"));
 }
@@ -45,32 +45,12 @@ fn every_message_is_one_write() {
 fn a_wrong_command_line_exits_2_and_changes_nothing() {
     let env = Env::with_fixture();
     let before = snapshot(&env.lmstudio());
-    for wrong in [
-        vec!["63"],
-        vec!["131073"],
-        vec!["0"],
-        vec!["4_096"],
-        vec!["0x1000"],
-        vec!["4096.0"],
-        vec!["-4096"],
-        vec!["4m"],
-        vec![""],
-        vec!["4096", "8192"],
-        vec!["--revert", "4096"],
-        vec!["--revert", "--check"],
-        vec!["--check", "--dry-run"],
-        vec!["--backend", "[", "4096"],
-        vec!["--color", "sometimes"],
-        vec!["-q", "-v"],
-        vec!["--unknown"],
-    ] {
-        let ran = env.run(&wrong).exits(2);
-        assert!(ran.stderr.contains("error:"), "{wrong:?}: {}", ran.stderr);
+    let wrong = "63|131073|0|4_096|0x1000|4096.0|-4096|4m||4096 8192|--revert 4096|--revert --check|--check --dry-run|\
+                 --backend [ 4096|--color sometimes|-q -v|--unknown|man 4096|completions tcsh|completions";
+    for wrong in wrong.split('|') {
+        env.run(wrong.split(' ')).exits(2).says("error:");
     }
-    assert_eq!(
-        differences(&before, &snapshot(&env.lmstudio())),
-        Vec::<String>::new()
-    );
+    unchanged(&env.lmstudio(), &before);
 }
 
 #[test]
@@ -88,6 +68,7 @@ fn a_word_that_is_no_command_is_called_so() {
         .exits(2)
         .says("unexpected argument '--foo' found")
         .says_nothing_of("tip:");
+    env.run(["completions"]).exits(2).says("<SHELL>");
     let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
     env.run(elsewhere)
         .exits(2)
@@ -105,104 +86,80 @@ fn a_check_of_a_size_says_what_it_found() {
     env.run(["--check", "4096"])
         .exits(0)
         .says("4096 in 3 of 3 backends");
-    let ran = env.run(["--check", "8192", "-q"]).exits(3);
-    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
 }
 
 #[test]
 fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     let env = Env::with_fixture();
-    let (before, after) = (
-        env.run(["--json", "agent", "status"]).exits(1),
-        env.run(["agent", "status", "--json"]).exits(1),
-    );
-    assert!(
-        before.stdout.starts_with('{') && before.stdout == after.stdout,
-        "{}",
-        before.stdout
-    );
+    let after = env.run(["agent", "status", "--json"]).exits(1);
+    assert!(after.stdout.starts_with('{'), "{}", after.stdout);
+    let before = env.run(["--json", "agent", "status"]).exits(1);
+    assert_eq!(before.stdout, after.stdout);
     let home = snapshot(&env.lmstudio());
-    for (wrong, named) in [
-        (["4096", "man"], "[SIZE]"),
-        (["--check", "man"], "--check"),
-        (["--revert", "man"], "--revert"),
-        (["--dry-run", "man"], "--dry-run"),
-        (["--backend=*", "man"], "--backend"),
-        (["--reload", "man"], "--reload"),
+    for (flag, named) in [
+        ("4096", "[SIZE]"),
+        ("--check", "--check"),
+        ("--revert", "--revert"),
+        ("--dry-run", "--dry-run"),
+        ("--backend=*", "--backend"),
+        ("--reload", "--reload"),
     ] {
-        let ran = env.run(wrong).exits(2);
-        assert!(
-            ran.stderr.contains(named) && ran.stderr.contains("cannot come before 'man'"),
-            "{wrong:?}: {}",
-            ran.stderr
-        );
+        env.run([flag, "man"])
+            .exits(2)
+            .says(named)
+            .says("cannot come before 'man'");
     }
-    assert_eq!(
-        differences(&home, &snapshot(&env.lmstudio())),
-        Vec::<String>::new()
-    );
+    unchanged(&env.lmstudio(), &home);
 }
 
 #[test]
 fn the_default_is_4096_and_k_is_1024() {
-    for (args, size) in [
-        (vec![], 4096),
-        (vec!["4096"], 4096),
-        (vec!["8k"], 8192),
-        (vec!["128K"], 131_072),
-        (vec!["64"], 64),
+    for (words, size) in [
+        ("", "4096"),
+        ("4096", "4096"),
+        ("8k", "8192"),
+        ("128K", "131072"),
+        ("64", "64"),
     ] {
         let env = Env::with_fixture();
-        env.run(&args).exits(0);
-        env.run(["--check".to_owned(), size.to_string()]).exits(0);
+        env.run(words.split_whitespace()).exits(0);
+        env.run(["--check", size]).exits(0);
     }
 }
 
 #[test]
 fn quiet_prints_errors_only() {
     let env = Env::with_fixture();
-    let ran = env.run(["-q", "4096"]).exits(0);
-    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
-    let ran = env.run(["-q", "--check", "8192"]).exits(3);
-    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
-    let ran = env
-        .run(["-q", "--home", "nowhere", "4096"])
-        .exits(1)
-        .says("nowhere");
-    assert_eq!(ran.stdout, "");
-    let half = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@40");
-    std::fs::remove_file(half.generate()).unwrap();
-    for args in [
-        &["-q", "--check"][..],
-        &["-q", "3000"],
-        &["-q", "--revert"],
-        &["-q", "8192", "--dry-run"],
-    ] {
-        let ran = env.run(args).exits(0);
-        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
+    env.run(["-q", "4096"]).exits(0).prints("", "");
+    env.run(["-q", "--check", "8192"]).exits(3).prints("", "");
+    let ran = env.run(["-q", "--home", "nowhere", "4096"]).exits(1);
+    assert_eq!(ran.says("nowhere").stdout, "");
+    let half = env.backend("app-mlx-generate-mac14-arm64@40");
+    fs::remove_file(half.generate()).unwrap();
+    for words in ["--check", "3000", "--revert", "8192 --dry-run"] {
+        let args = ["-q"].into_iter().chain(words.split(' '));
+        env.run(args).exits(0).prints("", "");
     }
-    std::fs::write(half.generate(), "x = 1\n").unwrap();
+    fs::write(half.generate(), "x = 1\n").unwrap();
     let ran = env.run(["-q", "4096"]).exits(1);
-    let lines: Vec<_> = ran.stderr.lines().collect();
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("error: app-mlx-generate-mac14-arm64@40: "),
-        "{ran:#?}"
-    );
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:#?}");
+    let error = "error: app-mlx-generate-mac14-arm64@40: ";
+    assert!(ran.stderr.starts_with(error), "{ran:#?}");
 }
 
 #[test]
 fn colour_is_for_terminals_unless_it_is_asked_for() {
     let env = Env::with_fixture();
-    let has_escapes = |args: &[&str]| {
-        let ran = env.run(args);
-        ran.stdout.contains('\u{1b}') || ran.stderr.contains('\u{1b}')
+    let has_escapes = |words: &str| {
+        let ran = env.run(words.split(' '));
+        (ran.stdout + &ran.stderr).contains('\u{1b}')
     };
-    assert!(!has_escapes(&["--check"]));
-    assert!(!has_escapes(&["4096", "--dry-run"]));
-    assert!(!has_escapes(&["--check", "--color", "never"]));
-    assert!(has_escapes(&["--check", "--color", "always"]));
-    assert!(has_escapes(&["4096", "--dry-run", "--color", "always"]));
-    assert!(!has_escapes(&["--check", "--json"]));
+    assert!(!has_escapes("--check"));
+    assert!(!has_escapes("4096 --dry-run"));
+    assert!(!has_escapes("--check --color never"));
+    assert!(has_escapes("--check --color always"));
+    assert!(has_escapes("4096 --dry-run --color always"));
+    assert!(!has_escapes("--check --json"));
 }
 
 #[test]

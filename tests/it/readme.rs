@@ -2,20 +2,17 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::home::BackendDir;
+use crate::support::home::{BackendDir, NAME};
 use crate::support::server::{FakeLmStudio, chunk_on_disk};
 use crate::support::standins::{Launchd, MADE_UP_PYTHON, StandIns, executable, install};
-use crate::support::{Env, Ran, differences, fixture, snapshot};
+use crate::support::{Env, Ran, fixture, snapshot, unchanged};
 
 const README: &str = include_str!("../../README.md");
 
 /// The words of every `$ lmpatch …` line, without the comment behind it, and of the commands in that comment.
 fn commands() -> Vec<Vec<&'static str>> {
     let lines = README.lines().filter_map(|line| line.strip_prefix("$ "));
-    let commands = lines.flat_map(|line| {
-        let (command, comment) = line.split_once('#').unwrap_or((line, ""));
-        std::iter::once(command).chain(comment.split('`'))
-    });
+    let commands = lines.flat_map(|line| line.split(['#', '`']));
     let words = commands.filter_map(|command| command.strip_prefix("lmpatch"));
     words
         .map(|words| words.split_whitespace().collect())
@@ -24,13 +21,8 @@ fn commands() -> Vec<Vec<&'static str>> {
 
 /// The first command of the README with what it prints, as the README shows it.
 fn first_command() -> (&'static str, &'static str) {
-    let block = README
-        .split("```console\n$ cargo run -- ")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
+    let (_, block) = README.split_once("```console\n$ cargo run -- ").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
     block.split_once('\n').unwrap()
 }
 
@@ -38,7 +30,7 @@ fn first_command() -> (&'static str, &'static str) {
 fn every_command_works() {
     let env = Env::with_fixture();
     let home = env.lmstudio();
-    let backend = BackendDir::new(&home, "app-mlx-generate-mac14-arm64@34");
+    let backend = BackendDir::new(&home, NAME);
     let lm_studio = FakeLmStudio::start(&home, &backend.engine());
     lm_studio.load("qwen/tiny", "mlx", 65_536);
     lm_studio.state().odd.tells_seconds = true;
@@ -67,8 +59,7 @@ fn every_command_works() {
         };
         run(&[]);
         // Whatever it says is no error.
-        let quiet = run(&["--quiet"]);
-        assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+        run(&["--quiet"]).prints("", "");
         assert_eq!(
             launchd.job().is_some(),
             words[..] == ["agent", "install", "1024"] || words[..] == ["agent", "status"]
@@ -84,14 +75,7 @@ fn every_command_works() {
 fn the_first_command_prints_what_the_readme_shows() {
     let env = Env::with_fixture();
     let (arguments, shown) = first_command();
-    let arguments: Vec<_> = arguments
-        .split_whitespace()
-        .filter(|word| !word.contains("fixtures"))
-        .collect();
-    let [home, size] = arguments[..] else {
-        panic!("{arguments:?}")
-    };
-    assert_eq!(home, "--home");
+    let size = arguments.strip_prefix("--home fixtures/lmstudio ").unwrap();
     let mut command = env.command([size]);
     // Without a `ps` nothing is said of loaded models, which depends on the machine.
     let ran = Ran::of(&command.env("PATH", "").output().unwrap()).exits(0);
@@ -99,6 +83,5 @@ fn the_first_command_prints_what_the_readme_shows() {
     // And back, byte for byte.
     assert!(README.contains("`cargo run -- --home fixtures/lmstudio --revert` takes it back"));
     env.run(["--revert"]).exits(0);
-    let left = differences(&snapshot(&fixture()), &snapshot(&env.lmstudio()));
-    assert_eq!(left, Vec::<String>::new());
+    unchanged(&env.lmstudio(), &snapshot(&fixture()));
 }

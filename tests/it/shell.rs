@@ -1,10 +1,11 @@
 //! Completions, as the shells themselves complete; and the manual page, as `man` renders it.
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::support::{Env, LMPATCH, skipped};
+use crate::support::child::has_tool;
+use crate::support::{Env, LMPATCH, Ran};
 
 /// Types an unfinished flag, tab, another argument and enter.
 const TYPED: &[u8] = b"lmpatch --ba\t-x\n";
@@ -34,42 +35,25 @@ fn write_script(env: &Env, shell: &str, file: &str) {
 }
 
 /// Runs a program in a user's home with `input`, a minute at most; `None`, said aloud, where it is not installed.
-fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Output> {
-    if Command::new(program)
-        .arg("--version")
-        .output()
-        .is_err_and(|error| error.kind() == ErrorKind::NotFound)
-    {
-        skipped(&format!("{program} is not installed"));
+fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Ran> {
+    if !has_tool(program) {
         return None;
     }
+    let binaries = Path::new(LMPATCH).parent().unwrap().display();
+    let path = format!("{binaries}:{}", std::env::var("PATH").unwrap());
     let mut command = Command::new("timeout");
     env.isolate(&mut command)
         .args(["60", program])
         .args(arguments)
         .env("TERM", "dumb")
-        .env("MANWIDTH", "80");
-    let path = format!(
-        "{}:{}",
-        Path::new(LMPATCH).parent().unwrap().display(),
-        std::env::var("PATH").unwrap()
-    );
-    command
+        .env("MANWIDTH", "80")
         .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
-    Some(child.wait_with_output().unwrap())
-}
-
-#[track_caller]
-fn prints(output: &Output, text: &str) {
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains(text),
-        "stdout has no {text:?}: {output:?}"
-    );
+    Some(Ran::of(&child.wait_with_output().unwrap()))
 }
 
 #[test]
@@ -79,13 +63,9 @@ fn bash_completes_a_flag() {
     // After the script, lmpatch is a function that shows what it was called with.
     let rc = "source completions\nlmpatch() { printf '[%s]' \"$@\"; }\n";
     fs::write(env.user().join("rc"), rc).unwrap();
-    if let Some(output) = run(
-        &env,
-        "bash",
-        &["--noprofile", "--rcfile", "rc", "-i"],
-        TYPED,
-    ) {
-        prints(&output, "[--backend][-x]");
+    let interactive = ["--noprofile", "--rcfile", "rc", "-i"];
+    if let Some(ran) = run(&env, "bash", &interactive, TYPED) {
+        ran.shows("[--backend][-x]");
     }
 }
 
@@ -93,10 +73,10 @@ fn bash_completes_a_flag() {
 fn zsh_completes_a_flag() {
     let env = Env::new();
     write_script(&env, "zsh", "_lmpatch");
-    if let Some(output) = run(&env, "zsh", &["-f", "-c", ZSH], b"") {
-        prints(&output, "lmpatch --backend");
-        prints(&output, "lmpatch 4096 --dry-run");
-        prints(&output, "lmpatch agent install");
+    if let Some(ran) = run(&env, "zsh", &["-f", "-c", ZSH], b"") {
+        ran.shows("lmpatch --backend")
+            .shows("lmpatch 4096 --dry-run")
+            .shows("lmpatch agent install");
     }
 }
 
@@ -105,13 +85,9 @@ fn fish_completes_a_flag() {
     let env = Env::new();
     write_script(&env, "fish", "completions");
     let ask = "source completions; complete -C 'lmpatch --ba'";
-    if let Some(output) = run(&env, "fish", &["--no-config", "-c", ask], b"") {
-        prints(&output, "--backend\tOnly backends");
-        assert_eq!(
-            output.stdout.iter().filter(|&&byte| byte == b'\n').count(),
-            1,
-            "{output:?}"
-        );
+    if let Some(ran) = run(&env, "fish", &["--no-config", "-c", ask], b"") {
+        let ran = ran.shows("--backend\tOnly backends");
+        assert_eq!(ran.stdout.matches('\n').count(), 1, "{ran:?}");
     }
 }
 
@@ -120,35 +96,13 @@ fn man_renders_the_page_without_a_warning() {
     let env = Env::new();
     let page = env.run(["man"]).exits(0);
     fs::write(env.user().join("lmpatch.1"), page.stdout).unwrap();
-    let Some(output) = run(&env, "man", &["--warnings", "-l", "lmpatch.1"], b"") else {
+    let Some(ran) = run(&env, "man", &["--warnings", "-l", "lmpatch.1"], b"") else {
         return;
     };
-    assert!(output.status.success(), "{output:?}");
-    assert!(
-        output.stderr.is_empty(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    for text in [
-        "--backend <GLOB>",
-        "lmpatch completions [OPTIONS] <SHELL>",
-        "  lmpatch --revert        restore the vendor's files in every backend\n",
-        "  3  --check SIZE found another value\n",
-    ] {
-        prints(&output, text);
-    }
-}
-
-#[test]
-fn a_command_is_not_mixed_with_patching() {
-    let env = Env::with_fixture();
-    for wrong in [
-        ["4096", "man"],
-        ["man", "4096"],
-        ["--check", "man"],
-        ["completions", "tcsh"],
-    ] {
-        env.run(wrong).exits(2);
-    }
-    env.run(["completions"]).exits(2).says("<SHELL>");
+    assert_eq!(ran.stderr, "");
+    ran.exits(0)
+        .shows("--backend <GLOB>")
+        .shows("lmpatch completions [OPTIONS] <SHELL>")
+        .shows("  lmpatch --revert        restore the vendor's files in every backend\n")
+        .shows("  3  --check SIZE found another value\n");
 }

@@ -161,6 +161,35 @@ pub fn one_backend(make: impl FnOnce(BackendDir) -> BackendDir) -> (Env, Backend
 /// The name of the backend that [`one_backend`] makes.
 pub const ONE_BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
+/// The name of a usual backend.
+pub const NAME: &str = "app-mlx-generate-mac14-arm64@34";
+
+impl super::Env {
+    /// A user home with one usual backend, which LM Studio's selected runtime uses.
+    pub fn in_use() -> (Self, BackendDir) {
+        let env = Self::new();
+        let backend = env.backend(NAME);
+        env.runtime("1.12.0", &[NAME]);
+        env.select("1.12.0");
+        (env, backend)
+    }
+
+    /// [`usual_backend`] in the usual home.
+    pub fn backend(&self, name: &str) -> BackendDir {
+        usual_backend(&self.lmstudio(), name)
+    }
+
+    /// [`runtime`] in the usual home.
+    pub fn runtime(&self, version: &str, backends: &[&str]) {
+        runtime(&self.lmstudio(), version, backends);
+    }
+
+    /// [`select`] in the usual home.
+    pub fn select(&self, version: &str) {
+        select(&self.lmstudio(), version);
+    }
+}
+
 /// A row of `RECORD`.
 pub fn record_row(path: &str, content: &[u8]) -> String {
     format!(

@@ -122,6 +122,27 @@ impl Env {
     pub fn changes(&self, before: &BTreeMap<OsString, Entry>) -> Vec<String> {
         differences(before, &snapshot(&self.user()))
     }
+
+    /// Fails the test unless a check, a change, a dry run and a revert with `flags` all end with 1 before any backend, for
+    /// these reasons, on stderr and in JSON, and write nothing.
+    #[track_caller]
+    pub fn fails(&self, flags: &[&str], reasons: &[&str]) {
+        let before = snapshot(&self.user());
+        for words in ["--check", "4096", "4096 --dry-run", "--revert"] {
+            let args: Vec<_> = words.split(' ').chain(flags.iter().copied()).collect();
+            let ran = self.run(&args).exits(1);
+            let report = self.json(&args);
+            assert_eq!(report["schema"], 3);
+            assert_eq!(report["exit_code"], 1);
+            assert_eq!(report["backends"], Value::Array(vec![]));
+            let error = report["error"].as_str().unwrap();
+            for reason in reasons {
+                let is_told = ran.stderr.contains(reason) && error.contains(reason);
+                assert!(is_told, "{args:?}: no {reason:?}: {ran:#?} {report:#}");
+            }
+        }
+        unchanged(&self.user(), &before);
+    }
 }
 
 /// What a file says.
@@ -209,6 +230,14 @@ impl Ran {
         self
     }
 
+    /// Fails the test unless this is all that was printed.
+    #[track_caller]
+    pub fn prints(self, stdout: &str, stderr: &str) -> Self {
+        let printed = (self.stdout.as_str(), self.stderr.as_str());
+        assert_eq!(printed, (stdout, stderr));
+        self
+    }
+
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
@@ -255,6 +284,20 @@ pub fn fixture() -> PathBuf {
 /// The directory of backends in an LM Studio home.
 pub fn amphibian(lmstudio: &Path) -> PathBuf {
     lmstudio.join("extensions/backends/vendor/_amphibian")
+}
+
+/// Replaces text in a file, which must have it.
+#[track_caller]
+pub fn edit(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{} has no {from:?}", path.display());
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// One field of every backend in a report, as an array.
+pub fn column(report: &Value, key: &str) -> Value {
+    let backends = report["backends"].as_array().unwrap().iter();
+    backends.map(|backend| backend[key].clone()).collect()
 }
 
 /// Copies a directory with everything in it.
@@ -366,4 +409,10 @@ impl Before {
 #[track_caller]
 pub fn list<'v>(object: &'v Value, key: &str) -> &'v [Value] {
     object[key].as_array().unwrap()
+}
+
+/// Fails the test unless everything below `root` is as it was.
+#[track_caller]
+pub fn unchanged(root: &Path, before: &BTreeMap<OsString, Entry>) {
+    assert_eq!(differences(before, &snapshot(root)), [""; 0]);
 }

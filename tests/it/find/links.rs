@@ -1,0 +1,131 @@
+//! Links: to other disks they are followed, out of a backend or into an app bundle they are not.
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::support::home::{BackendDir, NAME, engine_since_2026, usual_backend};
+use crate::support::server::chunk_on_disk;
+use crate::support::{Env, amphibian, snapshot, unchanged};
+
+const OTHER: &str = "app-mlx-generate-mac14-arm64@35";
+
+#[test]
+fn links_to_the_home_the_backends_and_a_backend_are_followed() {
+    let env = Env::new();
+    let disk = env.user().join("disk");
+    usual_backend(&disk.join("home"), NAME);
+    let moved = usual_backend(&disk.join("other"), OTHER);
+    let backends = disk.join("backends");
+    fs::rename(amphibian(&disk.join("home")), &backends).unwrap();
+    symlink(&backends, amphibian(&disk.join("home"))).unwrap();
+    symlink(&moved.root, backends.join(OTHER)).unwrap();
+    symlink(disk.join("home"), env.lmstudio()).unwrap();
+    env.run(["4096"]).exits(0).says("2 backends: 2 changed");
+    env.run(["--check", "4096"]).exits(0);
+    assert_eq!(chunk_on_disk(&moved.engine()), Some(4096));
+    assert!(env.lmstudio().is_symlink());
+    env.run(["--revert"]).exits(0);
+    assert_eq!(chunk_on_disk(&moved.engine()), Some(2048));
+}
+
+#[test]
+fn a_vendor_file_that_is_a_link_out_of_its_backend_is_refused() {
+    let env = Env::new();
+    let backend = env.backend(NAME);
+    let outside = env.user().join("precious.py");
+    fs::rename(backend.engine(), &outside).unwrap();
+    symlink(&outside, backend.engine()).unwrap();
+    let before = snapshot(&env.user());
+    for args in ["4096", "--revert"] {
+        env.run([args])
+            .exits(1)
+            .says("is a link out of its backend")
+            .says("precious.py");
+    }
+    env.run(["--check"]).exits(1).shows("refused");
+    unchanged(&env.user(), &before);
+}
+
+#[test]
+fn a_link_within_a_path_is_what_is_wrong_and_not_the_file() {
+    let (env, backend) = Env::in_use();
+    let other = env.backend(OTHER);
+    let package = backend.path("mlx_lm");
+    fs::remove_dir_all(&package).unwrap();
+    symlink(other.path("mlx_lm"), &package).unwrap();
+    let link = format!("{} is a link out of its backend, to ", package.display());
+    let target = other.generate();
+    env.run(["4096"])
+        .exits(1)
+        .says(&format!("{link}{}; move it away", target.display()));
+    // Nor a link beside it, which stays in the backend.
+    fs::rename(&target, other.path("mlx_lm/real.py")).unwrap();
+    symlink("real.py", &target).unwrap();
+    env.run(["4096"]).exits(1).says(&link);
+}
+
+#[test]
+fn two_pythons_that_are_one_are_reverted() {
+    let (env, backend) = Env::in_use();
+    let backend = backend.with_engine(engine_since_2026("1024"));
+    symlink("python3.11", backend.root.join("lib/python3.12")).unwrap();
+    env.run(["4096"]).exits(0);
+    env.run(["--revert"])
+        .exits(0)
+        .says_nothing_of("cannot be removed");
+}
+
+/// Moves `path` into an app bundle and leaves a link to it.
+fn move_into_app(env: &Env, path: &Path) {
+    let bundle = env.user().join("Applications/LM Studio.app");
+    let inside = bundle.join("Contents/Resources");
+    fs::create_dir_all(&inside).unwrap();
+    let moved = inside.join(path.file_name().unwrap());
+    fs::rename(path, &moved).unwrap();
+    symlink(&moved, path).unwrap();
+}
+
+#[test]
+fn a_home_in_an_app_bundle_is_refused() {
+    let places: [fn(&Env) -> PathBuf; 3] = [
+        Env::lmstudio,
+        |env| env.lmstudio().join("extensions"),
+        Env::amphibian,
+    ];
+    for place in places {
+        let (env, _) = Env::in_use();
+        move_into_app(&env, &place(&env));
+        env.fails(&[], &["LM Studio.app", "signature", "remove the link"]);
+    }
+}
+
+#[test]
+fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done() {
+    let places: [fn(&BackendDir) -> PathBuf; 4] = [
+        |backend| backend.root.clone(),
+        |backend| backend.root.join("lib"),
+        |backend| backend.path("mlx_engine"),
+        BackendDir::generate,
+    ];
+    for place in places {
+        let (env, backend) = Env::in_use();
+        let good = env.backend(OTHER);
+        move_into_app(&env, &place(&backend));
+        let app = env.user().join("Applications");
+        let before = snapshot(&app);
+        env.run(["--check"])
+            .exits(1)
+            .shows("refused")
+            .says(&format!("error: {NAME}: "))
+            .says("LM Studio.app")
+            .says("signature");
+        env.run(["4096"])
+            .exits(1)
+            .says("LM Studio.app")
+            .says("1 changed, 1 refused");
+        let engine = fs::read_to_string(good.engine()).unwrap();
+        assert_eq!(engine, engine_since_2026("4096"));
+        env.run(["--revert"]).exits(1).says("1 changed, 1 refused");
+        unchanged(&app, &before);
+    }
+}

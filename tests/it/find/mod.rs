@@ -1,0 +1,4 @@
+//! Which home, which backends, which runtimes.
+mod backends;
+mod home;
+mod links;
