@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::home::{NAME, RUNTIME, engine_since_2026, generate, select_in};
 use crate::support::standins::StandIns;
-use crate::support::{Env, column, lines_on_terminal, snapshot, unchanged};
+use crate::support::{Before, Env, column, lines_on_terminal};
 
 const OTHER: &str = "app-mlx-generate-mac14-arm64@33";
 
@@ -61,10 +61,10 @@ fn it_reads_only() {
     let standins = StandIns::new(&env);
     standins.script("launchctl", "exit 113");
     env.run(["4096"]).exits(0);
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     standins.run(["--check", "-v"]).exits(0);
     standins.json(["--check"]);
-    unchanged(&env.user(), &before);
+    before.still_holds();
     let calls = standins.calls();
     let only_looks = |call: &String| call.starts_with("launchctl print ");
     assert!(calls.iter().all(only_looks), "{calls:?}");

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
-use crate::support::{Env, Ran, snapshot, unchanged};
+use crate::support::{Before, Env, Ran};
 
 #[test]
 fn help_is_what_people_read() {
@@ -44,13 +44,13 @@ fn every_message_is_one_write() {
 #[test]
 fn a_wrong_command_line_exits_2_and_changes_nothing() {
     let env = Env::with_fixture();
-    let before = snapshot(&env.lmstudio());
+    let before = Before::of(env.lmstudio());
     let wrong = "63|131073|0|4_096|0x1000|4096.0|-4096|4m||4096 8192|--revert 4096|--revert --check|--check --dry-run|\
                  --backend [ 4096|--color sometimes|-q -v|--unknown|man 4096|completions tcsh|completions";
     for wrong in wrong.split('|') {
         env.run(wrong.split(' ')).exits(2).says("error:");
     }
-    unchanged(&env.lmstudio(), &before);
+    before.still_holds();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
     assert!(after.stdout.starts_with('{'), "{}", after.stdout);
     let before = env.run(["--json", "agent", "status"]).exits(1);
     assert_eq!(before.stdout, after.stdout);
-    let home = snapshot(&env.lmstudio());
+    let home = Before::of(env.lmstudio());
     for (flag, named) in [
         ("4096", "[SIZE]"),
         ("--check", "--check"),
@@ -109,7 +109,7 @@ fn common_flags_may_stand_before_a_subcommand_and_others_may_not() {
             .says(named)
             .says("cannot come before 'man'");
     }
-    unchanged(&env.lmstudio(), &home);
+    home.still_holds();
 }
 
 #[test]

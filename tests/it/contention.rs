@@ -10,7 +10,7 @@ use crate::support::home::{
     BackendDir, engine_since_2026, generate, stock_generate, usual_backend,
 };
 use crate::support::strace::{self, Call, Paused};
-use crate::support::{Env, Ran, differences, list, snapshot, text};
+use crate::support::{Before, Env, Ran, differences, list, snapshot, text};
 use serde_json::Value;
 
 const FIRST: &str = "app-mlx-generate-mac14-arm64@1";
@@ -53,7 +53,7 @@ fn all_have(backends: &[&str], size: u64) -> Vec<(String, BTreeSet<u64>)> {
 #[test]
 fn sixteen_at_once_leave_one_value() {
     let env = three_backends();
-    let vendor = snapshot(&env.user());
+    let vendor = Before::of(env.user());
     let sizes: Vec<u64> = (1..=16).map(|step| 4096 + 64 * step).collect();
     let start = |size: &u64| {
         let mut command = env.command([size.to_string()]);
@@ -72,7 +72,7 @@ fn sixteen_at_once_leave_one_value() {
     assert!(sizes.contains(&chosen), "{now:?}");
     assert_eq!(now, all_have(&ALL, chosen));
     env.run(["--revert"]).exits(0);
-    assert_eq!(env.changes(&vendor), [""; 0]);
+    vendor.still_holds();
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn beside_the_marker_of_an_interrupted_benchmark_a_set_is_no_benchmark() {
 #[test]
 fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
     let env = three_backends();
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     let holder = File::open(env.amphibian()).unwrap();
     holder.lock().unwrap();
 
@@ -105,7 +105,7 @@ fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
         .says("lsof");
     env.run(["--check"]).exits(0).shows(FIRST);
     env.run(["4096", "--dry-run"]).exits(0).shows("4096");
-    assert_eq!(env.changes(&before), [""; 0]);
+    before.still_holds();
 
     drop(holder);
     env.run(["4096"]).exits(0);
@@ -194,10 +194,10 @@ fn a_backend_that_appears_is_left_to_the_next_run() {
         return;
     };
     let new = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@4");
-    let before = snapshot(&new.root);
+    let before = Before::of(&new.root);
     paused.resume().exits(0).says("3 backends: 3 changed");
 
-    assert_eq!(differences(&before, &snapshot(&new.root)), [""; 0]);
+    before.still_holds();
     let next = env.run(["4096"]).exits(0);
     next.says("4 backends: 1 changed, 3 unchanged");
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::child::{finish, finish_into, while_mode};
 use crate::support::home::{BackendDir, engine_since_2026, generate, usual_backend};
-use crate::support::{Env, LMPATCH, Ran, differences, skipped, snapshot, text};
+use crate::support::{Before, Env, LMPATCH, Ran, skipped, text};
 use serde_json::Value;
 
 const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
@@ -33,11 +33,11 @@ fn as_user(env: &Env, args: &str) -> Ran {
 fn assert_denied(pick: impl Fn(&BackendDir) -> PathBuf, mode: u32, runs: &[&str], fix: &str) {
     let (env, backend) = one_backend();
     let path = pick(&backend);
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     for args in runs {
         let ran = while_mode(&path, mode, || as_user(&env, args)).exits(1);
         ran.says(path.to_str().unwrap()).says(fix);
-        assert_eq!(env.changes(&before), [""; 0], "{args}");
+        assert_eq!(before.changes(), [""; 0], "{args}");
     }
     as_user(&env, "4096").exits(0);
 }
@@ -108,13 +108,12 @@ fn a_file_that_can_only_be_read_by_its_group_is_no_reason_to_lose_its_mode() {
     for mode in [0o640, 0o600, 0o664, 0o755, 0o4755] {
         let (env, backend) = one_backend();
         set_mode(&backend, mode);
-        let before = snapshot(&backend.path("mlx_engine"));
+        let before = Before::of(backend.path("mlx_engine"));
         as_user(&env, "4096").exits(0);
         assert_eq!(ownership(backend.engine()).2, mode);
         assert_eq!(ownership(backend.generate()).2, mode);
         as_user(&env, "--revert").exits(0);
-        let after = snapshot(&backend.path("mlx_engine"));
-        assert_eq!(differences(&before, &after), [""; 0], "{mode:o}");
+        assert_eq!(before.changes(), [""; 0], "{mode:o}");
     }
 }
 
@@ -127,20 +126,19 @@ fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
     chown(backend.engine(), Some(4321), Some(1234)).unwrap();
     chown(backend.generate(), Some(4321), Some(1234)).unwrap();
     set_mode(&backend, 0o640);
-    let before = snapshot(&backend.path("mlx_engine"));
+    let before = Before::of(backend.path("mlx_engine"));
     env.finish(["4096"]).exits(0);
     assert_eq!(ownership(backend.engine()), (4321, 1234, 0o640));
     assert_eq!(ownership(backend.generate()), (4321, 1234, 0o640));
     env.finish(["--revert"]).exits(0);
-    let after = snapshot(&backend.path("mlx_engine"));
-    assert_eq!(differences(&before, &after), [""; 0]);
+    before.still_holds();
 
     // Others may read it and may write in its directory, and still cannot give a new file its owner.
     set_mode(&backend, 0o644);
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     let ran = as_user(&env, "4096").exits(1).says("cannot keep its owner");
     ran.says(backend.path("mlx_").to_str().unwrap());
-    assert_eq!(env.changes(&before), [""; 0]);
+    before.still_holds();
 }
 
 /// Every kind of run that prints, and whether it changes files.
@@ -183,13 +181,13 @@ fn a_full_disk_behind_stdout_is_an_error() {
     for (args, changes) in PRINTING {
         let Some(full) = full() else { return };
         let (env, backend) = one_backend();
-        let before = snapshot(&env.user());
+        let before = Before::of(env.user());
         let ran = with_full_stdout(&env, args, full).says("No space left");
         ran.says("cannot write").says("to stdout");
         if changes {
             assert_set(&backend);
         } else {
-            assert_eq!(env.changes(&before), [""; 0], "{args}");
+            assert_eq!(before.changes(), [""; 0], "{args}");
         }
     }
 }
@@ -251,13 +249,13 @@ fn closed_streams_change_neither_the_work_nor_the_exit_code() {
             let mut shell = Command::new("sh");
             finish(env.isolate(&mut shell).args(["-c", &script, LMPATCH]))
         };
-        let before = snapshot(&env.user());
+        let before = Before::of(env.user());
         redirected("--check").exits(0);
         redirected("--check 4096 --json").exits(3);
         redirected("--dry-run").exits(0);
         redirected("--backend none").exits(1);
         // A closed stream's number must not go to a file that is opened later, or a report would be written into it.
-        assert_eq!(env.changes(&before), [""; 0], "{redirection}");
+        assert_eq!(before.changes(), [""; 0], "{redirection}");
         redirected("4096").exits(0);
         assert_set(&backend);
         assert_eq!(fs::read_dir(backend.path("mlx_lm")).unwrap().count(), 2);

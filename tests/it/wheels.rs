@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::child::has_tool;
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, record_row};
-use crate::support::{Env, aloud, interpreter, list, skipped, snapshot, text};
+use crate::support::{Before, Env, aloud, interpreter, list, skipped, text};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -107,7 +107,7 @@ fn without(source: &[u8], sites: &[Site]) -> Vec<u8> {
 #[test]
 fn only_the_digits_of_the_setting_change_and_all_of_them() {
     let Some(real) = real() else { return };
-    let (tree, before, seen) = (snapshot(&real.env.user()), real.bytes(), real.judge());
+    let (tree, before, seen) = (Before::of(real.env.user()), real.bytes(), real.judge());
     let count = real.files.len();
     for size in ["64", "1024", "4096", "131072"] {
         let ran = real.env.run([size]).exits(0);
@@ -127,7 +127,7 @@ fn only_the_digits_of_the_setting_change_and_all_of_them() {
         real.env.run(["--check", size]).exits(0);
     }
     real.env.run(["--revert"]).exits(0);
-    assert_eq!(real.env.changes(&tree), [""; 0]);
+    tree.still_holds();
     aloud(&format!("{count} real wheels set and reverted"));
 }
 

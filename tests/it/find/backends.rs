@@ -3,7 +3,7 @@ use std::fs;
 
 use crate::support::home::{BackendDir, NAME, RUNTIME, stock_generate};
 use crate::support::server::chunk_on_disk;
-use crate::support::{Env, column, differences, lines_on_terminal, snapshot, unchanged};
+use crate::support::{Before, Env, column, lines_on_terminal};
 use serde_json::json;
 
 const OLDER: &str = "app-mlx-generate-mac14-arm64@19";
@@ -17,11 +17,11 @@ fn only_directories_with_an_mlx_engine_are_backends() {
         .write("harmony/generate.py", "prefill_step_size: int = 2048\n");
     fs::write(env.amphibian().join("a file"), "").unwrap();
     fs::create_dir_all(env.amphibian().join("empty@1")).unwrap();
-    let before = snapshot(&env.lmstudio());
+    let before = Before::of(env.lmstudio());
     let ran = env.run(["4096"]).exits(0).says("1 backend: 1 changed");
     let printed = ran.stdout + &ran.stderr;
     assert!(!printed.contains("harmony"), "{printed}");
-    let changed = differences(&before, &snapshot(&env.lmstudio()));
+    let changed = before.changes();
     let is_its = |path: &String| path.contains(NAME);
     assert!(changed.iter().all(is_its), "{changed:?}");
 }
@@ -48,12 +48,12 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
     env.backend(NAME);
     let half = env.backend("app-mlx-generate-mac14-arm64@35");
     fs::remove_file(half.generate()).unwrap();
-    let before = snapshot(&half.root);
+    let before = Before::of(&half.root);
     env.run(["4096"])
         .exits(0)
         .says("@35: mlx_lm/generate.py: not there")
         .says("1 changed, 1 incomplete");
-    unchanged(&half.root, &before);
+    before.still_holds();
     let finish = "let LM Studio finish its update";
     let check = env.run(["--check"]).exits(0);
     check.shows("incomplete").says(finish);

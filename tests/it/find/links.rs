@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::home::{BackendDir, NAME, engine_since_2026, usual_backend};
 use crate::support::server::chunk_on_disk;
-use crate::support::{Env, amphibian, snapshot, unchanged};
+use crate::support::{Before, Env, amphibian};
 
 const OTHER: &str = "app-mlx-generate-mac14-arm64@35";
 
@@ -35,7 +35,7 @@ fn a_vendor_file_that_is_a_link_out_of_its_backend_is_refused() {
     let outside = env.user().join("precious.py");
     fs::rename(backend.engine(), &outside).unwrap();
     symlink(&outside, backend.engine()).unwrap();
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     for args in ["4096", "--revert"] {
         env.run([args])
             .exits(1)
@@ -43,7 +43,7 @@ fn a_vendor_file_that_is_a_link_out_of_its_backend_is_refused() {
             .says("precious.py");
     }
     env.run(["--check"]).exits(1).shows("refused");
-    unchanged(&env.user(), &before);
+    before.still_holds();
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done(
         let good = env.backend(OTHER);
         move_into_app(&env, &place(&backend));
         let app = env.user().join("Applications");
-        let before = snapshot(&app);
+        let before = Before::of(&app);
         env.run(["--check"])
             .exits(1)
             .shows("refused")
@@ -126,6 +126,6 @@ fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done(
         let engine = fs::read_to_string(good.engine()).unwrap();
         assert_eq!(engine, engine_since_2026("4096"));
         env.run(["--revert"]).exits(1).says("1 changed, 1 refused");
-        unchanged(&app, &before);
+        before.still_holds();
     }
 }

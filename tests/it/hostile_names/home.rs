@@ -9,7 +9,7 @@ use std::process::Command;
 use super::{BACKEND, NO_FILES, assert_tame, one_backend};
 use crate::support::child::finish;
 use crate::support::home::{engine_since_2026, usual_backend};
-use crate::support::{Env, skipped, snapshot, text};
+use crate::support::{Before, Env, skipped, text};
 
 #[test]
 fn a_home_that_is_no_directory_is_said() {
@@ -28,7 +28,7 @@ fn a_home_that_is_no_directory_is_said() {
 #[test]
 fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
     let (env, _) = one_backend();
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     for home in [
         None,
         Some(""),
@@ -57,7 +57,7 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
         }
         finish(&mut implied).exits(1).says("--home DIR");
     }
-    assert_eq!(env.changes(&before), [""; 0]);
+    before.still_holds();
 }
 
 /// Runs with this as the pointer file, beside a usual home with one usual backend: nothing is done there, and nothing
@@ -66,7 +66,7 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
 fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
     let (env, _) = one_backend();
     make(&env.user().join(".lmstudio-home-pointer"));
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     for args in [
         "--check",
         "4096 --dry-run",
@@ -78,7 +78,7 @@ fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
         assert_tame(&ran);
         ran.says(why).says("--home");
     }
-    assert_eq!(env.changes(&before), [""; 0]);
+    before.still_holds();
     let mut elsewhere = env.command(["4096", "--home"]);
     let ran = finish(elsewhere.arg(env.lmstudio())).exits(0);
     ran.shows(BACKEND);

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::support::child::finish;
 use crate::support::home::{BackendDir, engine_since_2026, runtime, usual_backend};
-use crate::support::{Env, Ran, list, skipped, snapshot, text};
+use crate::support::{Before, Env, Ran, list, skipped, text};
 use serde_json::{Value, json};
 
 mod home;
@@ -83,7 +83,7 @@ fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
             continue;
         };
         let backend = BackendDir { root };
-        let before = snapshot(&env.user());
+        let before = Before::of(env.user());
         let run = |args: &str| env.finish(args.split(' '));
         for args in ["--check", "--check -v", "--dry-run", "8192 --dry-run -v"] {
             assert_tame(&run(args).exits(0));
@@ -100,7 +100,7 @@ fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
         assert_eq!(shown["chunk"], 4096);
 
         assert_tame(&run("--revert -v").exits(0));
-        assert_eq!(env.changes(&before), [""; 0], "{}", name.display());
+        assert_eq!(before.changes(), [""; 0], "{}", name.display());
         fs::write(backend.engine(), "nothing here").unwrap();
         assert_tame(&run("4096").exits(1).says("cache_wrapper.py"));
         fs::remove_dir_all(backend.root.join("lib")).unwrap();
@@ -115,7 +115,7 @@ fn homes_of_any_name_are_worked_on_and_shown_safely() {
         let Some(home) = rename(&env.lmstudio(), &name) else {
             continue;
         };
-        let before = snapshot(&env.user());
+        let before = Before::of(env.user());
         let in_home = |args: &str| {
             let mut command = env.command(["--home"]);
             finish(command.arg(&home).args(args.split(' ')))
@@ -129,7 +129,7 @@ fn homes_of_any_name_are_worked_on_and_shown_safely() {
         ] {
             assert_tame(&in_home(args).exits(0));
         }
-        assert_eq!(env.changes(&before), [""; 0], "{}", name.display());
+        assert_eq!(before.changes(), [""; 0], "{}", name.display());
         let report = in_home("--check --json").exits(0).stdout;
         serde_json::from_str::<Value>(&report).unwrap();
         fs::remove_dir_all(home.join("extensions")).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{BACKEND, NO_FILES, assert_tame, one_backend};
 use crate::support::home::{RUNTIME, runtime, select};
-use crate::support::{Env, snapshot, text};
+use crate::support::{Before, Env, text};
 use serde_json::{Value, json};
 
 /// A home whose one backend is that of the selected runtime, and the two files that say so.
@@ -89,10 +89,10 @@ fn assert_says_less(env: &Env, path: &Path, contents: &[Vec<u8>]) {
         let is_less = !ran.stdout.contains("yes");
         assert!(is_less || is_enough(content), "{what}: {ran:#?}");
     }
-    let before = snapshot(&env.user());
+    let before = Before::of(env.user());
     env.finish(["4096"]).exits(0);
     env.finish(["--revert"]).exits(0);
-    assert_eq!(env.changes(&before), [""; 0]);
+    before.still_holds();
 }
 
 #[test]

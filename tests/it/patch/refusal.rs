@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 
 use super::OTHER;
 use crate::support::home::{
-    ONE_BACKEND, engine_since_2026, engine_with_constant, generate, one_backend, stock_generate,
+    NAME, engine_since_2026, engine_with_constant, generate, one_backend, stock_generate,
     usual_backend,
 };
 use crate::support::{Before, Env, text};
@@ -62,7 +62,7 @@ fn is_refused(engine: &str, generate: &str, said: &str) {
     env.run(["4096"])
         .exits(1)
         .says(said)
-        .says(ONE_BACKEND)
+        .says(NAME)
         .says("2 backends: 1 changed, 1 refused");
     before.still_holds();
     env.run(["--check", "4096", "--backend", "*@33"]).exits(0);

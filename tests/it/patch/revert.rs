@@ -3,7 +3,7 @@ use std::fs;
 
 use super::OTHER;
 use crate::support::home::{
-    BackendDir, ONE_BACKEND, engine_since_2026, engine_with_constant, generate, one_backend,
+    BackendDir, NAME, engine_since_2026, engine_with_constant, generate, one_backend,
     stock_generate, usual_backend,
 };
 use crate::support::{Before, Env, text};
@@ -37,7 +37,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     before.still_holds();
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
     assert_eq!(env.checked(1)["files"][0]["original"], "unknown");
-    env.run(["2048", "--backend", ONE_BACKEND]).exits(0);
+    env.run(["2048", "--backend", NAME]).exits(0);
     assert_eq!(text(backend.engine()), engine_since_2026("2048"));
     assert_eq!(text(backend.generate()), stock_generate());
     assert_eq!(env.checked(1)["state"], "stock");

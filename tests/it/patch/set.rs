@@ -4,8 +4,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Command;
 
 use crate::support::home::{
-    BackendDir, ONE_BACKEND, engine_since_2026, engine_with_constant, engine_with_parameter,
-    generate, one_backend, stock_generate, usual_backend,
+    BackendDir, NAME, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
+    one_backend, stock_generate, usual_backend,
 };
 use crate::support::{Before, Env, copy_tree, snapshot, text};
 
@@ -41,7 +41,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let old = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19")
         .with_engine(engine_with_constant("512"))
         .with_listed_generate(stock_generate());
-    let new = usual_backend(&env.lmstudio(), ONE_BACKEND);
+    let new = usual_backend(&env.lmstudio(), NAME);
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
     env.run(["512"])
@@ -164,7 +164,7 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let copy = env.user().join("copy");
     copy_tree(&env.lmstudio(), &copy);
     // A file that two Pythons have is in the diff once.
-    let lib = env.amphibian().join(ONE_BACKEND).join("lib");
+    let lib = env.amphibian().join(NAME).join("lib");
     symlink("python3.11", lib.join("python3.12")).unwrap();
     let before = Before::of(env.lmstudio());
     let ran = env

@@ -153,18 +153,15 @@ pub fn usual_backend(lmstudio: &Path, name: &str) -> BackendDir {
 /// A user's home with one backend that `make` fills, and everything as it is then.
 pub fn one_backend(make: impl FnOnce(BackendDir) -> BackendDir) -> (Env, BackendDir, Before) {
     let env = Env::new();
-    let backend = make(BackendDir::new(&env.lmstudio(), ONE_BACKEND));
+    let backend = make(BackendDir::new(&env.lmstudio(), NAME));
     let before = Before::of(env.user());
     (env, backend, before)
 }
 
-/// The name of the backend that [`one_backend`] makes.
-pub const ONE_BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
-
 /// The name of a usual backend.
 pub const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
-impl super::Env {
+impl Env {
     /// A user home with one usual backend, which LM Studio's selected runtime uses.
     pub fn in_use() -> (Self, BackendDir) {
         let env = Self::new();

@@ -118,16 +118,11 @@ impl Env {
         self.json(["--check"])["backends"][backend].clone()
     }
 
-    /// The paths in the user home that are not as in this snapshot of it.
-    pub fn changes(&self, before: &BTreeMap<OsString, Entry>) -> Vec<String> {
-        differences(before, &snapshot(&self.user()))
-    }
-
     /// Fails the test unless a check, a change, a dry run and a revert with `flags` all end with 1 before any backend, for
     /// these reasons, on stderr and in JSON, and write nothing.
     #[track_caller]
     pub fn fails(&self, flags: &[&str], reasons: &[&str]) {
-        let before = snapshot(&self.user());
+        let before = Before::of(self.user());
         for words in ["--check", "4096", "4096 --dry-run", "--revert"] {
             let args: Vec<_> = words.split(' ').chain(flags.iter().copied()).collect();
             let ran = self.run(&args).exits(1);
@@ -141,7 +136,7 @@ impl Env {
                 assert!(is_told, "{args:?}: no {reason:?}: {ran:#?} {report:#}");
             }
         }
-        unchanged(&self.user(), &before);
+        before.still_holds();
     }
 }
 
@@ -409,10 +404,4 @@ impl Before {
 #[track_caller]
 pub fn list<'v>(object: &'v Value, key: &str) -> &'v [Value] {
     object[key].as_array().unwrap()
-}
-
-/// Fails the test unless everything below `root` is as it was.
-#[track_caller]
-pub fn unchanged(root: &Path, before: &BTreeMap<OsString, Entry>) {
-    assert_eq!(differences(before, &snapshot(root)), [""; 0]);
 }
