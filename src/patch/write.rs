@@ -182,7 +182,7 @@ fn commit(temp: NamedTempFile, target: &Path, before: &[u8], after: &[u8]) -> Re
         // Two backends that are links to one directory: the first of them has done it.
         Ok(now) if is_file && now == after => Ok(()),
         _ => bail!(
-            "{} was changed by something else while lmpatch ran (an update of LM Studio?); run lmpatch again",
+            "{} was changed by something else while lmpatch ran (an update of LM Studio?)",
             target.display()
         ),
     }

@@ -95,7 +95,7 @@ impl BackendReport {
             stock,
             state: surveyed.state(),
             result: None,
-            why: surveyed.blocked().map(|blocked| with_home(&blocked.why)),
+            why: surveyed.blocked().map(|blocked| blocked.why),
             in_effect: None,
             stale_workers: Vec::new(),
             backend: surveyed.backend,

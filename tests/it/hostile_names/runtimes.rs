@@ -120,3 +120,18 @@ fn manifests_and_preferences_that_are_no_files_only_make_it_say_less() {
         }
     }
 }
+
+#[test]
+fn a_hidden_package_and_a_choice_without_a_name_do_not_count() {
+    let (env, files) = selected();
+    let mut manifest: Value = serde_json::from_str(&text(&files[0])).unwrap();
+    let packages = manifest["vendor_lib_package_names"].as_array_mut();
+    packages.unwrap().push(json!("_amphibian/.unpacking"));
+    fs::write(&files[0], manifest.to_string()).unwrap();
+    let mut preferences: Value = serde_json::from_str(&text(&files[1])).unwrap();
+    let choices = preferences.as_array_mut().unwrap();
+    choices.push(json!({ "model_format": "safetensors", "name": null, "version": "1" }));
+    fs::write(&files[1], preferences.to_string()).unwrap();
+    let ran = env.finish(["--check"]).exits(0).shows("yes");
+    assert_eq!(ran.stderr, "");
+}
