@@ -107,12 +107,16 @@ impl Drop for FakeLms {
 
 /// Puts a program in the place of LM Studio's own node: a shell, which waits as well as anything.
 pub fn node(home: &Path) -> PathBuf {
-    let node = home.join(".internal/utils/node");
-    fs::create_dir_all(node.parent().unwrap()).unwrap();
+    shell(home.join(".internal/utils/node"))
+}
+
+/// Puts a shell at `path`, whatever that program is to be.
+pub fn shell(path: PathBuf) -> PathBuf {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     // By another process: a copy that this one has open for writing, while another test forks, is "busy".
-    let copied = Command::new("cp").arg("/bin/sh").arg(&node).status();
+    let copied = Command::new("cp").arg("/bin/sh").arg(&path).status();
     assert!(copied.unwrap().success());
-    node
+    path
 }
 
 /// A real process, ended when it is dropped.

@@ -187,6 +187,12 @@ impl Ran {
         self
     }
 
+    /// What it printed, as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
@@ -312,4 +318,15 @@ pub fn differences(
         .map(|path| path.to_string_lossy().into_owned())
         .collect();
     distinct.into_iter().collect()
+}
+
+/// Fails the test unless everything below `root` is as in the snapshot `before`.
+#[track_caller]
+pub fn assert_unchanged(root: &Path, before: &BTreeMap<OsString, Entry>) {
+    assert_eq!(differences(before, &snapshot(root)), [""; 0]);
+}
+
+/// The values of these fields of a JSON object, as an array.
+pub fn fields<const N: usize>(object: &Value, names: [&str; N]) -> Value {
+    names.iter().map(|name| object[name].clone()).collect()
 }

@@ -1,0 +1,284 @@
+//! `agent install`: the job that launchd gets, and what there is if it does not get it.
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{NEW, OLD, SOON, User};
+use crate::support::home::{engine_since_2026, generate, stock_generate, usual_backend};
+use crate::support::standins::install;
+use crate::support::{Env, LMPATCH, aloud, amphibian, assert_unchanged, snapshot};
+use lmpatch::files;
+use serde_json::json;
+
+#[test]
+fn install_hands_launchd_a_job_that_runs_at_load_on_changes_and_every_hour() {
+    let user = User::new();
+    user.agent("install 8k").exits(0);
+    assert_eq!(
+        user.job_read(),
+        json!({
+            "Label": "io.github.lmpatch.agent",
+            "ProgramArguments": [user.program(), "--home", user.env.lmstudio(), "agent", "run", "8192"],
+            "RunAtLoad": true,
+            "WatchPaths": [user.env.amphibian()],
+            "StartInterval": 3600,
+            "StandardErrorPath": user.log(),
+        })
+    );
+    assert_eq!(user.launchd.job(), fs::read(user.job()).ok());
+    match Command::new("plutil").arg("-lint").arg(user.job()).output() {
+        Ok(lint) => assert!(lint.status.success(), "{lint:?}"),
+        Err(_) => aloud("skipped: plutil -lint on the agent's job: only macOS has it"),
+    }
+    let (domain, job) = (user.domain(), user.job().display().to_string());
+    let of_agent = |verb| format!("launchctl {verb} {domain}/io.github.lmpatch.agent");
+    assert_eq!(
+        user.standins().calls(),
+        [
+            // There is none yet.
+            of_agent("bootout"),
+            of_agent("print"),
+            of_agent("print"),
+            format!("launchctl bootstrap {domain} {job}"),
+        ]
+    );
+}
+
+#[test]
+fn install_again_waits_for_the_old_job_to_go() {
+    let user = User::with_agent();
+    user.agent("install 8192").exits(0);
+    assert_eq!(user.launchd.job(), fs::read(user.job()).ok());
+    user.agent("status").exits(0).shows("size 8192");
+    let calls = user.standins().calls();
+    let verbs: Vec<_> = calls
+        .iter()
+        .map(|call| call.split(' ').nth(1).unwrap())
+        .collect();
+    let first = "bootout print print bootstrap";
+    let again = "bootout print print print print bootstrap";
+    assert_eq!(verbs.join(" "), format!("{first} {again} print"));
+    let agents = fs::read_dir(user.job().parent().unwrap()).unwrap();
+    assert_eq!(agents.count(), 1);
+}
+
+#[test]
+fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
+    let user = User::new();
+    usual_backend(&user.env.lmstudio(), NEW)
+        .with_engine(engine_since_2026("1024"))
+        .with_generate(generate("1024", "1024", "1024"));
+    user.agent("install")
+        .exits(0)
+        .says("it sets every backend that is at stock to 4096")
+        .says(&format!("{OLD}: 2048 → 4096"))
+        .says_nothing_of(NEW);
+    user.has_chunks([4096, 1024]);
+}
+
+#[test]
+fn a_backend_that_a_kill_left_half_set_is_set() {
+    let user = User::new();
+    let half = usual_backend(&user.env.lmstudio(), NEW).with_engine(engine_since_2026("8192"));
+    user.agent("install 8192").exits(0);
+    user.has_chunks([8192, 8192]);
+    let text = fs::read_to_string(half.generate()).unwrap();
+    assert_eq!(text, generate("8192", "8192", "8192"));
+    // One that somebody has set otherwise in part is not the agent's.
+    let half = half
+        .with_engine(engine_since_2026("1024"))
+        .with_generate(stock_generate());
+    user.agent("install 8192").exits(0);
+    let text = fs::read_to_string(half.generate()).unwrap();
+    assert_eq!(text, stock_generate());
+}
+
+#[test]
+fn a_size_that_is_stock_changes_nothing_and_says_nothing() {
+    let user = User::new();
+    let before = snapshot(&user.env.lmstudio());
+    user.agent("install 2048").exits(0);
+    user.job_exits(0, SOON);
+    assert_eq!(user.logged(), "");
+    assert_unchanged(&user.env.lmstudio(), &before);
+}
+
+#[test]
+fn paths_with_markup_and_blanks_and_relative_ones_survive() {
+    let user = User::new();
+    let relative = "a <b> & \"c\" ü/[LM] Studio";
+    let home = user.env.user().join(relative);
+    usual_backend(&home, OLD);
+    user.run(&["agent", "install", "--home", relative]).exits(0);
+    assert_eq!(user.job_read()["WatchPaths"], json!([amphibian(&home)]));
+    usual_backend(&home, NEW);
+    user.job_exits(0, SOON);
+    let home = home.to_str().unwrap();
+    user.run(&["--home", home, "--check", "4096"]).exits(0);
+}
+
+#[test]
+fn homebrews_stable_link_is_what_launchd_runs() {
+    let user = User::new();
+    let prefix = user.env.user().join("homebrew");
+    let program = prefix.join("Cellar/lmpatch/0.1.0/bin/lmpatch");
+    install(&program);
+    fs::create_dir_all(prefix.join("bin")).unwrap();
+    symlink(&program, prefix.join("bin/lmpatch")).unwrap();
+    user.run_as(&program, &["agent", "install"]).exits(0);
+    let link = fs::canonicalize(prefix.join("bin")).unwrap();
+    let program = &user.job_read()["ProgramArguments"][0];
+    assert_eq!(*program, json!(link.join("lmpatch")));
+}
+
+#[test]
+fn a_program_that_will_vanish_is_refused_with_the_next_step() {
+    let user = User::new();
+    let temporary = user.env.user().with_file_name("tmp").join("lmpatch");
+    install(&temporary);
+    let before = snapshot(&user.env.user());
+    // The binary under test is in cargo's target directory.
+    for program in [Path::new(LMPATCH), &temporary] {
+        user.run_as(program, &["agent", "install"])
+            .exits(1)
+            .says("is in a build or temporary directory")
+            .says("cargo install --path .");
+    }
+    assert_unchanged(&user.env.user(), &before);
+    assert_eq!(user.standins().calls(), [""; 0]);
+}
+
+#[test]
+fn a_home_in_a_protected_folder_needs_full_disk_access() {
+    let user = User::new();
+    let install_for = |home: &str| {
+        let ran = user.run(&["agent", "install", "--home", home]);
+        ran.exits(0).says("Full Disk Access")
+    };
+    for folder in ["Documents", "Desktop", "Downloads"] {
+        let home = user.env.user().join(folder).join("LM Studio");
+        usual_backend(&home, OLD);
+        install_for(home.to_str().unwrap())
+            .says("macOS does not let the agent into")
+            .says(&format!("give it to {}", user.program().display()))
+            .says("System Settings → Privacy & Security → Full Disk Access");
+    }
+    // Also through a link.
+    let link = user.env.user().join("linked");
+    symlink(user.env.user().join("Documents/LM Studio"), link).unwrap();
+    install_for("linked");
+    user.agent("install")
+        .exits(0)
+        .says_nothing_of("Full Disk Access");
+}
+
+#[test]
+fn disks_and_the_users_own_folders_are_what_macos_protects() {
+    for (directory, expected) in [
+        ("/Volumes/Fast Disk/LM Studio/extensions/backends", true),
+        ("/Users/ada/Documents/lm", true),
+        ("/Users/ada/Desktop", true),
+        ("/Users/ada/Downloads/a/b", true),
+        ("/Users/ada/.lmstudio/extensions/backends", false),
+        ("/Users/ada/Documents2", false),
+        ("/Users/bob/Documents/lm", false),
+        ("/VolumesX", false),
+    ] {
+        let is_protected = files::is_protected(Path::new(directory), Path::new("/Users/ada"));
+        assert_eq!(is_protected, expected, "{directory}");
+    }
+}
+
+#[test]
+fn without_launchctl_or_a_home_nothing_is_installed() {
+    let user = User::new();
+    let launchctl = user.standins().file("launchctl");
+    let away = launchctl.with_extension("away");
+    fs::rename(&launchctl, &away).unwrap();
+    let needs = "the agent needs macOS, and its launchctl to answer";
+    user.agent_fails("install", needs);
+    fs::rename(&away, &launchctl).unwrap();
+    fs::remove_dir_all(user.env.lmstudio()).unwrap();
+    user.agent_fails("install", ".lmstudio");
+    assert!(!user.job().exists());
+    assert_eq!(user.standins().calls(), [""; 0]);
+}
+
+#[test]
+fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
+    let user = User::new();
+    let nobody = "nobody seems to be logged in at the screen; log in there first";
+    for (exit, next_step) in [
+        (125, nobody),
+        (5, nobody),
+        (119, "run `launchctl enable gui/"),
+        (64, "launchctl bootstrap failed"),
+    ] {
+        user.launchd.fails("bootstrap", exit);
+        let before = user.everything();
+        user.agent_fails("install", "the agent was not installed")
+            .says(&exit.to_string())
+            .says(next_step);
+        assert_eq!(user.everything(), before, "{exit}");
+    }
+}
+
+#[test]
+fn where_a_new_job_cannot_take_its_place_the_old_one_comes_back_or_stays() {
+    let user = User::with_agent();
+    let (launchd, standins) = (&user.launchd, user.standins());
+    let before = fs::read(user.job()).unwrap();
+    let has_old_job = || {
+        assert_eq!(fs::read(user.job()).unwrap(), before);
+        assert_eq!(launchd.job(), Some(before.clone()));
+    };
+    launchd.fails("bootout", 150);
+    let failed = "launchctl bootout failed";
+    user.agent_fails("install 8192", failed)
+        .says("not installed");
+    user.agent_fails("uninstall", failed)
+        .says("not uninstalled");
+    has_old_job();
+    // Its file comes back also where launchd takes no job at all.
+    launchd.works("bootout");
+    launchd.fails("bootstrap", 125);
+    user.agent_fails("install 8192", "125");
+    assert_eq!(fs::read(user.job()).unwrap(), before);
+    launchd.works("bootstrap");
+    let once = format!(
+        "[ \"$1\" = bootstrap ] && [ ! -e '{0}' ] && touch '{0}' && exit 125\nexec '{1}' \"$@\"",
+        standins.file("once").display(),
+        standins.file("real").display()
+    );
+    fs::rename(standins.file("launchctl"), standins.file("real")).unwrap();
+    standins.script("launchctl", &once);
+    user.agent_fails("install 8192", "125");
+    has_old_job();
+    user.has_chunks([4096]);
+    // A bootout that takes for ever.
+    launchd.never_lets_go();
+    let begin = Instant::now();
+    user.agent_fails("install 8192", "launchd still has io.github.lmpatch.agent")
+        .says("log out and in");
+    assert!(begin.elapsed() >= Duration::from_secs(15));
+    has_old_job();
+    // A file that cannot be written.
+    fs::remove_file(user.job()).unwrap();
+    fs::create_dir(user.job()).unwrap();
+    user.agent_fails("install 512", "its job cannot be written");
+    assert_eq!(launchd.job(), Some(before));
+}
+
+#[test]
+fn what_cannot_be_written_names_the_directory_and_not_a_temporary_file() {
+    let missing = Env::new().user().join("missing");
+    let why = files::replace(&missing.join("file"), b"").unwrap_err();
+    let why = format!("{why:#}");
+    let told = format!("cannot write in {} (No such file", missing.display());
+    assert!(
+        why.starts_with(&told) && !why.contains(".lmpatch-"),
+        "{why}"
+    );
+}
