@@ -1,6 +1,6 @@
 //! `agent install`: the job that launchd gets, and what there is if it does not get it.
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -32,34 +32,20 @@ fn install_hands_launchd_a_job_that_runs_at_load_on_changes_and_every_hour() {
         Ok(lint) => assert!(lint.status.success(), "{lint:?}"),
         Err(_) => aloud("skipped: plutil -lint on the agent's job: only macOS has it"),
     }
-    let (domain, job) = (user.domain(), user.job().display().to_string());
-    let of_agent = |verb| format!("launchctl {verb} {domain}/io.github.lmpatch.agent");
-    assert_eq!(
-        user.standins().calls(),
-        [
-            // There is none yet.
-            of_agent("bootout"),
-            of_agent("print"),
-            of_agent("print"),
-            format!("launchctl bootstrap {domain} {job}"),
-        ]
-    );
-}
-
-#[test]
-fn install_again_waits_for_the_old_job_to_go() {
-    let user = User::with_agent();
-    user.agent("install 8192").exits(0);
+    let uid = fs::metadata(user.job()).unwrap().uid();
+    let of_agent = |verb| format!("launchctl {verb} gui/{uid}/io.github.lmpatch.agent");
+    let bootstrap = format!("launchctl bootstrap gui/{uid} {}", user.job().display());
+    let mut expected = ["bootout", "print", "print"].map(of_agent).to_vec();
+    expected.push(bootstrap.clone());
+    // There is none yet.
+    assert_eq!(user.standins().calls(), expected);
+    // Installed again, it waits for the old one to go.
+    user.agent("install 4096").exits(0);
     assert_eq!(user.launchd.job(), fs::read(user.job()).ok());
-    user.agent("status").exits(0).shows("size 8192");
-    let calls = user.standins().calls();
-    let verbs: Vec<_> = calls
-        .iter()
-        .map(|call| call.split(' ').nth(1).unwrap())
-        .collect();
-    let first = "bootout print print bootstrap";
-    let again = "bootout print print print print bootstrap";
-    assert_eq!(verbs.join(" "), format!("{first} {again} print"));
+    expected.extend(["bootout", "print", "print", "print", "print"].map(of_agent));
+    user.agent("status").exits(0).shows("size 4096");
+    expected.extend([bootstrap, of_agent("print")]);
+    assert_eq!(user.standins().calls(), expected);
     let agents = fs::read_dir(user.job().parent().unwrap()).unwrap();
     assert_eq!(agents.count(), 1);
 }
@@ -70,6 +56,12 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
     usual_backend(&user.env.lmstudio(), NEW)
         .with_engine(engine_since_2026("1024"))
         .with_generate(generate("1024", "1024", "1024"));
+    // A size that is stock changes nothing.
+    let before = snapshot(&user.env.lmstudio());
+    user.agent("install 2048").exits(0);
+    user.job_exits(0, SOON);
+    assert_eq!(user.logged(), "");
+    assert_unchanged(&user.env.lmstudio(), &before);
     user.agent("install")
         .exits(0)
         .says("it sets every backend that is at stock to 4096")
@@ -96,16 +88,6 @@ fn a_backend_that_a_kill_left_half_set_is_set() {
 }
 
 #[test]
-fn a_size_that_is_stock_changes_nothing_and_says_nothing() {
-    let user = User::new();
-    let before = snapshot(&user.env.lmstudio());
-    user.agent("install 2048").exits(0);
-    user.job_exits(0, SOON);
-    assert_eq!(user.logged(), "");
-    assert_unchanged(&user.env.lmstudio(), &before);
-}
-
-#[test]
 fn paths_with_markup_and_blanks_and_relative_ones_survive() {
     let user = User::new();
     let relative = "a <b> & \"c\" ü/[LM] Studio";
@@ -120,8 +102,20 @@ fn paths_with_markup_and_blanks_and_relative_ones_survive() {
 }
 
 #[test]
-fn homebrews_stable_link_is_what_launchd_runs() {
+fn a_program_that_will_vanish_is_refused_and_homebrews_stable_link_is_taken() {
     let user = User::new();
+    let temporary = user.env.user().with_file_name("tmp").join("lmpatch");
+    install(&temporary);
+    let before = snapshot(&user.env.user());
+    // The binary under test is in cargo's target directory.
+    for program in [Path::new(LMPATCH), &temporary] {
+        user.run_as(program, &["agent", "install"])
+            .fails("is in a build or temporary directory")
+            .says("cargo install --path .");
+    }
+    assert_unchanged(&user.env.user(), &before);
+    assert_eq!(user.standins().calls(), [""; 0]);
+    // Homebrew removes a version's own directory.
     let prefix = user.env.user().join("homebrew");
     let program = prefix.join("Cellar/lmpatch/0.1.0/bin/lmpatch");
     install(&program);
@@ -131,23 +125,6 @@ fn homebrews_stable_link_is_what_launchd_runs() {
     let link = fs::canonicalize(prefix.join("bin")).unwrap();
     let program = &user.job_read()["ProgramArguments"][0];
     assert_eq!(*program, json!(link.join("lmpatch")));
-}
-
-#[test]
-fn a_program_that_will_vanish_is_refused_with_the_next_step() {
-    let user = User::new();
-    let temporary = user.env.user().with_file_name("tmp").join("lmpatch");
-    install(&temporary);
-    let before = snapshot(&user.env.user());
-    // The binary under test is in cargo's target directory.
-    for program in [Path::new(LMPATCH), &temporary] {
-        user.run_as(program, &["agent", "install"])
-            .exits(1)
-            .says("is in a build or temporary directory")
-            .says("cargo install --path .");
-    }
-    assert_unchanged(&user.env.user(), &before);
-    assert_eq!(user.standins().calls(), [""; 0]);
 }
 
 #[test]
@@ -169,9 +146,8 @@ fn a_home_in_a_protected_folder_needs_full_disk_access() {
     let link = user.env.user().join("linked");
     symlink(user.env.user().join("Documents/LM Studio"), link).unwrap();
     install_for("linked");
-    user.agent("install")
-        .exits(0)
-        .says_nothing_of("Full Disk Access");
+    let ran = user.agent("install").exits(0);
+    ran.says_nothing_of("Full Disk Access");
 }
 
 #[test]
@@ -192,22 +168,7 @@ fn disks_and_the_users_own_folders_are_what_macos_protects() {
 }
 
 #[test]
-fn without_launchctl_or_a_home_nothing_is_installed() {
-    let user = User::new();
-    let launchctl = user.standins().file("launchctl");
-    let away = launchctl.with_extension("away");
-    fs::rename(&launchctl, &away).unwrap();
-    let needs = "the agent needs macOS, and its launchctl to answer";
-    user.agent_fails("install", needs);
-    fs::rename(&away, &launchctl).unwrap();
-    fs::remove_dir_all(user.env.lmstudio()).unwrap();
-    user.agent_fails("install", ".lmstudio");
-    assert!(!user.job().exists());
-    assert_eq!(user.standins().calls(), [""; 0]);
-}
-
-#[test]
-fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
+fn without_a_login_at_the_screen_a_launchctl_or_a_home_nothing_is_installed_halfway() {
     let user = User::new();
     let nobody = "nobody seems to be logged in at the screen; log in there first";
     for (exit, next_step) in [
@@ -218,11 +179,26 @@ fn without_a_login_at_the_screen_nothing_is_installed_halfway() {
     ] {
         user.launchd.fails("bootstrap", exit);
         let before = user.everything();
-        user.agent_fails("install", "the agent was not installed")
+        user.agent("install")
+            .fails("the agent was not installed")
             .says(&exit.to_string())
             .says(next_step);
         assert_eq!(user.everything(), before, "{exit}");
     }
+    // Nor where launchctl or LM Studio is missing.
+    user.launchd.works("bootstrap");
+    let launchctl = user.standins().file("launchctl");
+    let away = user.env.user().join("away");
+    fs::rename(&launchctl, &away).unwrap();
+    let told = "the agent needs macOS, and its launchctl to answer";
+    user.agent("install").fails(told);
+    fs::rename(&away, &launchctl).unwrap();
+    fs::rename(user.env.lmstudio(), away).unwrap();
+    let before = user.everything();
+    user.agent("install").fails(".lmstudio");
+    assert_eq!(user.standins().calls(), [""; 0]);
+    assert_eq!(user.everything(), before);
+    assert!(!user.job().exists());
 }
 
 #[test]
@@ -236,15 +212,17 @@ fn where_a_new_job_cannot_take_its_place_the_old_one_comes_back_or_stays() {
     };
     launchd.fails("bootout", 150);
     let failed = "launchctl bootout failed";
-    user.agent_fails("install 8192", failed)
+    user.agent("install 8192")
+        .fails(failed)
         .says("not installed");
-    user.agent_fails("uninstall", failed)
+    user.agent("uninstall")
+        .fails(failed)
         .says("not uninstalled");
     has_old_job();
     // Its file comes back also where launchd takes no job at all.
     launchd.works("bootout");
     launchd.fails("bootstrap", 125);
-    user.agent_fails("install 8192", "125");
+    user.agent("install 8192").fails("125");
     assert_eq!(fs::read(user.job()).unwrap(), before);
     launchd.works("bootstrap");
     let once = format!(
@@ -254,20 +232,21 @@ fn where_a_new_job_cannot_take_its_place_the_old_one_comes_back_or_stays() {
     );
     fs::rename(standins.file("launchctl"), standins.file("real")).unwrap();
     standins.script("launchctl", &once);
-    user.agent_fails("install 8192", "125");
+    user.agent("install 8192").fails("125");
     has_old_job();
     user.has_chunks([4096]);
     // A bootout that takes for ever.
     launchd.never_lets_go();
     let begin = Instant::now();
-    user.agent_fails("install 8192", "launchd still has io.github.lmpatch.agent")
+    user.agent("install 8192")
+        .fails("launchd still has io.github.lmpatch.agent")
         .says("log out and in");
     assert!(begin.elapsed() >= Duration::from_secs(15));
     has_old_job();
     // A file that cannot be written.
     fs::remove_file(user.job()).unwrap();
     fs::create_dir(user.job()).unwrap();
-    user.agent_fails("install 512", "its job cannot be written");
+    user.agent("install 512").fails("its job cannot be written");
     assert_eq!(launchd.job(), Some(before));
 }
 
@@ -277,8 +256,6 @@ fn what_cannot_be_written_names_the_directory_and_not_a_temporary_file() {
     let why = files::replace(&missing.join("file"), b"").unwrap_err();
     let why = format!("{why:#}");
     let told = format!("cannot write in {} (No such file", missing.display());
-    assert!(
-        why.starts_with(&told) && !why.contains(".lmpatch-"),
-        "{why}"
-    );
+    assert!(why.starts_with(&told), "{why}");
+    assert!(!why.contains(".lmpatch-"), "{why}");
 }

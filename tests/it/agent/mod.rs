@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,7 +13,6 @@ use serde_json::Value;
 mod install;
 mod job;
 mod status;
-mod waiting;
 
 const OLD: &str = "app-mlx-generate-mac14-arm64@34";
 const NEW: &str = "app-mlx-generate-mac14-arm64@36";
@@ -87,12 +85,6 @@ impl User {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
 
-    /// `gui/501`, as launchctl calls this user.
-    fn domain(&self) -> String {
-        let user = fs::metadata(self.env.user()).unwrap();
-        format!("gui/{}", user.uid())
-    }
-
     /// Runs the installed lmpatch.
     fn run(&self, args: &[&str]) -> Ran {
         self.run_as(&self.program(), args)
@@ -108,12 +100,6 @@ impl User {
     fn agent(&self, words: &str) -> Ran {
         let words: Vec<_> = words.split(' ').collect();
         self.run(&[&["agent"], &words[..]].concat())
-    }
-
-    /// Fails the test unless `lmpatch agent` with these words fails and says `why`.
-    #[track_caller]
-    fn agent_fails(&self, words: &str, why: &str) -> Ran {
-        self.agent(words).exits(1).says(why)
     }
 
     /// What launchd would run, its stderr in the log, with this settling time.
@@ -140,20 +126,13 @@ impl User {
         assert_eq!(output.status.code(), Some(code), "{}", self.logged());
     }
 
-    /// Fails the test unless the backends that `--check` lists have these chunks.
+    /// Fails the test unless the backends that `--check` lists have these chunks, 0 where that is unknown.
     #[track_caller]
     fn has_chunks<const N: usize>(&self, chunks: [u64; N]) {
         let report = self.env.json(["--check"]);
         let rows = report["backends"].as_array().unwrap().iter();
-        let found: Vec<_> = rows.map(|row| row["chunk"].as_u64().unwrap()).collect();
-        assert_eq!(found, chunks);
-    }
-
-    /// Fails the test unless the backend that was there first is set to 4096, whatever the others are.
-    #[track_caller]
-    fn has_set_old(&self) {
-        let check = ["--check", "4096", "--backend", OLD];
-        self.env.run(check).exits(0);
+        let chunk = |row: &Value| row["chunk"].as_u64().unwrap_or_default();
+        assert_eq!(rows.map(chunk).collect::<Vec<_>>(), chunks);
     }
 
     /// Everything that the user and launchd have.

@@ -20,10 +20,8 @@ fn status_tells_size_and_the_last_ten_lines() {
     assert!(!shown.contains("line 3\n"), "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");
     let status = user.agent("status --json").exits(0).json();
-    assert_eq!(
-        fields(&status, ["installed", "loaded", "size", "problem"]),
-        json!([true, true, 8192, null])
-    );
+    let known = fields(&status, ["installed", "loaded", "size", "problem"]);
+    assert_eq!(known, json!([true, true, 8192, null]));
     assert_eq!(status["last_lines"].as_array().map(Vec::len), Some(10));
     let quiet = user.agent("status -q").exits(0);
     assert_eq!((&*quiet.stdout, &*quiet.stderr), ("", ""));
@@ -35,35 +33,38 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     let job = fs::read_to_string(user.job()).unwrap();
     let (home, moved) = (user.env.lmstudio(), user.env.user().join("moved"));
     user.launchd.forget();
-    user.agent_fails("status", "launchd does not have the agent")
+    user.agent("status")
+        .fails("launchd does not have the agent")
         .shows("installed, but it does not work")
         .says("the background item may be switched off (System Settings → General → Login Items)")
         .says("lmpatch agent install");
-    user.agent_fails("status -q", "launchd does not have the agent");
+    user.agent("status -q")
+        .fails("launchd does not have the agent");
     let gone = job.replace("bin/lmpatch", "gone/lmpatch");
     fs::write(user.job(), &gone).unwrap();
     let fix = "gone/lmpatch is gone; `lmpatch agent install 4096` fixes it";
-    user.agent_fails("status", fix);
+    user.agent("status").fails(fix);
     fs::write(user.job(), gone.replace(".lmstudio<", "else<")).unwrap();
     let other = user.env.user().join("else");
     usual_backend(&other, OLD);
     let of = format!("--home '{}'", other.display());
     let fix = format!("is gone; `lmpatch {of} agent install 4096` fixes it");
-    user.agent_fails("status", &fix);
+    user.agent("status").fails(&fix);
     // Also where there is no usual one.
     fs::rename(&home, &moved).unwrap();
-    user.agent_fails("status", &fix);
+    user.agent("status").fails(&fix);
     fs::rename(&moved, &home).unwrap();
     // Its home was moved, or the disk is away: to install it again would be for another home.
     fs::write(user.job(), &job).unwrap();
     user.agent("install").exits(0);
     fs::rename(&home, &moved).unwrap();
-    user.agent_fails("status", ".lmstudio is not there; ")
+    user.agent("status")
+        .fails(".lmstudio is not there; ")
         .says("; `lmpatch agent uninstall` ends it");
     fs::rename(&moved, &home).unwrap();
     fs::write(user.job(), "<plist>").unwrap();
     let fix = "not written by lmpatch; `lmpatch agent install 4096` fixes it";
-    user.agent_fails("status", fix);
+    user.agent("status").fails(fix);
 }
 
 #[test]
@@ -72,7 +73,8 @@ fn a_launchctl_that_does_not_answer_says_nothing_of_the_agent() {
     fs::write(user.standins().file("launchctl"), "no program").unwrap();
     for command in ["status", "uninstall"] {
         let needs = "the agent needs macOS, and its launchctl to answer";
-        user.agent_fails(command, needs)
+        user.agent(command)
+            .fails(needs)
             .says_nothing_of("uninstalled;")
             .says_nothing_of("launchd does not have the agent");
     }
@@ -82,17 +84,7 @@ fn a_launchctl_that_does_not_answer_says_nothing_of_the_agent() {
 }
 
 #[test]
-fn install_and_uninstall_print_the_state_as_json() {
-    let user = User::new();
-    user.agent_fails("status", "`lmpatch agent install` installs it.");
-    for (command, installed) in [("install --json", true), ("uninstall --json", false)] {
-        let status = user.agent(command).exits(0).json();
-        assert_eq!(status["installed"], installed);
-    }
-}
-
-#[test]
-fn uninstall_leaves_nothing() {
+fn uninstall_leaves_nothing_and_prints_the_state_as_json_as_install_does() {
     let user = User::new();
     user.env.run(["4096"]).exits(0);
     let before = user.everything();
@@ -105,12 +97,17 @@ fn uninstall_leaves_nothing() {
     assert_eq!(user.everything(), before);
     assert_eq!(user.launchd.job(), None);
     user.agent("uninstall").exits(0);
-    user.agent("status").exits(1).shows("not installed");
+    user.agent("status")
+        .fails("`lmpatch agent install` installs it.")
+        .shows("not installed");
     // Nor a job in launchd whose file is gone.
-    user.agent("install").exits(0);
+    let state = user.agent("install --json").exits(0).json();
+    assert_eq!(state["installed"], true);
     fs::remove_file(user.job()).unwrap();
     user.agent("uninstall").exits(0).says("uninstalled");
     assert_eq!(user.launchd.job(), None);
+    let state = user.agent("uninstall --json").exits(0).json();
+    assert_eq!(state["installed"], false);
 }
 
 #[test]

@@ -187,6 +187,12 @@ impl Ran {
         self
     }
 
+    /// Fails the test unless the run failed, with exit code 1, and stderr says `why`.
+    #[track_caller]
+    pub fn fails(self, why: &str) -> Self {
+        self.exits(1).says(why)
+    }
+
     /// What it printed, as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {

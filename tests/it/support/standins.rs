@@ -31,24 +31,14 @@ impl<'e> StandIns<'e> {
     /// Puts a script called `name` first on PATH. It records each call, then does what `body` says.
     pub fn script(&self, name: &str, body: &str) {
         let calls = self.file("calls").display().to_string();
-        executable(
-            &self.file(name),
-            &format!("echo \"{name} $*\" >> '{calls}'\n{body}"),
-        );
+        let body = format!("echo \"{name} $*\" >> '{calls}'\n{body}");
+        executable(&self.file(name), &body);
     }
 
     /// Every call so far, oldest first: the program and its arguments.
     pub fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.file("calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
-    }
-
-    /// The calls of one program.
-    pub fn calls_of(&self, name: &str) -> Vec<String> {
-        self.calls()
-            .into_iter()
-            .filter(|call| call.split(' ').next() == Some(name))
-            .collect()
     }
 
     /// Gives `command` the test's environment with the stand-ins first on PATH.
@@ -75,8 +65,7 @@ impl<'e> StandIns<'e> {
     /// Runs lmpatch with the stand-ins and `--json`, and parses what it prints.
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> serde_json::Value {
         let mut command = self.command(args);
-        command.arg("--json");
-        Ran::of(&command.output().unwrap()).json()
+        Ran::of(&command.arg("--json").output().unwrap()).json()
     }
 }
 
@@ -150,9 +139,7 @@ pub fn install(path: &Path) {
 
 /// A `launchctl` with a launchd of its own: a bootout that takes its time (exit 36 and three more looks), a bootstrap
 /// that fails where the job is still there, and whatever else it is told to.
-pub struct Launchd {
-    directory: PathBuf,
-}
+pub struct Launchd(PathBuf);
 
 impl Launchd {
     /// One that has no job.
@@ -184,36 +171,31 @@ esac"#,
             directory.display()
         );
         standins.script("launchctl", &body);
-        Self { directory }
-    }
-
-    /// A file of its own.
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        Self(directory)
     }
 
     /// The job that it has.
     pub fn job(&self) -> Option<Vec<u8>> {
-        fs::read(self.file("loaded")).ok()
+        fs::read(self.0.join("loaded")).ok()
     }
 
     /// Makes it forget the job, as when the background item is switched off.
     pub fn forget(&self) {
-        fs::remove_file(self.file("loaded")).unwrap();
+        fs::remove_file(self.0.join("loaded")).unwrap();
     }
 
     /// From now on `verb` fails with this exit code.
     pub fn fails(&self, verb: &str, code: i32) {
-        fs::write(self.file(&format!("{verb}-exit")), code.to_string()).unwrap();
+        fs::write(self.0.join(format!("{verb}-exit")), code.to_string()).unwrap();
     }
 
     /// From now on `verb` works.
     pub fn works(&self, verb: &str) {
-        fs::remove_file(self.file(&format!("{verb}-exit"))).unwrap();
+        fs::remove_file(self.0.join(format!("{verb}-exit"))).unwrap();
     }
 
     /// From now on a bootout takes for ever.
     pub fn never_lets_go(&self) {
-        fs::write(self.file("going"), "1000000").unwrap();
+        fs::write(self.0.join("going"), "1000000").unwrap();
     }
 }
