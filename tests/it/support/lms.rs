@@ -70,18 +70,17 @@ impl FakeLms {
         self.state()["loaded"].as_array().unwrap().clone()
     }
 
-    /// Identifier, context and chunk of what is loaded, sorted.
-    pub fn summary(&self) -> Vec<(String, u64, Option<u64>)> {
-        let of = |row: &Value| {
-            (
-                row["identifier"].as_str().unwrap().to_owned(),
-                row["contextLength"].as_u64().unwrap_or_default(),
-                row["chunk"].as_u64(),
-            )
-        };
-        let mut rows: Vec<_> = self.loaded().iter().map(of).collect();
-        rows.sort();
-        rows
+    /// Fails the test unless this is loaded: identifier, context and chunk (0 if it is elsewhere), sorted.
+    #[track_caller]
+    pub fn has<const N: usize>(&self, wanted: [(&str, u64, u64); N]) {
+        let mut loaded = self.loaded();
+        loaded.sort_by_key(|row| row["identifier"].to_string());
+        let number = |of: &Value| of.as_u64().unwrap_or_default();
+        let rows = loaded.iter().map(|row| {
+            let [context, chunk] = ["contextLength", "chunk"].map(|name| number(&row[name]));
+            (row["identifier"].as_str().unwrap(), context, chunk)
+        });
+        assert_eq!(rows.collect::<Vec<_>>(), wanted);
     }
 
     /// Every call that was not the test's own, oldest first.
@@ -107,12 +106,16 @@ impl Drop for FakeLms {
 
 /// Puts a program in the place of LM Studio's own node: a shell, which waits as well as anything.
 pub fn node(home: &Path) -> PathBuf {
-    let node = home.join(".internal/utils/node");
-    fs::create_dir_all(node.parent().unwrap()).unwrap();
+    shell(home.join(".internal/utils/node"))
+}
+
+/// Puts a shell at `path`, whatever that program is to be.
+pub fn shell(path: PathBuf) -> PathBuf {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     // By another process: a copy that this one has open for writing, while another test forks, is "busy".
-    let copied = Command::new("cp").arg("/bin/sh").arg(&node).status();
+    let copied = Command::new("cp").arg("/bin/sh").arg(&path).status();
     assert!(copied.unwrap().success());
-    node
+    path
 }
 
 /// A real process, ended when it is dropped.
@@ -134,10 +137,8 @@ impl Running {
 
     /// A worker of the app that has its script at `script`.
     pub fn worker(home: &Path, script: &str) -> Self {
-        Self::start(
-            &home.join(".internal/utils/node"),
-            &[&format!("require(\"{script}\")")],
-        )
+        let node = home.join(".internal/utils/node");
+        Self::start(&node, &[&format!("require(\"{script}\")")])
     }
 
     pub fn pid(&self) -> u32 {

@@ -233,6 +233,18 @@ impl Ran {
         self
     }
 
+    /// Fails the test unless the run failed, with exit code 1, and stderr says `why`.
+    #[track_caller]
+    pub fn fails(self, why: &str) -> Self {
+        self.exits(1).says(why)
+    }
+
+    /// What it printed, as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
@@ -404,4 +416,9 @@ impl Before {
 #[track_caller]
 pub fn list<'v>(object: &'v Value, key: &str) -> &'v [Value] {
     object[key].as_array().unwrap()
+}
+
+/// The values of these fields of a JSON object, as an array.
+pub fn fields<const N: usize>(object: &Value, names: [&str; N]) -> Value {
+    names.iter().map(|name| object[name].clone()).collect()
 }

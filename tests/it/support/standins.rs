@@ -1,11 +1,11 @@
 //! Stand-ins for programs that only a Mac has: shell scripts, first on PATH, that record their calls.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Env, Ran};
 
@@ -31,24 +31,14 @@ impl<'e> StandIns<'e> {
     /// Puts a script called `name` first on PATH. It records each call, then does what `body` says.
     pub fn script(&self, name: &str, body: &str) {
         let calls = self.file("calls").display().to_string();
-        executable(
-            &self.file(name),
-            &format!("echo \"{name} $*\" >> '{calls}'\n{body}"),
-        );
+        let body = format!("echo \"{name} $*\" >> '{calls}'\n{body}");
+        executable(&self.file(name), &body);
     }
 
     /// Every call so far, oldest first: the program and its arguments.
     pub fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.file("calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
-    }
-
-    /// The calls of one program.
-    pub fn calls_of(&self, name: &str) -> Vec<String> {
-        self.calls()
-            .into_iter()
-            .filter(|call| call.split(' ').next() == Some(name))
-            .collect()
     }
 
     /// Gives `command` the test's environment with the stand-ins first on PATH.
@@ -75,9 +65,7 @@ impl<'e> StandIns<'e> {
     /// Runs lmpatch with the stand-ins and `--json`, and parses what it prints.
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> serde_json::Value {
         let mut command = self.command(args);
-        command.arg("--json");
-        let ran = Ran::of(&command.output().unwrap());
-        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+        Ran::of(&command.arg("--json").output().unwrap()).json()
     }
 }
 
@@ -89,20 +77,12 @@ pub fn executable(path: &Path, body: &str) {
 /// Writes a script of any kind.
 pub fn executable_text(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    // Written beside and renamed: a running script of that name keeps its own text.
-    let new = path.with_extension("new");
-    // By another process: a script that this one has open for writing, while another test forks, is "busy".
-    let mut shell = Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(&new)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = shell.stdin.take().unwrap();
-    stdin.write_all(text.as_bytes()).unwrap();
-    drop(stdin);
-    assert!(shell.wait().unwrap().success());
-    fs::rename(&new, path).unwrap();
+    // Written beside and renamed: a running script of that name keeps its own text. And by another process: a script
+    // that this one has open for writing, while another test forks, is "busy".
+    let write = r#"printf %s "$1" > "$0.new" && chmod 755 "$0.new" && mv "$0.new" "$0""#;
+    let mut shell = Command::new("sh");
+    let ran = shell.args(["-c", write]).arg(path).arg(text).status();
+    assert!(ran.unwrap().success());
 }
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
@@ -134,24 +114,18 @@ pub fn ago(seconds: u64) -> SystemTime {
 
 /// Sets when a file was last written.
 pub fn written(path: &Path, at: SystemTime) {
-    fs::File::options()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .set_modified(at)
-        .unwrap();
+    let file = File::options().write(true).open(path);
+    file.unwrap().set_modified(at).unwrap();
 }
 
 /// Waits until `is_so`, and fails after twenty seconds.
 #[track_caller]
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let limit = Duration::from_secs(20);
+    let start = Instant::now();
     while !is_so() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "not within twenty seconds: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(10));
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -165,16 +139,14 @@ pub fn install(path: &Path) {
 
 /// A `launchctl` with a launchd of its own: a bootout that takes its time (exit 36 and three more looks), a bootstrap
 /// that fails where the job is still there, and whatever else it is told to.
-pub struct Launchd<'s, 'e>(&'s StandIns<'e>);
+pub struct Launchd(PathBuf);
 
-impl<'s, 'e> Launchd<'s, 'e> {
+impl Launchd {
     /// One that has no job.
-    pub fn new(standins: &'s StandIns<'e>) -> Self {
-        let directory = standins.file("").display().to_string();
-        standins.script(
-            "launchctl",
-            &format!(
-                r#"cd '{directory}' || exit 70
+    pub fn new(standins: &StandIns) -> Self {
+        let directory = standins.directory.clone();
+        let body = format!(
+            r#"cd '{0}' || exit 70
 fails() {{ [ -e "$1-exit" ] && {{ echo "$1 failed: $(cat "$1-exit"): as told" >&2; exit "$(cat "$1-exit")"; }}; }}
 case $1 in
 print)
@@ -195,34 +167,35 @@ bootout)
     echo "Boot-out failed: 36: Operation now in progress" >&2
     exit 36;;
 *) exit 64;;
-esac"#
-            ),
+esac"#,
+            directory.display()
         );
-        Self(standins)
+        standins.script("launchctl", &body);
+        Self(directory)
     }
 
     /// The job that it has.
     pub fn job(&self) -> Option<Vec<u8>> {
-        fs::read(self.0.file("loaded")).ok()
+        fs::read(self.0.join("loaded")).ok()
     }
 
     /// Makes it forget the job, as when the background item is switched off.
     pub fn forget(&self) {
-        fs::remove_file(self.0.file("loaded")).unwrap();
+        fs::remove_file(self.0.join("loaded")).unwrap();
     }
 
     /// From now on `verb` fails with this exit code.
     pub fn fails(&self, verb: &str, code: i32) {
-        fs::write(self.0.file(&format!("{verb}-exit")), code.to_string()).unwrap();
+        fs::write(self.0.join(format!("{verb}-exit")), code.to_string()).unwrap();
     }
 
     /// From now on `verb` works.
     pub fn works(&self, verb: &str) {
-        fs::remove_file(self.0.file(&format!("{verb}-exit"))).unwrap();
+        fs::remove_file(self.0.join(format!("{verb}-exit"))).unwrap();
     }
 
     /// From now on a bootout takes for ever.
     pub fn never_lets_go(&self) {
-        fs::write(self.0.file("going"), "1000000").unwrap();
+        fs::write(self.0.join("going"), "1000000").unwrap();
     }
 }
