@@ -10,10 +10,11 @@ use crate::support::child::{finish, while_mode};
 use crate::support::home::{
     BackendDir, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
-use crate::support::standins::written;
+use crate::support::standins::{until, written};
 use crate::support::{Before, Env, Ran, aloud, strace};
 use lmpatch::agent;
 use lmpatch::cli::{self, Cli};
+use lmpatch::files::last_change;
 use lmpatch::lmstudio::lms::Lms;
 
 /// A settling time that no test would wait for.
@@ -188,6 +189,22 @@ fn the_job_leaves_files_alone_while_they_change() {
     }
     assert!(job.wait().unwrap().success());
     user.has_chunks([4096, 4096]);
+}
+
+#[test]
+fn a_file_that_was_just_written_is_waited_for_in_a_directory_that_is_old() {
+    let user = User::with_agent_and_stock();
+    let backend = BackendDir::new(&user.env.lmstudio(), OLD);
+    let settle = Duration::from_millis(500);
+    until("the directory is old", || {
+        let changed = last_change(&backend.path("")).unwrap();
+        changed.elapsed().is_ok_and(|age| age > settle)
+    });
+    let written = Instant::now();
+    fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
+    user.job_exits(0, "500");
+    assert!(written.elapsed() >= settle);
+    user.has_chunks([4096]);
 }
 
 #[test]

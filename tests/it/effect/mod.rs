@@ -225,7 +225,7 @@ fn a_change_names_the_workers_that_hold_old_values_and_touches_nothing() {
     }
     let ran = stage.env.run(["2048", "--dry-run"]).exits(0);
     ran.says_nothing_of(&pid);
-    assert_eq!(fake.deeds(), NOTHING);
+    assert_eq!(fake.actions(), NOTHING);
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn llmster_has_no_app_to_restart() {
         .run(["4096", "--reload=app"])
         .fails("llmster has no app to restart; use --reload");
     assert_eq!(standins.calls(), NOTHING);
-    assert_eq!(fake.deeds(), NOTHING);
+    assert_eq!(fake.actions(), NOTHING);
     standins.run(["4096", "--reload"]).exits(0);
     fake.has([("qwen/tiny", 12345, 4096)]);
 }

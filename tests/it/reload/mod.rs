@@ -68,7 +68,11 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
         fake.add(model);
     }
     env.run(["4096"]).exits(0);
-    assert_eq!(fake.deeds(), NOTHING, "without the flag nothing is touched");
+    assert_eq!(
+        fake.actions(),
+        NOTHING,
+        "without the flag nothing is touched"
+    );
     let before = fake.loaded();
     env.run(["4096", "--reload"])
         .exits(0)
@@ -134,7 +138,7 @@ fn without_a_worker_lms_is_never_called_and_without_an_mlx_model_it_does_nothing
     fake.add(json!({ "path": "llama/tiny", "format": "gguf" }));
     let told = "No loaded model uses these backends.";
     env.run(["4096", "--reload"]).exits(0).says(told);
-    assert_eq!(fake.deeds(), NOTHING);
+    assert_eq!(fake.actions(), NOTHING);
     env.run(["--check"]).exits(0).shows(told);
 }
 
@@ -143,7 +147,8 @@ fn what_is_busy_or_slow_to_go_or_fails_once_is_waited_for() {
     for (busy_for, faults) in [
         (3, json!({})),
         (0, json!({ "unload-lasts": 3 })),
-        (0, json!({ "ps-fails-after-unload": true })),
+        (0, json!({ "ps-fails-after-unload": 1 })),
+        (0, json!({ "ps-fails-after-load": 1 })),
     ] {
         let (env, fake) = home();
         fake.faults(faults);
@@ -190,7 +195,7 @@ fn what_could_not_be_loaded_again_is_not_touched() {
             .fails("the files are written, but qwen/tiny was not loaded again")
             .says(said)
             .says("it was left as it is");
-        assert_eq!(fake.deeds(), NOTHING);
+        assert_eq!(fake.actions(), NOTHING);
         assert_eq!(fake.loaded(), before);
     }
 }

@@ -15,7 +15,7 @@ fn an_lms_that_fails_or_hangs_or_is_not_there_is_told_and_nothing_is_unloaded() 
         env.run(["4096", "--reload"])
             .fails("printed no list of models");
     }
-    assert_eq!(fake.deeds(), NOTHING);
+    assert_eq!(fake.actions(), NOTHING);
     env.run(["--check", "4096"]).exits(0);
     fake.faults(json!({ "unload-fails": "Error: cannot do that now" }));
     let ran = env.run(["4096", "--reload"]).fails("it was not unloaded");

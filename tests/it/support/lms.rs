@@ -90,7 +90,7 @@ impl FakeLms {
     }
 
     /// The same without `ps`.
-    pub fn deeds(&self) -> Vec<String> {
+    pub fn actions(&self) -> Vec<String> {
         let mut calls = self.calls();
         calls.retain(|call| call != "ps --json");
         calls
