@@ -95,22 +95,16 @@ fn simulate(race: &mut Results, mut speed: impl FnMut(Step) -> Option<f64>) -> (
     (tokens, seconds)
 }
 
-/// Numbers that look random.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
+/// A number that looks random, of mean 0 and deviation 1 (Box and Muller).
+fn normal(state: &mut u64) -> f64 {
+    let mut uniform = || {
+        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = *state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    /// Of mean 0 and deviation 1 (Box and Muller).
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
+    };
+    (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
 }
 
 /// A thousand races, each with its own noise of 1 %, of which at least `least` have to keep one of the right sizes.
@@ -119,11 +113,11 @@ impl Random {
 fn thousand(speeds: [f64; 5], fails: Option<u64>, right: &[u64], least: usize) -> Vec<f64> {
     let (mut count, mut minutes) = (0, Vec::new());
     for seed in 0..1000 {
-        let (mut race, mut random) = (race(&SIZES, 3), Random(seed << 32));
+        let (mut race, mut state) = (race(&SIZES, 3), seed << 32);
         let (tokens, seconds) = simulate(&mut race, |step| {
             let lane = SIZES.iter().position(|size| Some(*size) == step.size)?;
             let has_failed = step.is_measured && step.size == fails;
-            (!has_failed).then(|| speeds[lane] * (1.0 + 0.01 * random.normal()))
+            (!has_failed).then(|| speeds[lane] * (1.0 + 0.01 * normal(&mut state)))
         });
         assert!(tokens <= race.tokens_at_most());
         assert!(race.rows.iter().all(|row| row.runs.len() <= 3));

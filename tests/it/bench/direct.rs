@@ -38,9 +38,8 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     keeps(&results, 512);
     assert_eq!(snapshot(&env.lmstudio()), before);
     let apply = "--prompt-tokens 10000 --sizes 2048,512 --apply-best";
-    ran(&mut direct(&env, &python, apply))
-        .exits(0)
-        .says("512 is set in")
+    let done = ran(&mut direct(&env, &python, apply)).exits(0);
+    done.says("512 is set in")
         .says("; it takes effect when a model is next loaded.");
     env.run(["--check", "512"]).exits(0);
     // One process for all sizes until one crashes, and then another: two in the sweep with a crash, one in the other.
@@ -50,9 +49,8 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     // What could not be set in the end is told in the beginning.
     env.run(["--revert"]).exits(0);
     make_read_only(&BackendDir::new(&env.lmstudio(), NAME).engine());
-    ran(&mut direct(&env, &python, apply))
-        .exits(1)
-        .says(&format!("{NAME} is selected but cannot be set: "))
+    let told = ran(&mut direct(&env, &python, apply)).exits(1);
+    told.says(&format!("{NAME} is selected but cannot be set: "))
         .says_nothing_of("512 is set in");
 }
 
@@ -92,33 +90,29 @@ fn a_python_that_does_not_answer_is_given_up() {
     }
 }
 
-/// An mlx-lm that says which process it is in, and then never comes to a token.
-const ENDLESS_MLX_LM: [(&str, &str); 3] = [
-    (
-        "mlx/core.py",
-        "array = list\ndef eval(_): pass\ndef synchronize(): pass\n",
-    ),
-    (
-        "mlx_lm/__init__.py",
-        "class Tokenizer:\n    def encode(self, text): return [1]\ndef load(model): return None, Tokenizer()\n",
-    ),
-    (
-        "mlx_lm/generate.py",
-        "import os, time\ndef generate_step(tokens, model, max_tokens, prefill_step_size):\n    \
-         with open('process.new', 'w') as file: file.write(str(os.getpid()))\n    \
-         os.rename('process.new', 'process')\n    time.sleep(600)\n    yield 0, 0\n",
-    ),
-];
+/// An mlx that is mlx-lm, too, says which process it is in, and then never comes to a token.
+const ENDLESS_MLX: &str = "
+import os, sys, time
+sys.modules['mlx_lm'] = sys.modules['mlx_lm.generate'] = sys.modules[__name__]
+array = list
+def eval(_): pass
+def synchronize(): pass
+class Tokenizer:
+    def encode(self, text): return [1]
+def load(model): return None, Tokenizer()
+def generate_step(tokens, model, max_tokens, prefill_step_size):
+    with open('process.new', 'w') as file: file.write(str(os.getpid()))
+    os.rename('process.new', 'process')
+    time.sleep(600)
+    yield 0, 0
+";
 
 #[test]
 fn a_direct_process_ends_when_lmpatch_is_killed() {
     let env = Env::new();
     let packages = env.user().join("packages");
-    for (path, text) in ENDLESS_MLX_LM {
-        let path = packages.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
+    fs::create_dir_all(packages.join("mlx")).unwrap();
+    fs::write(packages.join("mlx/core.py"), ENDLESS_MLX).unwrap();
     let mut command = direct(&env, interpreter(), "--sizes 512");
     let mut child = command.env("PYTHONPATH", &packages).spawn().unwrap();
     let process = env.user().join("process");

@@ -2,22 +2,20 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::home::{engine_since_2026, usual_backend};
-use crate::support::server::Prefill;
+use crate::support::server::Failure;
 use crate::support::standins::until;
-use lmpatch::bench::results::Results;
 use lmpatch::bench::{OnPanic, supervise};
 use lmpatch::lock::Lock;
 use lmpatch::marker::interrupted;
 use signal_hook::iterator::Signals;
 
 use super::{
-    NAME, QUIET, Stage, Steady, begins, bench_args, benchmark, column, ended, exact, has, keeps,
-    make_read_only, parsed, ran, signal, stage,
+    MARKER, NAME, QUIET, Stage, Steady, begins, bench_args, benchmark, column, ended, exact,
+    failing, has, json, keeps, make_read_only, parsed, ran, signal, stage,
 };
 
 #[test]
@@ -60,21 +58,26 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
 
 #[test]
 fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent() {
-    for name in ["-INT", "-TERM", "-HUP"] {
+    // At a size, or before one is set.
+    for (name, prompts) in [("-INT", 3), ("-TERM", 3), ("-HUP", 3), ("-INT", 1)] {
         // What a busy machine adds is not lmpatch's: one of three is enough.
         let mut attempts = (0..3).map(|_| {
-            let stage = stage().odd(|odd| odd.silent_from = Some(512));
+            let stage = failing(512, Failure::IsSilent);
+            let marker = stage.env.lmstudio().join(MARKER);
             let before = stage.before();
             let child = stage.start("--sizes 512,1024 --runs 1");
-            let is_measuring = || stage.state().chats.len() == 3;
-            until("a size is being measured", is_measuring);
+            let has_begun = || stage.state().chats.len() == prompts;
+            until("a prompt is being measured", has_begun);
+            assert!(marker.exists());
             signal(&child, name);
             let sent = Instant::now();
             until("the files are back", || stage.chunk() == Some(2048));
             let taken = sent.elapsed();
             assert_eq!(stage.whole(), [0; 0], "the server is silent still");
             let ran = ended(child).exits(1);
-            ran.says("stopped").says("Every backend is as it was.");
+            ran.says("stopped before the verdict was settled")
+                .says("Every backend is as it was.");
+            assert!(!marker.exists());
             stage.is_as(&before);
             taken
         });
@@ -111,10 +114,8 @@ fn a_second_signal_ends_it_after_the_files() {
 fn signals_also_end_the_last_load() {
     let stage = stage();
     let mut child = stage.start("--sizes 512,4096 --runs 1 --json");
-    let is_prefilled = |one: &Prefill| one.chunk == 512;
-    until("the second size is loaded", || {
-        stage.state().prefills.iter().any(is_prefilled)
-    });
+    let is_measured = || stage.whole().contains(&512);
+    until("the second size is measured", is_measured);
     stage.state().odd.load_hangs = true;
     until("the last load hangs", || stage.state().loads() == 3);
     assert_eq!(stage.chunk(), Some(2048), "the files are back");
@@ -133,22 +134,6 @@ fn signals_also_end_the_last_load() {
     let error = "stopped before the model was loaded as it was";
     assert_eq!(results["error"], error);
     keeps(&results, 512);
-}
-
-#[test]
-fn a_signal_before_a_size_is_set_leaves_nothing() {
-    let stage = stage().odd(|odd| odd.silent_from = Some(512));
-    let before = stage.before();
-    let child = stage.start("--sizes 512,1024");
-    let is_probing = || stage.state().chats.len() == 1;
-    until("the probe is silent", is_probing);
-    assert!(stage.marker().exists());
-    signal(&child, "-INT");
-    let ran = ended(child).exits(1);
-    ran.says("stopped before the verdict was settled")
-        .says("Every backend is as it was.");
-    assert!(!stage.marker().exists());
-    stage.is_as(&before);
 }
 
 #[test]
@@ -190,22 +175,20 @@ fn is_interrupted(stage: &Stage) {
 
 #[test]
 fn after_a_kill_the_way_back_is_known() {
-    let stage = stage().odd(|odd| odd.silent_from = Some(512));
+    let stage = failing(512, Failure::IsSilent);
     let before = stage.before();
     let mut child = stage.start("--sizes 512,1024");
     until("a size is set", || stage.chunk() == Some(1024));
     signal(&child, "-KILL");
     child.wait().unwrap();
     is_interrupted(&stage);
-    let again = ran(&mut stage.command("--sizes 512,1024")).exits(1);
+    let again = stage.run("--sizes 512,1024").exits(1);
     again.says("a benchmark was interrupted; first restore the sizes: `lmpatch --revert`");
     let home = stage.env.lmstudio().display().to_string();
     let mut command = stage.command("--sizes 512 --home");
-    let results = super::json(command.arg(&home), 1);
-    has(
-        &results["error"],
-        &format!("`lmpatch --home '{home}' --revert`"),
-    );
+    let results = json(command.arg(&home), 1);
+    let advised = format!("`lmpatch --home '{home}' --revert`");
+    has(&results["error"], &advised);
     let ran = stage.env.run(["--check"]).exits(0);
     ran.says("a benchmark was interrupted")
         .says("`lmpatch --revert` restores them");
@@ -229,9 +212,8 @@ fn a_backend_that_is_gone_is_told() {
     // Its disk was away: the way back is known when it is there again.
     drop(guard);
     let home = stage.env.lmstudio();
-    until("the lock is free", || {
-        Lock::try_take(&home).unwrap().is_some()
-    });
+    let is_free = || Lock::try_take(&home).unwrap().is_some();
+    until("the lock is free", is_free);
     assert_eq!(interrupted(&home), None);
     // Neither is it forgotten over another benchmark, of what is there.
     let other = usual_backend(&home, "app-mlx-generate-mac14-arm64@33");
@@ -258,8 +240,8 @@ fn the_budget_also_ends_runs_that_take_no_time() {
 
 #[test]
 fn a_budget_that_is_over_at_once_has_measured_nothing() {
-    let stage = stage().odd(|odd| odd.silent_from = Some(2048));
-    let ran = ran(&mut stage.command("--budget 0.005 --quiet")).exits(1);
+    let stage = failing(2048, Failure::IsSilent);
+    let ran = stage.run("--budget 0.005 --quiet").exits(1);
     ran.says("the budget ran out before anything was measured");
 }
 
@@ -278,7 +260,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
 fn a_panic_puts_everything_back() {
     let stage = stage();
     let before = stage.before();
-    let guard = Arc::new(stage.guard("--sizes 4096"));
+    let guard = stage.guard("--sizes 4096");
     thread::scope(|scope| {
         let measuring = scope.spawn(|| {
             let _restores = OnPanic(Some(guard.clone()));
@@ -304,14 +286,9 @@ fn a_panic_of_what_measures_is_an_end_like_any_other() {
         assert_ne!(chunk, 2048, "on purpose");
         Ok(())
     });
-    let results = Results {
-        prompt_tokens: 8192,
-        runs_per_size: 1,
-        ..Results::new([Some(2048), Some(4096)])
-    };
     let args = bench_args("--sizes 2048,4096");
     let mut signals = Signals::new::<_, i32>([]).unwrap();
-    let benchmark = benchmark(engine, results);
+    let benchmark = benchmark(engine, [2048, 4096], 1);
     let (results, is_stopped) = supervise(benchmark, Instant::now(), &args, &mut signals, &QUIET);
     let error = "lmpatch itself failed; please report this";
     assert_eq!((results.error.as_deref(), is_stopped), (Some(error), false));

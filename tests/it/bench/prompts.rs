@@ -4,28 +4,24 @@ use super::{MODEL, NONE, column, exact, failed, json, keeps, openai, rows, runs,
 
 #[test]
 fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
+    let bare = openai().odd(|odd| odd.has_bare_comments = true);
     for (stage, api, source, limit) in [
         (stage(), "v1", "server", "max_output_tokens"),
         (openai(), "openai", "client", "max_tokens"),
+        // Bare comments are counted as steps.
+        (bare, "openai", "client", "max_tokens"),
     ] {
-        let results = stage.json("--model qwen/tiny --runs 1", 0);
+        let results = stage.json("--model qwen/tiny --runs 1 --prompt-tokens 10000", 0);
         assert_eq!(results["api"], api);
         assert_eq!(runs(&results, 0)[0]["source"], source);
         assert_eq!(column(&results, "observed_chunk"), [2048]);
+        assert_eq!(column(&results, "observed_steps"), [5]);
         for body in &stage.state().chats {
             assert!(body[limit] == 1 && body["temperature"] == 0 && body["stream"] == true);
             assert!(api == "openai" || body["store"] == false);
         }
     }
     openai().run("").exits(1).says("name one with --model");
-}
-
-#[test]
-fn bare_comments_are_counted_as_steps() {
-    let stage = openai().odd(|odd| odd.has_bare_comments = true);
-    let results = stage.json("--model qwen/tiny --runs 1 --prompt-tokens 10000", 0);
-    assert_eq!(column(&results, "observed_chunk"), [2048]);
-    assert_eq!(column(&results, "observed_steps"), [5]);
 }
 
 #[test]

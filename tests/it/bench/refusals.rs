@@ -1,4 +1,4 @@
-//! What is said before the first prompt, or in place of it.
+//! Which model, backend and server it is, and what is said where that cannot work.
 
 use std::fs;
 
@@ -7,7 +7,52 @@ use crate::support::home::{BackendDir, engine_since_2026, engine_with_constant, 
 use crate::support::server::Odd;
 use lmpatch::lmstudio::runtimes::APPS;
 
-use super::{NAME, NONE, begins, column, has, json, make_read_only, openai, ran, stage};
+use super::{MARKER, NAME, NONE, begins, column, has, json, make_read_only, openai, ran, stage};
+
+#[test]
+fn the_model_is_resolved_before_anything_is_touched() {
+    let stage = stage();
+    stage.fake.load("llama/tiny", "gguf", 8192);
+    let before = stage.before();
+    let ran = stage.run("--model no/such --sizes 512").exits(1);
+    ran.says("has no MLX model no/such; its MLX models are: qwen/tiny");
+    let ran = stage.run("--model llama/tiny --sizes 512").exits(1);
+    ran.says("has no MLX model llama/tiny; its MLX models are: qwen/tiny");
+    let ran = stage.run("--backend no* --sizes 512").exits(1);
+    ran.says("app-mlx-generate-mac14-arm64@34 is selected, but --backend omits it");
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    let ran = stage.run("--sizes 512").exits(1);
+    ran.says("several MLX models are loaded: qwen/tiny, gemma/tiny");
+    stage.state().models[2].loaded.clear();
+    let ran = stage.run("--model gemma/tiny").exits(1);
+    ran.says("lms load 'gemma/tiny' --context-length");
+    stage.is_as(&before);
+    assert!(stage.state().chats.is_empty());
+    // By identifier; identifier, context, parallelism and TTL come back.
+    stage.state().models[0].loaded[0].id = "mine".to_owned();
+    stage.json("--model mine --sizes 512,2048 --runs 1", 0);
+    // And by key.
+    stage.json("--model qwen/tiny --runs 1", 0);
+}
+
+#[test]
+fn a_context_that_is_too_small_is_made_larger_for_the_sweep() {
+    let stage = stage();
+    stage.state().models[0].loaded[0].context = 4096;
+    let ran = stage.run("--sizes 512,2048 --runs 1 --backend *@34");
+    ran.exits(0)
+        .says("has a context of 4096; it is loaded with 8960 while it is measured")
+        .says("`lmpatch 512 --backend '*@34' --reload` sets it.");
+    let ran = stage.run("--runs 1").exits(1);
+    ran.says("prompts need a context of 8960, the model has 4096")
+        .says("with --sizes, lmpatch raises it and then restores it");
+    let why = "the model has 262144; give fewer --prompt-tokens or smaller --sizes";
+    stage.run("--sizes 131072").exits(1).says(why);
+    stage.state().odd.hides_context = true;
+    stage.run("--prompt-tokens 300000").exits(1).says(why);
+    let ran = stage.run("--sizes 8192 --prompt-tokens 10000");
+    ran.exits(1).says("at least 16384");
+}
 
 #[test]
 fn where_the_selection_is_unknown_nothing_is_said_of_stock() {
@@ -48,7 +93,7 @@ fn where_no_size_could_be_set_nothing_is_measured() {
 #[test]
 fn where_the_way_back_cannot_be_written_nothing_is_set() {
     let stage = stage();
-    fs::create_dir_all(stage.marker().join("in-the-way")).unwrap();
+    fs::create_dir_all(stage.env.lmstudio().join(MARKER).join("in-the-way")).unwrap();
     let results = stage.json("--sizes 512,2048", 1);
     begins(&results["error"], "cannot write beside the backends");
     let fake = stage.state();
@@ -70,17 +115,23 @@ fn errors_are_told_as_what_they_are() {
     stage.run("").exits(1).says("set LM_API_TOKEN");
     stage.run("--token secret").exits(2);
     ran(stage.command("").env("LM_API_TOKEN", "secret\n")).exits(0);
-    let nobody = stage.env.run(["bench", "--url", "http://127.0.0.1:1"]);
-    nobody.exits(1).says("lms server start");
+    // An early failure leaves no export.
+    let nobody = "bench --url http://127.0.0.1:1 --output x.json".split(' ');
+    let ran = stage.env.run(nobody.clone()).exits(1);
+    ran.says("no server answers at http://127.0.0.1:1")
+        .says("lms server start");
+    let results = json(&mut stage.env.command(nobody), 1);
+    begins(&results["error"], "no server answers");
+    assert_eq!(results["lmpatch"], env!("CARGO_PKG_VERSION"));
+    assert!(!stage.env.user().join("x.json").exists());
 }
 
 #[test]
 fn what_cannot_work_is_said_once_before_the_first_prompt() {
     let stage = stage();
-    let nowhere = stage.env.user().join("nowhere");
     for flag in ["--sizes=512,2048", "--apply-best"] {
-        let mut command = stage.command("--sizes 4096");
-        let ran = ran(command.arg(flag).arg("--home").arg(&nowhere)).says("nowhere");
+        let ran = stage.run(&format!("--sizes 4096 {flag} --home nowhere"));
+        let ran = ran.says("nowhere");
         let errors = ran.stderr.lines().filter(|line| line.starts_with("error"));
         assert_eq!(errors.count(), 1, "{ran:?}");
     }
@@ -106,23 +157,10 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
 }
 
 #[test]
-fn an_early_failure_leaves_no_export() {
-    let env = Env::with_fixture();
-    let nobody = ["bench", "--url", "http://127.0.0.1:1"];
-    let mut command = env.command(nobody);
-    let ran = ran(command.args(["--output", "x.json"])).exits(1);
-    ran.says("no server answers at http://127.0.0.1:1");
-    assert!(!env.user().join("x.json").exists());
-    let results = json(&mut env.command(nobody), 1);
-    begins(&results["error"], "no server answers");
-    assert_eq!(results["lmpatch"], env!("CARGO_PKG_VERSION"));
-}
-
-#[test]
 fn the_port_is_the_one_in_the_settings_if_it_can_be_one() {
     let stage = stage();
-    let settings = ".internal/http-server-config.json";
-    let settings = stage.env.lmstudio().join(settings);
+    let home = stage.env.lmstudio();
+    let settings = home.join(".internal/http-server-config.json");
     let bench = |port: &str| {
         fs::write(&settings, format!("{{\"port\": {port}}}")).unwrap();
         stage.env.run(["bench"])

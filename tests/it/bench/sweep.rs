@@ -1,16 +1,16 @@
-//! What a sweep sets, measures, observes and keeps.
+//! What a sweep sets, measures, observes, keeps and shows.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::support::lines_on_terminal;
 use crate::support::server::Odd;
 use crate::support::standins::until;
-use lmpatch::bench::results::Results;
+use serde_json::Value;
 
 use super::{
-    NONE, QUIET, Steady, begins, benchmark, column, exact, failed, has_pace, keeps, rows, runs,
-    stage,
+    NONE, QUIET, Steady, begins, benchmark, column, exact, failed, keeps, rows, runs, stage,
 };
 
 #[test]
@@ -28,8 +28,9 @@ fn a_sweep_sets_loads_measures_and_puts_everything_back() {
     assert_eq!(stage.whole(), [4096, 2048, 512]);
     keeps(&results, 512);
     // Counted tokens over time to first token.
-    for (row, pace) in rows(&results).iter().zip([10, 40, 100]) {
-        has_pace(&row["median_tokens_per_second"], pace);
+    for (row, pace) in rows(&results).iter().zip([10.0, 40.0, 100.0]) {
+        let speed = row["median_tokens_per_second"].as_f64().unwrap();
+        assert!((speed * pace / 1e6 - 1.0).abs() < 1e-9, "{row}");
         let tokens = row["runs"][0]["prompt_tokens"].as_u64().unwrap();
         assert!(tokens.abs_diff(8192) < 82, "{tokens}");
     }
@@ -54,10 +55,8 @@ fn a_size_that_is_behind_is_cut_short_and_the_connection_closed() {
     let cut = &rows(&results)[0]["cut"];
     let number = |name: &str| cut[name].as_f64().unwrap();
     let tokens = number("tokens");
-    assert!(
-        (2048.0..=4096.0).contains(&tokens),
-        "from a quarter on: {cut}"
-    );
+    // From a quarter on.
+    assert!((2048.0..=4096.0).contains(&tokens), "{cut}");
     let best = number("best_tokens_per_second");
     assert!(number("tokens_per_second") < 0.95 * best, "{cut}");
     keeps(&results, 4096);
@@ -80,7 +79,7 @@ fn equal_speeds_are_measured_again_in_turns_and_the_smallest_is_kept() {
 
 #[test]
 fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
-    let stage = stage().odd(|odd| odd.lists_oddities = true);
+    let stage = stage();
     let ran = stage.run("").exits(0).shows("2048 (stock)");
     ran.says("qwen/tiny, 1 size, 8192 prompt tokens; about 1 min of prefill at most")
         .says("Verdict: one size was measured, so there is nothing to compare it with; --sizes takes several.");
@@ -153,9 +152,10 @@ fn after_a_load_that_failed_no_other_size_is_measured_in_its_place() {
     failed(&results, 0, "a context of 6144 at this size");
     let observed = [NONE, 2048.into(), 4096.into()];
     assert_eq!(column(&results, "observed_chunk"), observed);
-    for (row, pace) in [(1, 101), (2, 100)] {
+    for (row, pace) in [(1, 101.0), (2, 100.0)] {
         for run in runs(&results, row) {
-            has_pace(&run["tokens_per_second"], pace);
+            let speed = run["tokens_per_second"].as_f64().unwrap();
+            assert!((speed * pace / 1e6 - 1.0).abs() < 1e-9, "{run}");
         }
     }
     keeps(&results, 2048);
@@ -170,14 +170,8 @@ fn after_a_crash_every_size_is_warmed_up_again() {
         anyhow::ensure!(chunk != 8192 || tokens == chunk, "out of memory");
         Ok(())
     });
-    let results = Results {
-        api: "direct",
-        prompt_tokens: 16_384,
-        runs_per_size: 2,
-        ..Results::new([Some(4096), Some(8192)])
-    };
     let (known, _results) = mpsc::channel();
-    let benchmark = benchmark(engine, results);
+    let benchmark = benchmark(engine, [4096, 8192], 2);
     benchmark.run(Duration::MAX, QUIET, &known).unwrap();
     let expected = [
         (4096, 1536),
@@ -187,4 +181,56 @@ fn after_a_crash_every_size_is_warmed_up_again() {
         (8192, 16_384),
     ];
     assert_eq!(calls.iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_result_is_a_table_and_a_verdict_and_a_file_of_every_format() {
+    let stage = exact(&[(4096, 8), (512, 16)]);
+    let files = "--output o.json --output o.csv --output ./o.md --output ./o.svg";
+    let ran = stage.run(&format!("--sizes 512,2048,4096 --runs 1 {files}"));
+    let ran = ran.exits(0);
+    // No bar of a size that was cut short is longer than that of the best.
+    let expected = "\
+size          seconds         tok/s  × stock  spread  memory  observed
+512                 –  ~62500 (cut)     2.50       –       –       512  ████
+2048 (stock)        –  ~25000 (cut)     1.00       –       –      2048  ██
+4096             0.07        125000     5.00       –       –      4096  ████████
+";
+    assert_eq!(ran.stdout, expected);
+    let expected = "\
+qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most (going by a short prompt)
+Every backend is as it was.
+512 was cut short at 4096 tokens: 62500.0 tok/s there, 125000.0 for the best
+2048 was cut short at 4096 tokens: 25000.0 tok/s there, 125000.0 for the best
+Verdict: 4096 is the fastest, and no smaller size comes within the noise of it.
+`lmpatch 4096 --reload` sets it.
+Loading qwen/tiny again …
+qwen/tiny is loaded again.
+";
+    assert_eq!(ran.stderr, expected);
+    let results: Value = serde_json::from_str(&stage.read("o.json")).unwrap();
+    assert_eq!(results["schema"], 4);
+    assert_eq!(rows(&results).len(), 3);
+    let csv = stage.read("o.csv");
+    let lines: Vec<_> = csv.lines().collect();
+    assert_eq!((lines.len(), lines[0].split(',').count()), (4, 15));
+    assert!(lines[1].starts_with("512,62500.0,,"), "{csv}");
+    assert!(lines[3].starts_with("4096,125000.0,0.0"), "{csv}");
+    let page = stage.read("o.md");
+    assert!(page.contains("| 2048 (stock) |"), "{page}");
+    assert!(page.contains("- Verdict: 4096 is the fastest"), "{page}");
+    let svg = stage.read("o.svg");
+    assert!(svg.contains("prefers-color-scheme:dark"), "{svg}");
+    assert_eq!(svg.matches("<rect class=\"keep\"").count(), 1, "{svg}");
+    let ran = stage.run("--output o.txt").exits(2);
+    ran.says(".json, .csv, .md or .svg");
+    // On a terminal it fits into 80 columns.
+    let command = stage.command("--sizes 512,2048,4096 --runs 1");
+    let Some(lines) = lines_on_terminal(&stage.env, &command) else {
+        return;
+    };
+    let wide = lines.iter().filter(|line| line.chars().count() > 80);
+    assert_eq!(wide.collect::<Vec<_>>(), Vec::<&String>::new());
+    let mut best = lines.iter().filter(|line| line.contains("4096  "));
+    assert!(best.any(|row| row.contains('█')), "{lines:#?}");
 }

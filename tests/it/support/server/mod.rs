@@ -7,16 +7,14 @@
     reason = "small numbers, and an answer that is told from its beginning to its end"
 )]
 
-mod chat;
-mod http;
-mod lms;
+mod answers;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use serde_json::Value;
 
@@ -26,7 +24,6 @@ use super::standins::executable_text;
 pub struct FakeLmStudio {
     address: SocketAddr,
     shared: Arc<Mutex<State>>,
-    listener: Option<JoinHandle<()>>,
 }
 
 /// Everything that it knows and can be told.
@@ -48,6 +45,8 @@ pub struct State {
     pub chats: Vec<Value>,
     /// The arguments of every `lms`.
     pub lms: Vec<Vec<String>>,
+    /// Whether it is at work on what never ends.
+    is_busy: bool,
     is_over: bool,
 }
 
@@ -57,14 +56,13 @@ pub struct Model {
     pub loaded: Vec<Instance>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Instance {
     pub id: String,
     pub context: u64,
     pub parallel: u64,
     pub ttl_ms: Option<u64>,
     pub chunk: u64,
-    pub is_busy: bool,
 }
 
 /// What another client does.
@@ -73,11 +71,8 @@ pub type Meddle = fn(&mut State);
 /// What is odd; by chunk where it says so.
 #[derive(Clone, Default)]
 pub struct Odd {
-    pub out_of_memory_above: Option<u64>,
-    pub silent_from: Option<u64>,
-    pub breaks_off_from: Option<u64>,
-    /// And the model is gone then.
-    pub crash_unloads: bool,
+    /// How whole prefills fail from this chunk on.
+    pub fails: Option<(u64, Failure)>,
     pub stuck_at: Option<u64>,
     /// The chunk that the engine really uses.
     pub uses: BTreeMap<u64, u64>,
@@ -93,8 +88,6 @@ pub struct Odd {
     pub counts: Option<u64>,
     /// Models that `lms load` does not load.
     pub refuses: Vec<&'static str>,
-    /// The list of models has rows with other fields.
-    pub lists_oddities: bool,
     /// The context that LM Studio fits, whatever was asked for.
     pub fits: BTreeMap<u64, u64>,
     pub is_throttled: bool,
@@ -120,15 +113,22 @@ pub struct Odd {
     pub busy_looks: usize,
     /// The next model that is loaded evicts all others.
     pub evicts: bool,
-    /// `lms load` takes until the end.
     pub load_hangs: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    OutOfMemory,
+    BreaksOff,
+    /// It breaks off, and the model is gone.
+    Crashes,
+    IsSilent,
+}
+
+#[derive(Clone)]
 pub struct Prefill {
     pub chunk: u64,
     pub tokens: u64,
-    pub seconds: f64,
     pub prompt: String,
     /// How many loads there had been.
     load: usize,
@@ -145,22 +145,18 @@ impl FakeLmStudio {
             ..State::default()
         }));
         let state = Arc::clone(&shared);
-        let listener = thread::spawn(move || {
+        thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if lock(&state).is_over {
                     break;
                 }
                 let state = Arc::clone(&state);
                 // The client may go at any moment.
-                thread::spawn(move || http::serve(&state, stream).unwrap_or(()));
+                thread::spawn(move || answers::serve(&state, stream).unwrap_or(()));
             }
         });
-        executable_text(&home.join("bin/lms"), &lms::script(address.port()));
-        Self {
-            address,
-            shared,
-            listener: Some(listener),
-        }
+        executable_text(&home.join("bin/lms"), &answers::lms_at(address.port()));
+        Self { address, shared }
     }
 
     pub fn url(&self) -> String {
@@ -193,10 +189,8 @@ impl FakeLmStudio {
 impl Drop for FakeLmStudio {
     fn drop(&mut self) {
         self.state().is_over = true;
+        // So that it looks whether it is over.
         let _ = TcpStream::connect(self.address);
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
     }
 }
 
@@ -210,9 +204,8 @@ impl State {
             id: id.to_owned(),
             context: *self.odd.fits.get(&chunk).unwrap_or(&context),
             parallel: 4,
-            ttl_ms: None,
             chunk,
-            is_busy: false,
+            ..Instance::default()
         });
         model.loaded.last_mut().unwrap()
     }
@@ -228,9 +221,9 @@ impl State {
     }
 
     fn unload_all(&mut self) {
-        self.models
-            .iter_mut()
-            .for_each(|model| model.loaded.clear());
+        for model in &mut self.models {
+            model.loaded.clear();
+        }
     }
 }
 
@@ -242,8 +235,7 @@ fn lock(shared: &Mutex<State>) -> MutexGuard<'_, State> {
 /// The chunk in an engine's file.
 pub fn chunk_on_disk(engine: &Path) -> Option<u64> {
     let text = fs::read_to_string(engine).ok()?;
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix("PROMPT_PROCESSING_CHUNK_SIZE = "))?;
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("PROMPT_PROCESSING_CHUNK_SIZE = "))?;
     value.replace('_', "").parse().ok()
 }
