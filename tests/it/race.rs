@@ -210,7 +210,7 @@ fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
     let slow = slow.map(|(tokens, seconds)| at(tokens, seconds));
     assert_eq!(race.cut(Some(2048), &slow), None, "there is no best yet");
     // Slower and slower, as attention makes it.
-    let positions = vec![at(4096.0, 20.0), at(8192.0, 60.0), at(16_384.0, 180.0)];
+    let positions = vec![at(2048.0, 10.0), at(4096.0, 20.0), at(16_384.0, 180.0)];
     race.row(Some(4096)).add(run(91.0, positions));
     let early = race.cut(Some(2048), &slow[..2]);
     assert_eq!(early, None, "a quarter is given to every size");
