@@ -1,0 +1,128 @@
+//! Benchmarks of a Python process, without LM Studio.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::home::BackendDir;
+use crate::support::standins::{MADE_UP_PYTHON, executable, until};
+use crate::support::{Env, interpreter, snapshot};
+
+use super::{NAME, column, failed, json, keeps, make_read_only, ran, rows, signal};
+
+/// `lmpatch bench --direct` with this Python, not yet started.
+fn direct(env: &Env, python: &Path, words: &str) -> Command {
+    let mut command = env.command(["bench", "--direct", "--model", ".", "--python"]);
+    command.arg(python).args(words.split(' '));
+    command
+}
+
+#[test]
+fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
+    let env = Env::with_fixture();
+    let python = env.user().join("python");
+    executable(&python, MADE_UP_PYTHON);
+    let before = snapshot(&env.lmstudio());
+    let sweep = "--prompt-tokens 10000 --sizes 512,4096,1024,2048,3000";
+    let results = json(&mut direct(&env, &python, sweep), 1);
+    assert_eq!(column(&results, "size"), [512, 1024, 2048, 3000, 4096]);
+    failed(&results, 4, "SIGABRT");
+    failed(&results, 4, "Insufficient Memory");
+    failed(&results, 1, "ValueError: no");
+    assert_eq!(rows(&results)[0]["observed_chunk"], 512);
+    assert_eq!(rows(&results)[0]["peak_memory_bytes"], 512_000);
+    assert_eq!(results["runtime"], "mlx-lm 0.0");
+    assert_eq!(results["api"], "direct");
+    keeps(&results, 512);
+    assert_eq!(snapshot(&env.lmstudio()), before);
+    let apply = "--prompt-tokens 10000 --sizes 2048,512 --apply-best";
+    let done = ran(&mut direct(&env, &python, apply)).exits(0);
+    done.says("512 is set in")
+        .says("; it takes effect when a model is next loaded.");
+    env.run(["--check", "512"]).exits(0);
+    // One process for all sizes until one crashes, and then another: two in the sweep with a crash, one in the other.
+    let processes = fs::read_to_string(env.user().join("python.log")).unwrap();
+    let processes: BTreeSet<_> = processes.lines().collect();
+    assert_eq!(processes.len(), 3);
+    // What could not be set in the end is told in the beginning.
+    env.run(["--revert"]).exits(0);
+    make_read_only(&BackendDir::new(&env.lmstudio(), NAME).engine());
+    let told = ran(&mut direct(&env, &python, apply)).exits(1);
+    told.says(&format!("{NAME} is selected but cannot be set: "))
+        .says_nothing_of("512 is set in");
+}
+
+#[test]
+fn without_a_home_there_is_a_verdict_and_nothing_to_set_it_in() {
+    let env = Env::new();
+    let [python, started] = ["python", "started"].map(|name| env.user().join(name));
+    executable(&python, "touch started");
+    let bench = |words| ran(&mut direct(&env, &python, words));
+    let ran = bench("--sizes 512,2048 --apply-best").exits(1);
+    ran.says(".lmstudio is not there");
+    assert!(!started.exists());
+    bench("--sizes 512,2048").exits(1).says("it said nothing");
+    assert!(started.exists());
+    executable(&python, MADE_UP_PYTHON);
+    let ran = bench("--sizes 512,2048").exits(0);
+    ran.says("Verdict: 512 is the fastest")
+        .says_nothing_of("sets it");
+}
+
+#[test]
+fn a_python_that_does_not_answer_is_given_up() {
+    let env = Env::new();
+    let python = env.user().join("python");
+    // More than a pipe holds.
+    fs::write(env.user().join("text"), "\u{6f22}".repeat(100_000)).unwrap();
+    for (body, why) in [
+        ("exec sleep 60", "said nothing for 1 seconds"),
+        ("exec >&-; sleep 60", "closed its output"),
+        ("false", "exit status: 1"),
+    ] {
+        executable(&python, body);
+        let start = Instant::now();
+        let mut command = direct(&env, &python, "--sizes 512 --timeout 1 --prompt-file text");
+        ran(&mut command).exits(1).says(why);
+        assert!(start.elapsed() < Duration::from_secs(50));
+    }
+}
+
+/// An mlx that is mlx-lm, too, says which process it is in, and then never comes to a token.
+const ENDLESS_MLX: &str = "
+import os, sys, time
+sys.modules['mlx_lm'] = sys.modules['mlx_lm.generate'] = sys.modules[__name__]
+array = list
+def eval(_): pass
+def synchronize(): pass
+class Tokenizer:
+    def encode(self, text): return [1]
+def load(model): return None, Tokenizer()
+def generate_step(tokens, model, max_tokens, prefill_step_size):
+    with open('process.new', 'w') as file: file.write(str(os.getpid()))
+    os.rename('process.new', 'process')
+    time.sleep(600)
+    yield 0, 0
+";
+
+#[test]
+fn a_direct_process_ends_when_lmpatch_is_killed() {
+    let env = Env::new();
+    let packages = env.user().join("packages");
+    fs::create_dir_all(packages.join("mlx")).unwrap();
+    fs::write(packages.join("mlx/core.py"), ENDLESS_MLX).unwrap();
+    let mut command = direct(&env, interpreter(), "--sizes 512");
+    let mut child = command.env("PYTHONPATH", &packages).spawn().unwrap();
+    let process = env.user().join("process");
+    until("a prefill has begun", || process.exists());
+    let process = fs::read_to_string(process).unwrap();
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    until("Python has ended", || {
+        let mut kill = Command::new("kill");
+        let asked = kill.args(["-0", &process]).stderr(Stdio::null()).status();
+        !asked.unwrap().success()
+    });
+}

@@ -1,0 +1,297 @@
+//! Signals, budgets, panics and kills: files and models are put back, or it is said how.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::home::{engine_since_2026, usual_backend};
+use crate::support::server::Failure;
+use crate::support::standins::until;
+use lmpatch::bench::{OnPanic, supervise};
+use lmpatch::lock::Lock;
+use lmpatch::marker::interrupted;
+use signal_hook::iterator::Signals;
+
+use super::{
+    MARKER, NAME, QUIET, Stage, Steady, begins, bench_args, benchmark, column, ended, exact,
+    failing, has, json, keeps, make_read_only, parsed, ran, signal, stage,
+};
+
+#[test]
+fn the_best_is_set_and_what_was_really_set_is_said() {
+    let stage = stage();
+    let home = stage.env.lmstudio();
+    usual_backend(&home, "app-mlx-generate-mac14-arm64@33")
+        .with_engine(engine_since_2026("2 * 1024"));
+    make_read_only(&usual_backend(&home, "app-mlx-generate-mac14-arm64@32").engine());
+    let mut command = stage.command("--sizes 512,2048 --runs 1 --apply-best");
+    let ran = ran(&mut command).exits(0);
+    ran.says("@33 is not benchmarked")
+        .says("@32 is not benchmarked")
+        .says(&format!("512 is set in {NAME}."));
+    let check = stage.env.run(["--check"]).exits(1);
+    check.says_nothing_of("interrupted");
+    assert_eq!(stage.chunk(), Some(512));
+    assert_eq!(stage.fake.loaded()[0].chunk, 512);
+}
+
+#[test]
+fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_runs() {
+    let stage = stage().pace(&[(2048, 800)]);
+    usual_backend(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31")
+        .with_engine(engine_since_2026("1_234"));
+    let before = stage.before();
+    let child = stage.start("--sizes 512,2048 --runs 1");
+    let has_begun = || !stage.state().chats.is_empty();
+    until("a prompt is being measured", has_begun);
+    let other = stage.env.run(["512"]).exits(1);
+    other.says("a benchmark is running; wait for it");
+    // Two benchmarks at a time would measure each other.
+    let other = ran(&mut stage.command("")).exits(1);
+    other.says("a benchmark is running");
+    let check = stage.env.run(["--check"]).exits(0);
+    check.says_nothing_of("interrupted");
+    ended(child).exits(0).says("Every backend is as it was.");
+    stage.is_as(&before);
+}
+
+#[test]
+fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent() {
+    // At a size, or before one is set.
+    for (name, prompts) in [("-INT", 3), ("-TERM", 3), ("-HUP", 3), ("-INT", 1)] {
+        // What a busy machine adds is not lmpatch's: one of three is enough.
+        let mut attempts = (0..3).map(|_| {
+            let stage = failing(512, Failure::IsSilent);
+            let marker = stage.env.lmstudio().join(MARKER);
+            let before = stage.before();
+            let child = stage.start("--sizes 512,1024 --runs 1");
+            let has_begun = || stage.state().chats.len() == prompts;
+            until("a prompt is being measured", has_begun);
+            assert!(marker.exists());
+            signal(&child, name);
+            let sent = Instant::now();
+            until("the files are back", || stage.chunk() == Some(2048));
+            let taken = sent.elapsed();
+            assert_eq!(stage.whole(), [0; 0], "the server is silent still");
+            let ran = ended(child).exits(1);
+            ran.says("stopped before the verdict was settled")
+                .says("Every backend is as it was.");
+            assert!(!marker.exists());
+            stage.is_as(&before);
+            taken
+        });
+        let is_soon = attempts.any(|taken| taken < Duration::from_secs(1));
+        assert!(is_soon, "{name}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_after_the_files() {
+    let stage = stage().odd(|odd| odd.load_hangs = true);
+    let before = stage.before();
+    let mut child = stage.start("--sizes 512,1024 --json");
+    until("a load hangs", || stage.state().loads() == 1);
+    signal(&child, "-INT");
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("Waiting for the load that is under way …") {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    assert_eq!(stage.chunk(), Some(2048), "the files are back");
+    signal(&child, "-INT");
+    stderr.read_to_string(&mut said).unwrap();
+    let results = parsed(&ended(child).exits(1));
+    let error =
+        "stopped before the verdict was settled; stopped before the model was loaded as it was";
+    assert_eq!(results["error"], error);
+    let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
+    assert!(said.contains(stopped), "{said}");
+    stage.files_are_as(&before);
+}
+
+#[test]
+fn signals_also_end_the_last_load() {
+    let stage = stage();
+    let mut child = stage.start("--sizes 512,4096 --runs 1 --json");
+    let is_measured = || stage.whole().contains(&512);
+    until("the second size is measured", is_measured);
+    stage.state().odd.load_hangs = true;
+    until("the last load hangs", || stage.state().loads() == 3);
+    assert_eq!(stage.chunk(), Some(2048), "the files are back");
+    let other = stage.env.run(["4096"]).exits(1);
+    other.says("wait for that lmpatch, which may be loading models");
+    // Two that come together count as one.
+    until("signals end it", || {
+        signal(&child, "-INT");
+        child.try_wait().unwrap().is_some()
+    });
+    let ran = ended(child).exits(1);
+    let results = parsed(&ran);
+    ran.says("A model is being loaded; press Ctrl-C again to stop without it.")
+        .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
+    assert_eq!(column(&results, "size"), [512, 4096]);
+    let error = "stopped before the model was loaded as it was";
+    assert_eq!(results["error"], error);
+    keeps(&results, 512);
+}
+
+#[test]
+fn where_nothing_can_be_printed_the_model_comes_back_all_the_same() {
+    let stage = stage();
+    let before = stage.before();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = stage.command("--sizes 512,4096 --runs 1");
+    let ran = ran(command.stdout(full)).exits(1);
+    ran.says("cannot write to stdout").says("Verdict: ");
+    stage.is_as(&before);
+}
+
+#[test]
+fn files_that_could_not_be_restored_are_told_with_the_results() {
+    let stage = stage().pace(&[(2048, 200)]);
+    let child = stage.start("--sizes 512,2048 --runs 1 --json");
+    until("a size is set", || stage.chunk() == Some(512));
+    let engine = stage.backend.engine();
+    let text = fs::read_to_string(&engine).unwrap();
+    fs::write(&engine, text + "# by another hand\n").unwrap();
+    let ran = ended(child).exits(1);
+    let results = parsed(&ran);
+    begins(&results["error"], "sizes not restored: ");
+    let error = results["error"].as_str().unwrap();
+    let end = "`lmpatch --revert` restores them";
+    assert!(error.ends_with(end), "{error}");
+    ran.says("error: sizes not restored")
+        .says_nothing_of("as it was.");
+}
+
+/// Waits for the lock to be free. What other tests start has its file, too, until it is another program.
+#[track_caller]
+fn is_interrupted(stage: &Stage) {
+    let home = stage.env.lmstudio();
+    until("the lock is free", || interrupted(&home).is_some());
+    assert_eq!(interrupted(&home).as_deref(), Some("`lmpatch --revert`"));
+}
+
+#[test]
+fn after_a_kill_the_way_back_is_known() {
+    let stage = failing(512, Failure::IsSilent);
+    let before = stage.before();
+    let mut child = stage.start("--sizes 512,1024");
+    until("a size is set", || stage.chunk() == Some(1024));
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    is_interrupted(&stage);
+    let again = stage.run("--sizes 512,1024").exits(1);
+    again.says("a benchmark was interrupted; first restore the sizes: `lmpatch --revert`");
+    let home = stage.env.lmstudio().display().to_string();
+    let mut command = stage.command("--sizes 512 --home");
+    let results = json(command.arg(&home), 1);
+    let advised = format!("`lmpatch --home '{home}' --revert`");
+    has(&results["error"], &advised);
+    let ran = stage.env.run(["--check"]).exits(0);
+    ran.says("a benchmark was interrupted")
+        .says("`lmpatch --revert` restores them");
+    stage.env.run(["--revert"]).exits(0);
+    assert_eq!(stage.chunk(), Some(2048));
+    stage.files_are_as(&before);
+}
+
+#[test]
+fn a_backend_that_is_gone_is_told() {
+    let stage = exact(&[]);
+    let guard = stage.guard("--sizes 4096 --reload true");
+    guard.begin().unwrap();
+    guard.switch_to(4096).unwrap();
+    let (there, away) = (&stage.backend.root, stage.env.user().join("elsewhere"));
+    fs::rename(there, &away).unwrap();
+    for keep in [None, Some(512)] {
+        let why = format!("{:#}", guard.finish_files(keep).unwrap_err());
+        assert_eq!(why, format!("sizes not restored: {NAME}: it is gone"));
+    }
+    // Its disk was away: the way back is known when it is there again.
+    drop(guard);
+    let home = stage.env.lmstudio();
+    let is_free = || Lock::try_take(&home).unwrap().is_some();
+    until("the lock is free", is_free);
+    assert_eq!(interrupted(&home), None);
+    // Neither is it forgotten over another benchmark, of what is there.
+    let other = usual_backend(&home, "app-mlx-generate-mac14-arm64@33");
+    let ran = stage.run("--sizes 512,2048 --reload true");
+    ran.says("512 failed: it did not take effect")
+        .says("one size was measured, so there is nothing to compare it with.")
+        .says("Every backend is as it was.");
+    fs::remove_dir_all(other.root).unwrap();
+    fs::rename(away, there).unwrap();
+    is_interrupted(&stage);
+    for words in ["", "--sizes 512,2048"] {
+        let ran = stage.run(words).exits(1);
+        ran.says("first restore the sizes: `lmpatch --revert`");
+    }
+}
+
+#[test]
+fn the_budget_also_ends_runs_that_take_no_time() {
+    let stage = stage().pace(&[(2048, 1)]);
+    let ran = stage.run("--runs 1000 --prompt-tokens 4096 --budget 0.02");
+    ran.exits(0)
+        .says("The budget ran out before the verdict was settled.");
+}
+
+#[test]
+fn a_budget_that_is_over_at_once_has_measured_nothing() {
+    let stage = failing(2048, Failure::IsSilent);
+    let ran = stage.run("--budget 0.005 --quiet").exits(1);
+    ran.says("the budget ran out before anything was measured");
+}
+
+#[test]
+fn a_budget_ends_it_in_time_with_what_is_known() {
+    // The warm-up at 1024 alone would take twenty seconds.
+    let stage = stage().pace(&[(4096, 40), (2048, 20), (1024, 20_000)]);
+    let ran = stage.run("--sizes 1024,1024,2048,4096 --runs 1 --budget 0.2");
+    ran.says("about 1 min of prefill at most")
+        .says("The budget ran out before these were measured: 1024.");
+    let fake = stage.state();
+    assert!(fake.prefills.iter().all(|one| one.chunk != 1024));
+}
+
+#[test]
+fn a_panic_puts_everything_back() {
+    let stage = stage();
+    let before = stage.before();
+    let guard = stage.guard("--sizes 4096");
+    thread::scope(|scope| {
+        let measuring = scope.spawn(|| {
+            let _restores = OnPanic(Some(guard.clone()));
+            guard.switch_to(4096).unwrap();
+            assert_eq!(stage.chunk(), Some(4096));
+            assert_eq!(stage.fake.loaded()[0].chunk, 4096);
+            panic!("on purpose");
+        });
+        assert!(measuring.join().is_err());
+    });
+    stage.is_as(&before);
+    assert!(guard.switch_to(4096).is_err(), "nothing is set any more");
+    assert!(guard.begin().is_err(), "nor said to be set");
+    stage.is_as(&before);
+    // The release build unwinds too.
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert!(!manifest.contains("panic = \"abort\""));
+}
+
+#[test]
+fn a_panic_of_what_measures_is_an_end_like_any_other() {
+    let engine = Steady(|chunk, _| {
+        assert_ne!(chunk, 2048, "on purpose");
+        Ok(())
+    });
+    let args = bench_args("--sizes 2048,4096");
+    let mut signals = Signals::new::<_, i32>([]).unwrap();
+    let benchmark = benchmark(engine, [2048, 4096], 1);
+    let (results, is_stopped) = supervise(benchmark, Instant::now(), &args, &mut signals, &QUIET);
+    let error = "lmpatch itself failed; please report this";
+    assert_eq!((results.error.as_deref(), is_stopped), (Some(error), false));
+    let sizes: Vec<_> = results.rows.iter().map(|row| row.size).collect();
+    assert_eq!(sizes, [Some(4096)], "what was known is still known");
+}

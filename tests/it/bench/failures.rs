@@ -1,0 +1,169 @@
+//! Sizes, loads and runs that fail or do not count, and models that do not come back as they were.
+
+use std::fs;
+
+use crate::support::server::Failure::{BreaksOff, Crashes, IsSilent, OutOfMemory};
+use crate::support::server::Meddle;
+
+use super::{
+    MODEL, NONE, begins, column, failed, failing, has, json, keeps, ran, rows, runs, stage,
+};
+
+#[test]
+fn a_size_that_fails_is_a_row_and_the_rest_unharmed() {
+    let small = stage().odd(|odd| odd.fits.extend([(4096, 6144)]));
+    for (stage, why) in [
+        (failing(4096, OutOfMemory), "out of memory"),
+        (failing(4096, BreaksOff), "broke off before the first token"),
+        // Which is no other client's doing.
+        (failing(4096, Crashes), "the server broke off"),
+        (failing(4096, IsSilent), "said nothing for 1 seconds"),
+        (small, "a context of 6144 at this size"),
+    ] {
+        let results = stage.json("--sizes 512,2048,4096 --runs 1 --timeout 1", 1);
+        failed(&results, 2, why);
+        keeps(&results, 512);
+        let reason = "of the sizes that could be measured, 512";
+        begins(&results["verdict"]["reason"], reason);
+        // It is not provoked again: three sizes, and the model as it was.
+        assert_eq!(stage.state().loads(), 4, "{why}");
+    }
+}
+
+#[test]
+fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
+    // 4096 cuts 2048 short and is loaded once more, so that this is not one lucky run.
+    for (fails, most) in [(&[3][..], 3), (&[3, 4, 5], 1)] {
+        let stage = stage().pace(&[(4096, 8), (2048, 40)]);
+        let stage = stage.odd(|odd| odd.failing_loads = fails.to_vec());
+        let results = stage.json("--sizes 2048,4096", 0);
+        let best = &rows(&results)[1];
+        assert_eq!(best["failed"], NONE, "{results:#}");
+        assert_eq!(best["disturbed"].as_array().unwrap().len(), fails.len());
+        has(&best["disturbed"][0], "Failed to load model");
+        assert!(runs(&results, 1).len() <= most);
+        keeps(&results, 4096);
+    }
+}
+
+#[test]
+fn a_list_that_fails_once_costs_no_size() {
+    for looks in 1..4 {
+        let stage = stage().odd(|odd| odd.failing_looks_after = Some((1, looks)));
+        let results = stage.json("--sizes 512,2048 --runs 1", 0);
+        assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    }
+}
+
+#[test]
+fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
+    let again = "qwen/tiny is loaded again.";
+    let foreign = "a run does not count: something else loaded it in between (lms failed ";
+    let smaller = "with 4096 the model has a context of 20000 instead of 65536";
+    for (stage, said) in [
+        // The last load fails once; `lms` fails for a while; another client loads the model; memory is short.
+        (stage().odd(|odd| odd.failing_loads = vec![3]), again),
+        (stage().odd(|odd| odd.failing_looks = 25), again),
+        (stage().odd(|odd| odd.foreign_load = Some(2)), foreign),
+        (
+            stage().odd(|odd| odd.fits = [(4096, 20_000)].into()),
+            smaller,
+        ),
+    ] {
+        let ran = stage.run("--sizes 512,4096 --runs 1").exits(0);
+        let ran = ran.says(said).says(again);
+        assert_eq!(ran.stderr.contains("context of"), said == smaller);
+        assert_eq!(stage.state().odd.failing_looks, 0);
+    }
+}
+
+#[test]
+fn disturbed_runs_do_not_count() {
+    // A probe and a warm-up, and then another client does something.
+    let meddled = |count, meddle: Meddle, sizes: &str, code| {
+        let stage = stage().odd(|odd| odd.meddles = Some((count, meddle)));
+        let before = stage.before();
+        let words = format!("{sizes} --runs 1 --output o.csv");
+        let results = json(&mut stage.command(&words), code);
+        let csv = stage.read("o.csv");
+        let row: Vec<_> = csv.lines().nth(1).unwrap().split(',').collect();
+        let runs = runs(&results, 0).iter();
+        let valid = runs.filter(|run| run["ignored"] == NONE).count();
+        assert_eq!(row[4], valid.to_string(), "{csv}");
+        stage.files_are_as(&before);
+        results
+    };
+    let sweep = "--sizes 2048";
+    let too: Meddle = |state| {
+        state.load(MODEL, "qwen/tiny:2", 8192);
+    };
+    let why = "something else loaded the model too, as qwen/tiny:2";
+    failed(&meddled(2, too, sweep, 1), 0, why);
+    // One run that is disturbed does not count; the model is loaded again, and the next one does.
+    let ignores = |count, meddle, sizes, why: &str| {
+        let results = meddled(count, meddle, sizes, 0);
+        let runs = runs(&results, 0).iter();
+        let whys: Vec<_> = runs.map(|run| &run["ignored"]).collect();
+        assert_eq!(whys, [&why.into(), &NONE], "{results:#}");
+    };
+    let otherwise: Meddle = |state| state.models[0].loaded[0].context = 9999;
+    let why = "something else loaded the model again, with another context";
+    ignores(2, otherwise, sweep, why);
+    let uses: Meddle = |state| state.odd.busy_looks = 25;
+    ignores(3, uses, sweep, "something else uses the model");
+    let unloads: Meddle = |state| state.models[0].loaded.clear();
+    ignores(2, unloads, "", "LM Studio loaded the model first");
+    ignores(3, unloads, sweep, "something else unloaded qwen/tiny");
+}
+
+#[test]
+fn a_command_reloads_where_it_is_asked_for() {
+    let stage = stage();
+    let mut command = stage.command("--sizes 512,2048 --reload");
+    let results = json(command.arg("echo no luck >&2; false"), 1);
+    failed(&results, 0, "no luck");
+    failed(&results, 1, "no luck");
+    assert_eq!(stage.chunk(), Some(2048));
+    // What it leaves running is not waited for.
+    stage.write("alive", "");
+    let server =
+        "(n=0; while [ -e alive ] && [ $((n += 1)) -lt 240 ]; do sleep 0.5; done; : > ended) &";
+    let mut command = stage.command("--model qwen/tiny --sizes 512,2048 --runs 1 --reload");
+    json(command.arg(server), 1);
+    let [alive, ended] = ["alive", "ended"].map(|name| stage.env.user().join(name));
+    assert!(!ended.exists());
+    fs::remove_file(alive).unwrap();
+    assert!(stage.state().lms.is_empty());
+}
+
+#[test]
+fn a_model_that_comes_back_otherwise_is_told() {
+    let otherwise = || stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
+    let words = "--sizes 512,4096 --runs 1";
+    let why = "qwen/tiny is not as it was: context length 9000 instead of 65536";
+    let ran = ran(&mut otherwise().command(words)).exits(1);
+    ran.says(why);
+    // In the JSON, too, which is printed when all is done.
+    let results = json(&mut otherwise().command(words), 1);
+    assert_eq!(results["error"], why);
+}
+
+#[test]
+fn every_model_that_does_not_come_back_is_named() {
+    let stage = stage();
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    stage.fake.load("llama/tiny", "gguf", 8192);
+    let stage = stage.odd(|odd| {
+        odd.evicts = true;
+        odd.refuses = vec!["gemma/tiny", "llama/tiny"];
+    });
+    let words = "--model qwen/tiny --sizes 512,2048 --runs 1 --output page.md";
+    let results = json(&mut stage.command(words), 1);
+    let page = stage.read("page.md");
+    for name in ["gemma/tiny", "llama/tiny"] {
+        let what = format!("{name} was not loaded again: ");
+        has(&results["error"], &what);
+        assert!(page.contains(&what), "{page}");
+    }
+    assert_eq!(stage.fake.loaded()[0].id, MODEL);
+}

@@ -1,0 +1,106 @@
+//! Prompts, their lengths and their caches, over both interfaces.
+
+use super::{MODEL, NONE, column, exact, failed, json, keeps, openai, rows, runs, stage};
+
+#[test]
+fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
+    let bare = openai().odd(|odd| odd.has_bare_comments = true);
+    for (stage, api, source, limit) in [
+        (stage(), "v1", "server", "max_output_tokens"),
+        (openai(), "openai", "client", "max_tokens"),
+        // Bare comments are counted as steps.
+        (bare, "openai", "client", "max_tokens"),
+    ] {
+        let results = stage.json("--model qwen/tiny --runs 1 --prompt-tokens 10000", 0);
+        assert_eq!(results["api"], api);
+        assert_eq!(runs(&results, 0)[0]["source"], source);
+        assert_eq!(column(&results, "observed_chunk"), [2048]);
+        assert_eq!(column(&results, "observed_steps"), [5]);
+        for body in &stage.state().chats {
+            assert!(body[limit] == 1 && body["temperature"] == 0 && body["stream"] == true);
+            assert!(api == "openai" || body["store"] == false);
+        }
+    }
+    openai().run("").exits(1).says("name one with --model");
+}
+
+#[test]
+fn the_tokens_of_a_template_are_counted_out_of_a_prompt() {
+    let stage = exact(&[(4096, 8), (2048, 10), (512, 16)]).odd(|odd| odd.template = 400);
+    let results = stage.json("--sizes 512,2048,4096 --runs 1", 0);
+    assert_eq!(column(&results, "observed_chunk"), [512, 2048, 4096]);
+    let tokens = runs(&results, 2)[0]["prompt_tokens"].as_u64().unwrap();
+    assert!((8192..8256).contains(&tokens), "{tokens}");
+    keeps(&results, 4096);
+}
+
+#[test]
+fn prompts_of_another_length_do_not_count() {
+    // Three bytes a character from some point on, and four bytes a token.
+    let stage = exact(&[]);
+    stage.write("mixed.txt", &("a".repeat(20_000) + &"日".repeat(100_000)));
+    let results = stage.json("--sizes 2048,4096 --runs 1 --prompt-file mixed.txt", 0);
+    let mut ignored = Vec::new();
+    for run in [0, 1].into_iter().flat_map(|row| runs(&results, row)) {
+        let tokens = run["prompt_tokens"].as_u64().unwrap();
+        match run["ignored"].as_str() {
+            Some(why) => ignored.push(why),
+            None => assert!(tokens.abs_diff(8192) < 410, "{run}"),
+        }
+    }
+    let why = ignored[0];
+    assert!(why.starts_with("its prompt has 14"), "{why}");
+    assert!(why.ends_with(" tokens instead of 8192"), "{why}");
+}
+
+#[test]
+fn a_template_out_of_the_cache_is_no_hit() {
+    let stage = openai().odd(|odd| (odd.template, odd.caches_template) = (900, true));
+    let results = stage.json("--model qwen/tiny --runs 1", 0);
+    assert_eq!(runs(&results, 0)[0]["cached_tokens"], 916);
+    assert_eq!(column(&results, "observed_chunk"), [2048]);
+    // After a load it is there only for the second prompt.
+    let lms = stage.env.lmstudio().join("bin/lms").display().to_string();
+    let load = format!(
+        "'{lms}' unload {MODEL}; '{lms}' load dir/{MODEL} --identifier {MODEL} --context-length 65536"
+    );
+    let mut command = stage.command("--model qwen/tiny --sizes 512,2048 --runs 1 --reload");
+    let results = json(command.arg(load), 0);
+    for row in rows(&results) {
+        assert_eq!(row["runs"][0]["cached_tokens"], 916, "{row:#}");
+        assert_eq!(row["runs"][0]["ignored"], NONE, "{row:#}");
+    }
+}
+
+#[test]
+fn what_came_out_of_the_cache_does_not_count() {
+    let stage = exact(&[]).odd(|odd| odd.always_hits = true);
+    let results = stage.json("", 1);
+    let why = "3 runs do not count: its beginning came out of the prompt cache";
+    failed(&results, 0, why);
+    assert_eq!(column(&results, "median_tokens_per_second"), [NONE]);
+    let stage = openai().odd(|odd| odd.always_hits = true);
+    let results = stage.json("--model qwen/tiny", 1);
+    failed(&results, 0, "a part of it came out of the prompt cache");
+}
+
+#[test]
+fn tokens_that_are_not_counted_make_no_endless_prompts() {
+    let stage = stage().odd(|odd| odd.counts = Some(5));
+    let results = stage.json("--model qwen/tiny --runs 1", 1);
+    failed(&results, 0, "its prompt has 5 tokens instead of 8192");
+    let fake = stage.state();
+    let longest = fake.prefills.iter().map(|one| one.prompt.len()).max();
+    assert!(longest <= Some(16 * 8192), "{longest:?}");
+}
+
+#[test]
+fn a_prompt_file_is_used_over_and_over() {
+    let stage = stage();
+    stage.write("prompt.txt", "Grüße, ");
+    stage.run("--runs 1 --prompt-file prompt.txt").exits(0);
+    let prompt = stage.state().prefills.last().unwrap().prompt.clone();
+    assert!(prompt.ends_with("Grüße") || prompt.contains("Grüße, Grüße"));
+    let ran = stage.run("--prompt-file /no/such").exits(1);
+    ran.says("/no/such is not there");
+}
