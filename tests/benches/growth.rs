@@ -1,6 +1,7 @@
 //! How the time grows: with the size of a file, with the number of backends, and not with the rest of site-packages.
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::panic,
     clippy::needless_pass_by_value,

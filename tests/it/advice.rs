@@ -7,7 +7,7 @@ use crate::support::home::{
     BackendDir, NAME, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
 };
 use crate::support::lms::FakeLms;
-use crate::support::{Env, LMPATCH, Ran, column, edit};
+use crate::support::{Env, LMPATCH, Ran, column, edit, text};
 use lmpatch::marker;
 use lmpatch::patch::survey;
 use serde_json::json;
@@ -76,7 +76,7 @@ fn a_file_that_stays_at_stock_gets_no_receipt() {
     let (env, backend) = one("2048");
     edit(&backend.generate(), "2048", "4096");
     env.run(["2048"]).exits(0);
-    let generate = fs::read_to_string(backend.generate()).unwrap();
+    let generate = text(backend.generate());
     assert!(generate.contains("2048"));
     let receipt = backend.path("mlx_engine/cache_wrapper.py.lmpatch");
     assert!(!receipt.exists());

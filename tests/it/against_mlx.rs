@@ -11,7 +11,7 @@ use std::process::Command;
 
 use crate::support::child::eventually;
 use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, runtime, select};
-use crate::support::{Env, Ran, aloud, copy_tree, differences, list, skipped, snapshot};
+use crate::support::{Before, Env, Ran, aloud, copy_tree, list, skipped};
 use serde_json::{Value, json};
 
 const NAME: &str = "app-mlx-generate-mac14-arm64@34";
@@ -130,7 +130,7 @@ fn sweep(real: &Real, arguments: &[&str]) -> (Value, Vec<Value>) {
     let mut command = real.env.command(common.split(' '));
     command.arg(&real.model).args(arguments);
     let ran = Ran::of(&command.env("HF_HUB_OFFLINE", "1").output().unwrap()).exits(0);
-    let results: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let results = ran.json();
     let [cut, whole @ ..] = list(&results, "results") else {
         panic!("{results:#}");
     };
@@ -156,7 +156,7 @@ fn sweep(real: &Real, arguments: &[&str]) -> (Value, Vec<Value>) {
 #[test]
 fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
     let Some(real) = real() else { return };
-    let before = snapshot(&real.backend.root);
+    let before = Before::of(&real.backend.root);
     let (results, runs) = sweep(&real, &["--direct"]);
     let runtime = results["runtime"].as_str().unwrap();
     assert!(runtime.contains(", mlx-lm 0."), "{runtime}");
@@ -165,8 +165,7 @@ fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
         let peak = run["peak_memory_bytes"].as_u64().unwrap();
         assert!(peak > 100_000, "{run}");
     }
-    let after = snapshot(&real.backend.root);
-    assert_eq!(differences(&before, &after), [""; 0]);
+    before.still_holds();
 }
 
 #[test]

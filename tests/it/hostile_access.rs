@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use crate::support::child::{finish, finish_into, while_mode};
 use crate::support::home::{BackendDir, engine_since_2026, generate, usual_backend};
 use crate::support::{Before, Env, LMPATCH, Ran, skipped, text};
-use serde_json::Value;
 
 const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
@@ -215,7 +214,7 @@ fn json_is_whole_or_an_error_also_where_the_run_failed() {
     let (env, backend) = one_backend();
     fs::remove_dir_all(&backend.root).unwrap();
     let ran = env.finish(["4096", "--json"]).exits(1);
-    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let report = ran.json();
     assert_eq!(report["exit_code"], 1);
     let Some(full) = full() else { return };
     let ran = with_full_stdout(&env, "4096 --json", full);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{NEW, OLD, SOON, User};
 use crate::support::home::{engine_since_2026, generate, stock_generate, usual_backend};
 use crate::support::standins::install;
-use crate::support::{Before, Env, LMPATCH, aloud, amphibian};
+use crate::support::{Before, Env, LMPATCH, aloud, amphibian, text};
 use lmpatch::files;
 use serde_json::json;
 
@@ -76,15 +76,13 @@ fn a_backend_that_a_kill_left_half_set_is_set() {
     let half = usual_backend(&user.env.lmstudio(), NEW).with_engine(engine_since_2026("8192"));
     user.agent("install 8192").exits(0);
     user.has_chunks([8192, 8192]);
-    let text = fs::read_to_string(half.generate()).unwrap();
-    assert_eq!(text, generate("8192", "8192", "8192"));
+    half.is_set_to("8192");
     // One that somebody has set otherwise in part is not the agent's.
     let half = half
         .with_engine(engine_since_2026("1024"))
         .with_generate(stock_generate());
     user.agent("install 8192").exits(0);
-    let text = fs::read_to_string(half.generate()).unwrap();
-    assert_eq!(text, stock_generate());
+    assert_eq!(text(half.generate()), stock_generate());
 }
 
 #[test]

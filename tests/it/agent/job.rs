@@ -6,11 +6,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::{IMPATIENT, NEW, OLD, SOON, User};
-use crate::support::child::{finish, while_mode};
+use crate::support::child::{finish, until, while_mode};
 use crate::support::home::{
     BackendDir, engine_since_2026, generate, runtime, stock_generate, usual_backend,
 };
-use crate::support::standins::{until, written};
+use crate::support::standins::written;
 use crate::support::{Before, Env, Ran, aloud, strace};
 use lmpatch::agent;
 use lmpatch::cli::{self, Cli};

@@ -2,8 +2,8 @@
 use std::fs;
 
 use super::{NEW, OLD, SOON, User};
-use crate::support::fields;
 use crate::support::home::{runtime, select, usual_backend};
+use crate::support::{fields, text};
 use serde_json::json;
 
 #[test]
@@ -30,7 +30,7 @@ fn status_tells_size_and_the_last_ten_lines() {
 #[test]
 fn status_tells_what_is_wrong_and_what_to_do() {
     let user = User::with_agent();
-    let job = fs::read_to_string(user.job()).unwrap();
+    let job = text(user.job());
     let (home, moved) = (user.env.lmstudio(), user.env.user().join("moved"));
     user.launchd.forget();
     user.agent("status")

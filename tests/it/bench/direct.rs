@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::home::BackendDir;
-use crate::support::standins::{MADE_UP_PYTHON, executable, until};
-use crate::support::{Env, interpreter, snapshot};
+use crate::support::child::until;
+use crate::support::home::{BackendDir, NAME};
+use crate::support::standins::{MADE_UP_PYTHON, executable};
+use crate::support::{Before, Env, interpreter, text};
 
-use super::{NAME, column, failed, json, keeps, make_read_only, ran, rows, signal};
+use super::{column, failed, json, keeps, make_read_only, ran, rows, signal};
 
 /// `lmpatch bench --direct` with this Python, not yet started.
 fn direct(env: &Env, python: &Path, words: &str) -> Command {
@@ -24,7 +25,7 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     let env = Env::with_fixture();
     let python = env.user().join("python");
     executable(&python, MADE_UP_PYTHON);
-    let before = snapshot(&env.lmstudio());
+    let before = Before::of(env.lmstudio());
     let sweep = "--prompt-tokens 10000 --sizes 512,4096,1024,2048,3000";
     let results = json(&mut direct(&env, &python, sweep), 1);
     assert_eq!(column(&results, "size"), [512, 1024, 2048, 3000, 4096]);
@@ -36,14 +37,14 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     assert_eq!(results["runtime"], "mlx-lm 0.0");
     assert_eq!(results["api"], "direct");
     keeps(&results, 512);
-    assert_eq!(snapshot(&env.lmstudio()), before);
+    before.still_holds();
     let apply = "--prompt-tokens 10000 --sizes 2048,512 --apply-best";
     let done = ran(&mut direct(&env, &python, apply)).exits(0);
     done.says("512 is set in")
         .says("; it takes effect when a model is next loaded.");
     env.run(["--check", "512"]).exits(0);
     // One process for all sizes until one crashes, and then another: two in the sweep with a crash, one in the other.
-    let processes = fs::read_to_string(env.user().join("python.log")).unwrap();
+    let processes = text(env.user().join("python.log"));
     let processes: BTreeSet<_> = processes.lines().collect();
     assert_eq!(processes.len(), 3);
     // What could not be set in the end is told in the beginning.
@@ -117,7 +118,7 @@ fn a_direct_process_ends_when_lmpatch_is_killed() {
     let mut child = command.env("PYTHONPATH", &packages).spawn().unwrap();
     let process = env.user().join("process");
     until("a prefill has begun", || process.exists());
-    let process = fs::read_to_string(process).unwrap();
+    let process = text(process);
     signal(&child, "-KILL");
     child.wait().unwrap();
     until("Python has ended", || {

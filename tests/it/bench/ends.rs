@@ -5,9 +5,10 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::child::until;
 use crate::support::home::{engine_since_2026, usual_backend};
 use crate::support::server::Failure;
-use crate::support::standins::until;
+use crate::support::text;
 use lmpatch::bench::{OnPanic, supervise};
 use lmpatch::lock::Lock;
 use lmpatch::marker::interrupted;
@@ -15,7 +16,7 @@ use signal_hook::iterator::Signals;
 
 use super::{
     MARKER, NAME, QUIET, Stage, Steady, begins, bench_args, benchmark, column, ended, exact,
-    failing, has, json, keeps, make_read_only, parsed, ran, signal, stage,
+    failing, has, json, keeps, make_read_only, ran, signal, stage,
 };
 
 #[test]
@@ -101,13 +102,13 @@ fn a_second_signal_ends_it_after_the_files() {
     assert_eq!(stage.chunk(), Some(2048), "the files are back");
     signal(&child, "-INT");
     stderr.read_to_string(&mut said).unwrap();
-    let results = parsed(&ended(child).exits(1));
+    let results = ended(child).exits(1).json();
     let error =
         "stopped before the verdict was settled; stopped before the model was loaded as it was";
     assert_eq!(results["error"], error);
     let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
     assert!(said.contains(stopped), "{said}");
-    stage.files_are_as(&before);
+    before.0.still_holds();
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn signals_also_end_the_last_load() {
         child.try_wait().unwrap().is_some()
     });
     let ran = ended(child).exits(1);
-    let results = parsed(&ran);
+    let results = ran.json();
     ran.says("A model is being loaded; press Ctrl-C again to stop without it.")
         .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
     assert_eq!(column(&results, "size"), [512, 4096]);
@@ -153,10 +154,10 @@ fn files_that_could_not_be_restored_are_told_with_the_results() {
     let child = stage.start("--sizes 512,2048 --runs 1 --json");
     until("a size is set", || stage.chunk() == Some(512));
     let engine = stage.backend.engine();
-    let text = fs::read_to_string(&engine).unwrap();
+    let text = text(&engine);
     fs::write(&engine, text + "# by another hand\n").unwrap();
     let ran = ended(child).exits(1);
-    let results = parsed(&ran);
+    let results = ran.json();
     begins(&results["error"], "sizes not restored: ");
     let error = results["error"].as_str().unwrap();
     let end = "`lmpatch --revert` restores them";
@@ -194,7 +195,7 @@ fn after_a_kill_the_way_back_is_known() {
         .says("`lmpatch --revert` restores them");
     stage.env.run(["--revert"]).exits(0);
     assert_eq!(stage.chunk(), Some(2048));
-    stage.files_are_as(&before);
+    before.0.still_holds();
 }
 
 #[test]

@@ -7,17 +7,15 @@ mod prompts;
 mod refusals;
 mod sweep;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, MutexGuard};
 
-use crate::support::home::{BackendDir, runtime, select, usual_backend};
+use crate::support::home::{BackendDir, NAME};
 use crate::support::server::{Failure, FakeLmStudio, Instance, Odd, State, chunk_on_disk};
-use crate::support::{Entry, Env, Ran, differences, snapshot};
+use crate::support::{Before, Env, Ran, text};
 use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
 use lmpatch::bench::engine::{Engine, OnProgress, Run};
@@ -29,7 +27,6 @@ use lmpatch::cli::{self, Cli};
 use lmpatch::output::Output;
 use serde_json::Value;
 
-const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 const MODEL: &str = "qwen/tiny";
 /// The file that says that a benchmark is running.
 const MARKER: &str = "extensions/backends/vendor/.lmpatch-bench";
@@ -47,12 +44,8 @@ struct Stage {
 }
 
 fn stage() -> Stage {
-    let env = Env::new();
-    let home = env.lmstudio();
-    let backend = usual_backend(&home, NAME);
-    runtime(&home, "1.12.0", &[NAME]);
-    select(&home, "1.12.0");
-    let fake = FakeLmStudio::start(&home, &backend.engine());
+    let (env, backend) = Env::in_use();
+    let fake = FakeLmStudio::start(&env.lmstudio(), &backend.engine());
     fake.load(MODEL, "mlx", 65_536);
     // What comes later is far faster, so that a busy machine has nothing cut short.
     Stage { env, backend, fake }.pace(&[(4096, 100), (2048, 40), (512, 10)])
@@ -74,9 +67,6 @@ fn openai() -> Stage {
 fn failing(from: u64, how: Failure) -> Stage {
     stage().odd(|odd| odd.fails = Some((from, how)))
 }
-
-/// Every entry of the home, and what is loaded.
-type Before = (BTreeMap<OsString, Entry>, Vec<Instance>);
 
 impl Stage {
     fn odd(self, change: impl FnOnce(&mut Odd)) -> Self {
@@ -113,7 +103,7 @@ impl Stage {
     /// The same with `--json`, parsed.
     #[track_caller]
     fn json(&self, words: &str, code: i32) -> Value {
-        parsed(&self.run(&format!("{words} --json")).exits(code))
+        self.run(&format!("{words} --json")).exits(code).json()
     }
 
     fn start(&self, words: &str) -> Child {
@@ -129,20 +119,15 @@ impl Stage {
         whole.map(|prefill| prefill.chunk).collect()
     }
 
-    fn before(&self) -> Before {
-        (snapshot(&self.env.lmstudio()), self.fake.loaded())
-    }
-
-    #[track_caller]
-    fn files_are_as(&self, before: &Before) {
-        let differ = differences(&before.0, &snapshot(&self.env.lmstudio()));
-        assert_eq!(differ, Vec::<String>::new());
+    /// The home, and what is loaded.
+    fn before(&self) -> (Before, Vec<Instance>) {
+        (Before::of(self.env.lmstudio()), self.fake.loaded())
     }
 
     /// Files and loaded models are as they were.
     #[track_caller]
-    fn is_as(&self, before: &Before) {
-        self.files_are_as(before);
+    fn is_as(&self, before: &(Before, Vec<Instance>)) {
+        before.0.still_holds();
         assert_eq!(self.fake.loaded(), before.1);
     }
 
@@ -152,7 +137,7 @@ impl Stage {
     }
 
     fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.env.user().join(name)).unwrap()
+        text(self.env.user().join(name))
     }
 
     fn chunk(&self) -> Option<u64> {
@@ -174,11 +159,7 @@ fn ran(command: &mut Command) -> Ran {
 /// Runs it with `--json`, and parses what it prints.
 #[track_caller]
 fn json(command: &mut Command, code: i32) -> Value {
-    parsed(&ran(command.arg("--json")).exits(code))
-}
-
-fn parsed(ran: &Ran) -> Value {
-    serde_json::from_str(&ran.stdout).unwrap()
+    ran(command.arg("--json")).exits(code).json()
 }
 
 fn ended(child: Child) -> Ran {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::support::child::until;
 use crate::support::lines_on_terminal;
 use crate::support::server::Odd;
-use crate::support::standins::until;
 use serde_json::Value;
 
 use super::{

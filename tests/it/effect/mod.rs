@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::child::until;
 use crate::support::home::{BackendDir, RUNTIME, runtime, select, select_in, usual_backend};
 use crate::support::lms::{FakeLms, Running, node, shell};
-use crate::support::standins::{ago, executable, until, written};
-use crate::support::{Env, LMPATCH, Ran, fields};
+use crate::support::standins::{ago, executable, written};
+use crate::support::{Env, LMPATCH, Ran, fields, text};
 use lmpatch::lmstudio::runtimes::APPS;
 use serde_json::{Value, json};
 
@@ -263,7 +264,7 @@ fn while_lms_is_asked_the_files_are_written_and_nothing_is_locked() {
     );
     executable(&stage.home().join("bin/lms"), &body);
     stage.env.run(["4096"]).exits(0);
-    assert_eq!(fs::read_to_string(seen).unwrap(), "0\n");
+    assert_eq!(text(seen), "0\n");
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn where_the_selected_runtime_is_unknown_nothing_is_said_of_its_models() {
     written(&stage.used.engine(), SystemTime::now());
     let runtime = format!("extensions/backends/{RUNTIME}-1.12.0");
     let manifest = stage.home().join(runtime).join("backend-manifest.json");
-    let text = fs::read_to_string(&manifest).unwrap();
+    let text = text(&manifest);
     for (known, odd) in [
         ("vendor_lib_package_names", "packages"),
         (USED, "cpython3.11-mac-arm64@10"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::home::{BackendDir, NAME, engine_since_2026, usual_backend};
 use crate::support::server::chunk_on_disk;
-use crate::support::{Before, Env, amphibian};
+use crate::support::{Before, Env, amphibian, text};
 
 const OTHER: &str = "app-mlx-generate-mac14-arm64@35";
 
@@ -123,7 +123,7 @@ fn a_backend_or_vendor_file_in_an_app_bundle_is_refused_and_its_neighbours_done(
             .exits(1)
             .says("LM Studio.app")
             .says("1 changed, 1 refused");
-        let engine = fs::read_to_string(good.engine()).unwrap();
+        let engine = text(good.engine());
         assert_eq!(engine, engine_since_2026("4096"));
         env.run(["--revert"]).exits(1).says("1 changed, 1 refused");
         before.still_holds();

@@ -2,9 +2,10 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support::child::until;
 use crate::support::home::{runtime, select, usual_backend};
 use crate::support::lms::{FakeLms, Running, shell};
-use crate::support::standins::{ago, until, written};
+use crate::support::standins::{ago, written};
 use crate::support::{Env, Ran, fields};
 use lmpatch::lmstudio::lms::Lms;
 use lmpatch::lmstudio::runtimes::APPS;

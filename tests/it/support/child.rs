@@ -65,6 +65,12 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Waits until `is_so`, and fails the test where that takes too long.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    eventually(what, || is_so().then_some(()));
+}
+
 impl Env {
     /// Runs lmpatch with `args` to its end, within the deadline.
     #[track_caller]

@@ -144,10 +144,7 @@ impl BackendDir {
 
 /// A stock 2048 engine with a provable `generate.py`: the usual backend.
 pub fn usual_backend(lmstudio: &Path, name: &str) -> BackendDir {
-    BackendDir::new(lmstudio, name)
-        .with_engine(engine_since_2026("2048"))
-        .with_generate(stock_generate())
-        .with_record(stock_generate())
+    BackendDir::new(lmstudio, name).usual()
 }
 
 /// A user's home with one backend that `make` fills, and everything as it is then.

@@ -1,12 +1,10 @@
 //! Runs lmpatch as a user does: its own home, its own temp directory, a cleared environment.
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
@@ -15,12 +13,16 @@ use tempfile::TempDir;
 pub mod child;
 pub mod home;
 pub mod laws;
-
 pub mod lms;
 pub mod nasty;
+mod ran;
 pub mod server;
 pub mod standins;
 pub mod strace;
+mod tree;
+
+pub use ran::Ran;
+pub use tree::{Before, Entry, copy_tree, differences, snapshot};
 
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
@@ -108,9 +110,7 @@ impl Env {
     /// Runs lmpatch with `args` and `--json`, and parses what it prints.
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
         let mut command = self.command(args);
-        command.arg("--json");
-        let ran = Ran::of(&command.output().unwrap());
-        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+        Ran::of(&command.arg("--json").output().unwrap()).json()
     }
 
     /// What `--check` reports of one backend, counted from 0.
@@ -180,82 +180,6 @@ pub fn lines_on_terminal(env: &Env, command: &Command) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-/// What a run printed, and its exit code.
-#[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ran {
-    pub fn of(output: &Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// Fails the test unless the exit code is `code`, and never accepts a panic.
-    #[track_caller]
-    pub fn exits(self, code: i32) -> Self {
-        assert!(!self.stderr.contains("panicked"), "{self:#?}");
-        assert_eq!(self.code, Some(code), "{self:#?}");
-        self
-    }
-
-    /// Fails the test unless stderr has `text`, line breaks aside.
-    #[track_caller]
-    pub fn says(self, text: &str) -> Self {
-        assert!(
-            self.stderr.contains(text),
-            "stderr has no {text:?}: {self:#?}"
-        );
-        self
-    }
-
-    /// Fails the test unless stdout has `text`.
-    #[track_caller]
-    pub fn shows(self, text: &str) -> Self {
-        assert!(
-            self.stdout.contains(text),
-            "stdout has no {text:?}: {self:#?}"
-        );
-        self
-    }
-
-    /// Fails the test unless this is all that was printed.
-    #[track_caller]
-    pub fn prints(self, stdout: &str, stderr: &str) -> Self {
-        let printed = (self.stdout.as_str(), self.stderr.as_str());
-        assert_eq!(printed, (stdout, stderr));
-        self
-    }
-
-    /// Fails the test unless the run failed, with exit code 1, and stderr says `why`.
-    #[track_caller]
-    pub fn fails(self, why: &str) -> Self {
-        self.exits(1).says(why)
-    }
-
-    /// What it printed, as JSON.
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// Fails the test if stderr has `text`.
-    #[track_caller]
-    pub fn says_nothing_of(self, text: &str) -> Self {
-        assert!(
-            !self.stderr.contains(text),
-            "stderr has {text:?}: {self:#?}"
-        );
-        self
-    }
-}
-
 /// The interpreter behind `python3`, which is a slow script where versions are managed; `python3` if there is none.
 pub fn interpreter() -> &'static Path {
     static INTERPRETER: OnceLock<PathBuf> = OnceLock::new();
@@ -296,7 +220,7 @@ pub fn amphibian(lmstudio: &Path) -> PathBuf {
 /// Replaces text in a file, which must have it.
 #[track_caller]
 pub fn edit(path: &Path, from: &str, to: &str) {
-    let text = fs::read_to_string(path).unwrap();
+    let text = text(path);
     assert!(text.contains(from), "{} has no {from:?}", path.display());
     fs::write(path, text.replace(from, to)).unwrap();
 }
@@ -305,111 +229,6 @@ pub fn edit(path: &Path, from: &str, to: &str) {
 pub fn column(report: &Value, key: &str) -> Value {
     let backends = report["backends"].as_array().unwrap().iter();
     backends.map(|backend| backend[key].clone()).collect()
-}
-
-/// Copies a directory with everything in it.
-pub fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
-/// One entry of a tree: everything that must stay as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
-    File {
-        bytes: Vec<u8>,
-        mode: u32,
-        uid: u32,
-        gid: u32,
-    },
-    Link(PathBuf),
-    Directory {
-        mode: u32,
-    },
-    Special,
-}
-
-/// Every entry below `root` by its relative path, for comparing before and after.
-pub fn snapshot(root: &Path) -> BTreeMap<OsString, Entry> {
-    let mut entries = BTreeMap::new();
-    collect(root, root, &mut entries);
-    entries
-}
-
-fn collect(root: &Path, directory: &Path, entries: &mut BTreeMap<OsString, Entry>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let metadata = fs::symlink_metadata(&path).unwrap();
-        let relative = path.strip_prefix(root).unwrap().as_os_str().to_owned();
-        let found = if metadata.is_symlink() {
-            Entry::Link(fs::read_link(&path).unwrap())
-        } else if metadata.is_dir() {
-            collect(root, &path, entries);
-            Entry::Directory {
-                mode: metadata.mode(),
-            }
-        } else if metadata.is_file() && metadata.len() < 1 << 26 {
-            let bytes = fs::read(&path).unwrap_or_default();
-            Entry::File {
-                bytes,
-                mode: metadata.mode(),
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-            }
-        } else {
-            Entry::Special
-        };
-        entries.insert(relative, found);
-    }
-}
-
-/// The paths whose entries differ between two snapshots.
-pub fn differences(
-    before: &BTreeMap<OsString, Entry>,
-    after: &BTreeMap<OsString, Entry>,
-) -> Vec<String> {
-    let all = before
-        .keys()
-        .chain(after.keys())
-        .filter(|path| before.get(*path) != after.get(*path));
-    let distinct: std::collections::BTreeSet<_> = all
-        .map(|path| path.to_string_lossy().into_owned())
-        .collect();
-    distinct.into_iter().collect()
-}
-
-/// A tree as it was at one moment.
-pub struct Before {
-    root: PathBuf,
-    entries: BTreeMap<OsString, Entry>,
-}
-
-impl Before {
-    /// The tree as it is at this moment.
-    pub fn of(root: impl Into<PathBuf>) -> Self {
-        let root = root.into();
-        let entries = snapshot(&root);
-        Self { root, entries }
-    }
-
-    /// The paths whose entries differ now.
-    pub fn changes(&self) -> Vec<String> {
-        differences(&self.entries, &snapshot(&self.root))
-    }
-
-    /// Fails the test unless everything is as it was.
-    #[track_caller]
-    pub fn still_holds(&self) {
-        assert_eq!(self.changes(), [""; 0]);
-    }
 }
 
 /// The array at `key` of a JSON object.

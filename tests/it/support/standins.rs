@@ -4,8 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::{Env, Ran};
 
@@ -116,17 +115,6 @@ pub fn ago(seconds: u64) -> SystemTime {
 pub fn written(path: &Path, at: SystemTime) {
     let file = File::options().write(true).open(path);
     file.unwrap().set_modified(at).unwrap();
-}
-
-/// Waits until `is_so`, and fails after twenty seconds.
-#[track_caller]
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let limit = Duration::from_secs(20);
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Puts the binary under test where a program may be that launchd runs.
