@@ -10,11 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::child::eventually;
-use crate::support::home::{BackendDir, SITE_PACKAGES, engine_since_2026, runtime, select};
+use crate::support::home::{BackendDir, NAME, SITE_PACKAGES, engine_since_2026, runtime, select};
 use crate::support::{Before, Env, Ran, aloud, copy_tree, list, skipped};
 use serde_json::{Value, json};
-
-const NAME: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// A llama of one small layer, with a tokenizer that makes one token of every byte.
 const MAKE_MODEL: &str = r#"

@@ -7,15 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::support::child::{finish, finish_into, while_mode};
-use crate::support::home::{BackendDir, engine_since_2026, generate, usual_backend};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, generate, usual_backend};
 use crate::support::{Before, Env, LMPATCH, Ran, skipped, text};
-
-const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// A home with one usual backend that belongs to an ordinary user.
 fn one_backend() -> (Env, BackendDir) {
     let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), BACKEND).with_bytecode("mlx_lm", "generate");
+    let backend = usual_backend(&env.lmstudio(), NAME).with_bytecode("mlx_lm", "generate");
     env.hand_over();
     (env, backend)
 }
@@ -206,7 +204,7 @@ fn a_refusal_is_told_also_where_stdout_is_full() {
     let (env, backend) = one_backend();
     fs::write(backend.engine(), "nothing here").unwrap();
     let ran = with_full_stdout(&env, "4096", full);
-    ran.says(BACKEND).says("cache_wrapper.py");
+    ran.says(NAME).says("cache_wrapper.py");
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use super::{BACKEND, NO_FILES, assert_tame, one_backend};
+use super::{NO_FILES, assert_tame, one_backend};
 use crate::support::child::finish;
-use crate::support::home::{engine_since_2026, usual_backend};
+use crate::support::home::{NAME, engine_since_2026, usual_backend};
 use crate::support::{Before, Env, skipped, text};
 
 #[test]
@@ -81,7 +81,7 @@ fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
     before.still_holds();
     let mut elsewhere = env.command(["4096", "--home"]);
     let ran = finish(elsewhere.arg(env.lmstudio())).exits(0);
-    ran.shows(BACKEND);
+    ran.shows(NAME);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
 fn a_home_pointer_that_leads_nowhere_is_as_none() {
     let (env, _) = one_backend();
     symlink("nothing", env.user().join(".lmstudio-home-pointer")).unwrap();
-    env.finish(["4096"]).exits(0).shows(BACKEND);
+    env.finish(["4096"]).exits(0).shows(NAME);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn a_home_pointer_with_blanks_around_it_is_followed() {
     for (before, after) in [("", "\n"), ("", "\r\n"), ("  \t", "  "), ("\n\n", "\n\n\n")] {
         let (env, usual) = one_backend();
         let pointed = env.user().join("other disk/LM Studio");
-        let backend = usual_backend(&pointed, BACKEND);
+        let backend = usual_backend(&pointed, NAME);
         let content = format!("{before}{}{after}", pointed.display());
         fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
         env.finish(["4096"]).exits(0).says_nothing_of("pointer");

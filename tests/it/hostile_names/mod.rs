@@ -5,17 +5,14 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::support::child::finish;
-use crate::support::home::{BackendDir, engine_since_2026, runtime, usual_backend};
-use crate::support::{Before, Env, Ran, list, skipped, text};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, runtime, usual_backend};
+use crate::support::{Before, Env, Ran, list, mkfifo, skipped, text};
 use serde_json::{Value, json};
 
 mod home;
 mod runtimes;
-
-const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 
 /// Colours, a title for the window, a line that is overwritten, a C1 control and a mark that reverses the line.
 const ESCAPES: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}reversed";
@@ -40,7 +37,7 @@ fn odd_names() -> Vec<OsString> {
 /// A home with one usual backend.
 fn one_backend() -> (Env, BackendDir) {
     let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), BACKEND);
+    let backend = usual_backend(&env.lmstudio(), NAME);
     (env, backend)
 }
 
@@ -65,10 +62,7 @@ fn assert_tame(ran: &Ran) {
 /// What is no file that can be read: what is said of it, and what makes it at a path.
 const NO_FILES: [(&str, fn(&Path)); 4] = [
     ("is a directory", |path| fs::create_dir(path).unwrap()),
-    ("is a FIFO", |path| {
-        let mut mkfifo = Command::new("mkfifo");
-        assert!(mkfifo.arg(path).status().unwrap().success());
-    }),
+    ("is a FIFO", mkfifo),
     ("cannot be read", |path| symlink(path, path).unwrap()),
     ("more than the limit of 16777216", |path| {
         File::create(path).unwrap().set_len(3 << 30).unwrap();
@@ -167,7 +161,7 @@ fn names_of_runtimes_and_of_backends_that_are_gone_are_shown_safely() {
     let directory = env.lmstudio().join("extensions/backends/odd");
     fs::create_dir_all(&directory).unwrap();
     let gone = [ESCAPES, "../gone", "/gone", ""].map(|name| format!("_amphibian/{name}"));
-    let backends = [&[format!("_amphibian/{BACKEND}")], &gone[..]].concat();
+    let backends = [&[format!("_amphibian/{NAME}")], &gone[..]].concat();
     let manifest = json!({
         "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
         "vendor_lib_package_names": backends,

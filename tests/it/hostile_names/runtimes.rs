@@ -4,15 +4,15 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::{BACKEND, NO_FILES, assert_tame, one_backend};
-use crate::support::home::{RUNTIME, runtime, select};
+use super::{NO_FILES, assert_tame, one_backend};
+use crate::support::home::{NAME, RUNTIME, runtime, select};
 use crate::support::{Before, Env, text};
 use serde_json::{Value, json};
 
 /// A home whose one backend is that of the selected runtime, and the two files that say so.
 fn selected() -> (Env, [PathBuf; 2]) {
     let (env, _) = one_backend();
-    runtime(&env.lmstudio(), "1.12.0", &[BACKEND]);
+    runtime(&env.lmstudio(), "1.12.0", &[NAME]);
     select(&env.lmstudio(), "1.12.0");
     let manifest = format!("extensions/backends/{RUNTIME}-1.12.0/backend-manifest.json");
     let preferences = ".internal/backend-preferences-v1.json";
@@ -72,8 +72,7 @@ fn is_enough(content: &[u8]) -> bool {
     let names = &row["vendor_lib_package_names"];
     row["name"] == RUNTIME
         && row["version"] == "1.12.0"
-        && (row["model_format"] == "safetensors"
-            || *names == json!([format!("_amphibian/{BACKEND}")]))
+        && (row["model_format"] == "safetensors" || *names == json!([format!("_amphibian/{NAME}")]))
 }
 
 /// With any of `contents` in this file, lmpatch says less and works as ever.
@@ -82,7 +81,7 @@ fn assert_says_less(env: &Env, path: &Path, contents: &[Vec<u8>]) {
     for content in contents {
         fs::write(path, content).unwrap();
         let what = String::from_utf8_lossy(&content[..content.len().min(300)]);
-        let ran = env.finish(["--check", "2048"]).exits(0).shows(BACKEND);
+        let ran = env.finish(["--check", "2048"]).exits(0).shows(NAME);
         let ran = ran.says_nothing_of("error");
         assert_tame(&ran);
         assert!(fs::read(path).unwrap() == *content, "{what}");
@@ -114,7 +113,7 @@ fn manifests_and_preferences_that_are_no_files_only_make_it_say_less() {
             let (env, files) = selected();
             fs::remove_file(&files[file]).unwrap();
             make(&files[file]);
-            let ran = env.finish(["4096"]).exits(0).shows(BACKEND);
+            let ran = env.finish(["4096"]).exits(0).shows(NAME);
             let ran = ran.says_nothing_of("error");
             assert!(!ran.stdout.contains("yes"), "{ran:#?}");
         }

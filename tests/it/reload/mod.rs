@@ -3,7 +3,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::child::until;
-use crate::support::home::{runtime, select, usual_backend};
 use crate::support::lms::{FakeLms, Running, shell};
 use crate::support::standins::{ago, written};
 use crate::support::{Env, Ran, fields};
@@ -15,16 +14,12 @@ use serde_json::{Value, json};
 mod app;
 mod trouble;
 
-const BACKEND: &str = "app-mlx-generate-mac14-arm64@34";
 const NOTHING: [&str; 0] = [];
 
 /// A home with one backend, which is selected, and an LM Studio that runs and has nothing loaded.
 fn home() -> (Env, FakeLms) {
-    let env = Env::new();
+    let (env, backend) = Env::in_use();
     let lmstudio = env.lmstudio();
-    let backend = usual_backend(&lmstudio, BACKEND);
-    runtime(&lmstudio, "1.12.0", &[BACKEND]);
-    select(&lmstudio, "1.12.0");
     written(&lmstudio.join(APPS[0].1), ago(7200));
     let fake = FakeLms::start(&lmstudio, &backend.engine());
     (env, fake)
