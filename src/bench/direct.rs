@@ -1,7 +1,7 @@
 //! Prefills through a backend's own Python and mlx-lm: nothing is changed or reloaded, and no server is needed.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Seek as _, Write as _};
 use std::iter;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -20,8 +20,6 @@ use super::results::Results;
 use crate::command;
 use crate::lmstudio::backends::Backend;
 
-/// No line is read further than this, in bytes.
-const MAX_LINE: u64 = 1 << 20;
 const SCRIPT: &str = include_str!("direct.py");
 
 /// One process after another: if one crashes, its size has failed, and the next process goes on.
@@ -98,13 +96,10 @@ impl Engine for Direct {
         process.say(&json!({ "size": chunk, "tokens": tokens }));
         let python = self.command.get_program().display();
         let (start, mut run) = (Instant::now(), Run::default());
-        let mut answered = start;
         let ended = loop {
             let mut line = Vec::new();
-            let mut answers = process.answers.by_ref().take(MAX_LINE);
             // Returning early drops the process, which ends it.
-            match answers.read_until(b'\n', &mut line) {
-                _ if answered.elapsed() > self.silence => bail!(silent(self.silence)),
+            match process.answers.read_until(b'\n', &mut line) {
                 Ok(0) => bail!("{python} {}", process.ending()),
                 Ok(_) => {}
                 Err(_) => bail!(silent(self.silence)),
@@ -114,7 +109,6 @@ impl Engine for Direct {
             if !line.starts_with("data: {") {
                 continue;
             }
-            answered = Instant::now();
             match run.line(&line, start.elapsed().as_secs_f64(), tokens) {
                 Ok(Some(position)) if on_progress(position) => process.say(&json!("go")),
                 Ok(Some(_)) => process.say(&json!("stop")),

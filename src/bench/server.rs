@@ -220,7 +220,7 @@ impl Engine for Server {
     }
 }
 
-/// No proxy: it could only lead away from this machine. No redirects: they would carry the token along.
+/// No proxy and no redirects: they could only lead away from this machine.
 fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)

@@ -80,14 +80,7 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
-        let will_set = |one: &Applied| {
-            let one = &one.after;
-            let is_vendors = !one.came_edited() && !one.differs_from_record();
-            let is_other = one
-                .chunk_and_stock()
-                .is_some_and(|(chunk, _)| chunk != size);
-            one.state() == State::Stock && one.is_whole() && is_vendors && is_other
-        };
+        let will_set = |one: &Applied| agent::will_set(&one.after, size);
         if !report.dry_run && applied.iter().any(will_set) {
             let what = format!("the agent will set {size} again");
             found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");

@@ -104,6 +104,8 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
         .exits(1)
         .says(&error)
         .says_nothing_of("Takes effect");
+    let warning = format!("warning: {what}");
+    env.run(["--revert"]).exits(0).says(&warning);
     env.run(["--check", "4096"]).exits(3);
     // A file in its place is no backend either, and no pattern hides it.
     fs::write(env.amphibian().join(gone), "").unwrap();

@@ -1,5 +1,6 @@
 //! What is printed: the table, the sites, the JSON, and the lines below.
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use crate::support::Env;
 use crate::support::home::{NAME, engine_since_2026, generate};
@@ -57,6 +58,20 @@ fn the_diff_has_bytes_that_are_not_utf_8() {
     fs::write(backend.engine(), &bytes).unwrap();
     let diff = env.command(["4096", "--dry-run"]).output().unwrap().stdout;
     assert!(diff.windows(10).any(|part| part == b" # r\xe9glage"));
+}
+
+#[test]
+fn the_diff_has_colours_that_are_asked_for_and_paths_within_a_home_that_is_a_link() {
+    let (env, _) = Env::in_use();
+    let moved = env.user().join("moved");
+    fs::rename(env.lmstudio(), &moved).unwrap();
+    symlink(&moved, env.lmstudio()).unwrap();
+    let path = format!("extensions/backends/vendor/_amphibian/{NAME}/lib/python3.11");
+    let plain = format!("--- a/{path}/site-packages/mlx_engine/cache_wrapper.py\n");
+    env.run(["--dry-run"]).exits(0).shows(&plain);
+    let red = format!("\u{1b}[1m\u{1b}[31m--- a/{path}");
+    let coloured = env.run(["--dry-run", "--color", "always"]);
+    coloured.exits(0).shows(&red);
 }
 
 #[test]

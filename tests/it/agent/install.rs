@@ -91,6 +91,8 @@ fn paths_with_markup_and_blanks_and_relative_ones_survive() {
     let relative = "a <b> & \"c\" ü/[LM] Studio";
     let home = user.env.user().join(relative);
     usual_backend(&home, OLD);
+    // A new account may have no such directory.
+    fs::remove_dir(user.job().with_file_name("")).unwrap();
     user.run(&["agent", "install", "--home", relative]).exits(0);
     assert_eq!(user.job_read()["WatchPaths"], json!([amphibian(&home)]));
     usual_backend(&home, NEW);

@@ -137,4 +137,6 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
         .exits(0)
         .says("launchd does not have the agent")
         .says("`lmpatch agent install 4096` fixes it");
+    let ran = user.run(&["--revert"]).exits(0);
+    ran.says_nothing_of("the agent will set");
 }
