@@ -27,13 +27,9 @@ pub struct Surveyed {
 }
 
 impl Surveyed {
-    /// The chunk now and the stock chunk, in tokens: those of the site that decides.
+    /// The chunk now and the stock chunk, in tokens: those of the first site, the engine's or that of `generate_step`.
     pub fn chunk_and_stock(&self) -> Option<(u64, u64)> {
-        let file = self.files.first()?;
-        let source = file.source()?;
-        let decides = |site: &&Site| Some(&*site.owner) == file.setting.governing_owner;
-        let site = source.sites.iter().find(decides);
-        let site = site.or(source.sites.first())?;
+        let site = self.files.first()?.source()?.sites.first()?;
         Some((site.value, site.stock))
     }
 

@@ -82,10 +82,7 @@ pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applie
         let _turn = first.map(|edit| turns[&edit.path].lock());
         let written = write::apply(lock, &planned.edits);
         // What was written has been read back. A receipt that was written or removed changes what proves the originals.
-        let keeps_receipt = |edit: &Edit| {
-            let has_none = matches!(edit.after.receipt, Ok(None));
-            edit.receipt.is_none() && (has_none || !edit.drops_receipt)
-        };
+        let keeps_receipt = |edit: &Edit| edit.receipt.is_none() && !edit.drops_receipt;
         planned.after = if written.is_ok() && planned.edits.iter().all(keeps_receipt) {
             planned.before.edited(&planned.edits)
         } else {

@@ -42,8 +42,6 @@ pub struct Setting {
     pub forms: &'static [Form],
     /// The number that the vendor ships, from the source and the owner of the site.
     pub stock: fn(source: &[u8], owner: &str) -> u64,
-    /// The owner whose site is the backend's chunk if this is the only file.
-    pub governing_owner: Option<&'static str>,
 }
 
 impl Setting {
@@ -121,7 +119,6 @@ pub const SETTINGS: [Setting; 2] = [
             Some(_) => 2048,
             None => 512,
         },
-        governing_owner: None,
     },
     Setting {
         package: "mlx_lm",
@@ -131,6 +128,5 @@ pub const SETTINGS: [Setting; 2] = [
             "speculative_generate_step" => 512,
             _ => 2048,
         },
-        governing_owner: Some("generate_step"),
     },
 ];
