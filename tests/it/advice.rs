@@ -104,7 +104,10 @@ fn what_backend_leaves_out_is_told_with_the_command_for_it() {
     let only_older = |what: &str| env.run([what, "--backend", OLDER]);
     only_older("4096")
         .says("--backend omits it")
-        .says(&format!("`lmpatch 4096 --backend '{NAME}'` does it too"));
+        .says(&format!("`lmpatch 4096 --backend '{NAME}'` does it too"))
+        .says_nothing_of("Takes effect");
+    env.run(["4096", "--backend", OLDER, "--reload"])
+        .fails("no model was reloaded: no selected backend was set");
     // Where it is as it would be, there is nothing to do.
     only_older("--revert").says_nothing_of("omits it");
     env.run(["4096"]).exits(0);

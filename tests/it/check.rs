@@ -65,9 +65,8 @@ fn it_reads_only() {
     standins.run(["--check", "-v"]).exits(0);
     standins.json(["--check"]);
     before.still_holds();
-    let calls = standins.calls();
-    let only_looks = |call: &String| call.starts_with("launchctl print ");
-    assert!(calls.iter().all(only_looks), "{calls:?}");
+    // Without an agent nobody asks launchd.
+    assert_eq!(standins.calls(), [""; 0]);
 }
 
 #[test]

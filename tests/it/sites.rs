@@ -184,6 +184,10 @@ fn unfamiliar_forms_are_refused_and_named() {
         ),
         ("@N = 1\nprint(@N := 2)\n", "line 2"),
         ("@N = 1\ndef f():\n    @N = 2\n", "line 3"),
+        (
+            "@N: int = None\n",
+            "line 1: @N is not a plain number but `None`",
+        ),
     ] {
         refuses(ENGINE, source, why);
     }
@@ -194,6 +198,7 @@ fn unfamiliar_forms_are_refused_and_named() {
             "line 2",
         ),
         (&format!("{parameter}\n    @N = 2\n"), "line 2"),
+        (&format!("{parameter}\n    @N = None\n"), "line 2"),
         ("f(@N=1)\n", "no definition of @N"),
         ("", "no definition of @N"),
     ] {

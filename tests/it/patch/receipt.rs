@@ -4,7 +4,7 @@ use std::fs;
 use lmpatch::patch::original::Fingerprint;
 use serde_json::{Value, json};
 
-use crate::support::home::{BackendDir, engine_since_2026, one_backend};
+use crate::support::home::{BackendDir, engine_since_2026, generate, one_backend};
 use crate::support::text;
 
 /// What is beside an edited engine here: no table and no `RECORD` knows these engines; `generate.py` is proven by
@@ -49,6 +49,16 @@ fn the_receipt_keeps_literals_as_they_are_written() {
     assert_eq!(json_of(&backend, "mlx_lm/generate.py.lmpatch"), expected);
     env.run(["8192"]).exits(0);
     env.run(["--revert"]).exits(0);
+    before.still_holds();
+}
+
+#[test]
+fn no_receipt_is_written_where_nothing_changes() {
+    let (env, _, before) = one_backend(|it| {
+        it.with_engine(engine_since_2026("4096"))
+            .with_generate(generate("4096", "4096", "4096"))
+    });
+    env.run(["4096"]).exits(0).says("1 unchanged");
     before.still_holds();
 }
 
