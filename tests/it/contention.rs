@@ -6,9 +6,7 @@ use std::fs::{self, File};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::home::{
-    BackendDir, engine_since_2026, generate, stock_generate, usual_backend,
-};
+use crate::support::home::{BackendDir, engine_since_2026, generate, stock_generate};
 use crate::support::strace::{self, Call, Paused};
 use crate::support::{Before, Env, Ran, differences, list, snapshot, text};
 use serde_json::Value;
@@ -21,7 +19,7 @@ const ALL: [&str; 3] = [FIRST, SECOND, THIRD];
 fn three_backends() -> Env {
     let env = Env::new();
     for backend in ALL {
-        usual_backend(&env.lmstudio(), backend);
+        env.backend(backend);
     }
     env
 }
@@ -193,7 +191,7 @@ fn a_backend_that_appears_is_left_to_the_next_run() {
     let Some((env, paused)) = paused_before_the_second() else {
         return;
     };
-    let new = usual_backend(&env.lmstudio(), "app-mlx-generate-mac14-arm64@4");
+    let new = env.backend("app-mlx-generate-mac14-arm64@4");
     let before = Before::of(&new.root);
     paused.resume().exits(0).says("3 backends: 3 changed");
 

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::support::child::{finish, finish_into, while_mode};
-use crate::support::home::{BackendDir, NAME, engine_since_2026, generate, usual_backend};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, generate};
 use crate::support::{Before, Env, LMPATCH, Ran, skipped, text};
 
 /// A home with one usual backend that belongs to an ordinary user.
 fn one_backend() -> (Env, BackendDir) {
     let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME).with_bytecode("mlx_lm", "generate");
+    let backend = env.backend(NAME).with_bytecode("mlx_lm", "generate");
     env.hand_over();
     (env, backend)
 }
@@ -279,7 +279,7 @@ fn a_reader_that_stops_after_the_first_line_is_no_error() {
     // More than a pipe holds, so that the writer is still writing when the reader goes.
     for number in 100..400 {
         let name = format!("app-mlx-generate-mac14-arm64@{number}");
-        usual_backend(&env.lmstudio(), &name);
+        env.backend(&name);
     }
     for args in ["--check -v", "--check --json", "--dry-run"] {
         let printed = env.finish(args.split(' ')).exits(0).stdout;

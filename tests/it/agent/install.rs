@@ -53,7 +53,8 @@ fn install_hands_launchd_a_job_that_runs_at_load_on_changes_and_every_hour() {
 #[test]
 fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
     let user = User::new();
-    usual_backend(&user.env.lmstudio(), NEW)
+    user.env
+        .backend(NEW)
         .with_engine(engine_since_2026("1024"))
         .with_generate(generate("1024", "1024", "1024"));
     // A size that is stock changes nothing.
@@ -73,7 +74,7 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
 #[test]
 fn a_backend_that_a_kill_left_half_set_is_set() {
     let user = User::new();
-    let half = usual_backend(&user.env.lmstudio(), NEW).with_engine(engine_since_2026("8192"));
+    let half = user.env.backend(NEW).with_engine(engine_since_2026("8192"));
     user.agent("install 8192").exits(0);
     user.has_chunks([8192, 8192]);
     half.is_set_to("8192");

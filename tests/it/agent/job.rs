@@ -41,10 +41,10 @@ fn a_job_waits_five_seconds_and_a_reload_two_minutes() {
 #[test]
 fn the_job_sets_what_is_stock_and_says_so_once_and_nothing_of_other_directories() {
     let user = User::with_agent();
-    usual_backend(&user.env.lmstudio(), NEW);
+    user.env.backend(NEW);
     let python = "cpython3.11-mac-arm64@12/lib/python3.11/site-packages";
     fs::create_dir_all(user.env.amphibian().join(python)).unwrap();
-    let hidden = usual_backend(&user.env.lmstudio(), ".unpacking");
+    let hidden = user.env.backend(".unpacking");
     let before = Before::of(&hidden.root);
     fs::write(user.env.amphibian().join("a file"), "").unwrap();
     user.job_exits(0, SOON);
@@ -61,7 +61,7 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
     let user = User::with_agent();
     let brings_anew = || {
         fs::remove_dir_all(user.env.amphibian().join(OLD)).unwrap();
-        usual_backend(&user.env.lmstudio(), OLD)
+        user.env.backend(OLD)
     };
     for size in [8192, 512] {
         user.env.run([size.to_string()]).exits(0);
@@ -95,7 +95,7 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
 fn a_backend_that_is_refused_is_logged_and_does_not_stop_the_others() {
     let user = User::with_agent_and_stock();
     let odd = "PROMPT_PROCESSING_CHUNK_SIZE = 1 << 11\n";
-    let backend = usual_backend(&user.env.lmstudio(), NEW).with_engine(odd);
+    let backend = user.env.backend(NEW).with_engine(odd);
     user.job_exits(1, SOON);
     user.has_chunks([4096, 0]);
     let logged = user.logged();
@@ -135,7 +135,7 @@ fn what_macos_does_not_let_in_is_logged_at_once_with_the_reason() {
 #[test]
 fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it() {
     let env = Env::new();
-    usual_backend(&env.lmstudio(), OLD);
+    env.backend(OLD);
     env.hand_over();
     let words = format!("--home .lmstudio agent run 4096 --settle-ms {NEVER}");
     let mut job = env.ordinary(words.split(' '));
@@ -154,9 +154,7 @@ fn the_job_waits_until_every_backend_is_whole_that_is_there_or_named_by_a_manife
     let mut job = user.job_command(SOON).spawn().unwrap();
     still_waits(&mut job, a_while);
     user.has_chunks([2048]);
-    let backend = BackendDir::new(&lmstudio, NEW)
-        .with_generate(stock_generate())
-        .with_record(stock_generate());
+    let backend = BackendDir::new(&lmstudio, NEW).with_listed_generate(stock_generate());
     still_waits(&mut job, a_while);
     fs::create_dir(backend.path("mlx_engine")).unwrap();
     still_waits(&mut job, a_while);
@@ -173,7 +171,7 @@ fn the_job_waits_until_every_backend_is_whole_that_is_there_or_named_by_a_manife
 fn the_job_leaves_files_alone_while_they_change() {
     let user = User::with_agent();
     let old = BackendDir::new(&user.env.lmstudio(), OLD);
-    let backend = usual_backend(&user.env.lmstudio(), NEW);
+    let backend = user.env.backend(NEW);
     // Unpacking gives files the time of writing that they had elsewhere.
     for backend in [&old, &backend] {
         written(&backend.engine(), UNIX_EPOCH);
@@ -210,7 +208,7 @@ fn a_file_that_was_just_written_is_waited_for_in_a_directory_that_is_old() {
 #[test]
 fn a_backend_that_changes_until_the_deadline_is_left_alone() {
     let user = User::with_agent_and_stock();
-    let backend = usual_backend(&user.env.lmstudio(), NEW);
+    let backend = user.env.backend(NEW);
     let mut job = user.job_command("40").spawn().unwrap();
     let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
     while job.try_wait().unwrap().is_none() {
@@ -282,7 +280,7 @@ fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
     let whole = stock_generate();
     let half = whole.split_once("class BatchGenerator").unwrap().0;
     let started = Instant::now();
-    let backend = usual_backend(&user.env.lmstudio(), NEW).with_generate(half);
+    let backend = user.env.backend(NEW).with_generate(half);
     let before = Before::of(&backend.root);
     let told = format!(
         "{NEW}: a file of it is not the one that its package's RECORD lists; if no update is under way, \

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::home::usual_backend;
 use crate::support::standins::{Launchd, StandIns, install};
 use crate::support::{Entry, Env, Ran, snapshot};
 use serde_json::Value;
@@ -35,7 +34,7 @@ impl User {
         for directory in ["Library/LaunchAgents", "Library/Logs"] {
             fs::create_dir_all(env.user().join(directory)).unwrap();
         }
-        usual_backend(&env.lmstudio(), OLD);
+        env.backend(OLD);
         let launchd = Launchd::new(&StandIns::new(&env));
         let user = Self { env, launchd };
         install(&user.program());

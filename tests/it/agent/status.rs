@@ -89,7 +89,7 @@ fn uninstall_leaves_nothing_and_prints_the_state_as_json_as_install_does() {
     user.env.run(["4096"]).exits(0);
     let before = user.everything();
     user.agent("install").exits(0);
-    usual_backend(&user.env.lmstudio(), NEW);
+    user.env.backend(NEW);
     user.job_exits(0, SOON);
     assert!(!user.logged().is_empty());
     user.agent("uninstall").exits(0).says("uninstalled");

@@ -29,9 +29,7 @@ fn only_directories_with_an_mlx_engine_are_backends() {
 #[test]
 fn a_directory_with_one_package_is_a_backend_with_one_file() {
     let env = Env::new();
-    BackendDir::new(&env.lmstudio(), NAME)
-        .with_generate(stock_generate())
-        .with_record(stock_generate());
+    BackendDir::new(&env.lmstudio(), NAME).with_listed_generate(stock_generate());
     env.run(["4096"]).exits(0);
     let report = env.json(["--check", "4096"]);
     assert_eq!(report["exit_code"], 0);

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::child::identity;
-use crate::support::home::{BackendDir, engine_since_2026, stock_generate, usual_backend};
+use crate::support::home::{BackendDir, engine_since_2026, stock_generate};
 use crate::support::{Before, Env, Ran, mkfifo, skipped};
 
 const BAD: &str = "app-mlx-generate-mac14-arm64@1";
@@ -19,8 +19,8 @@ const GOOD: &str = "app-mlx-generate-mac14-arm64@2";
 /// A home with a usual backend, which is to go bad, and another usual one beside it.
 fn two_backends() -> (Env, BackendDir, BackendDir) {
     let env = Env::new();
-    let bad = usual_backend(&env.lmstudio(), BAD).with_bytecode("mlx_lm", "generate");
-    let good = usual_backend(&env.lmstudio(), GOOD);
+    let bad = env.backend(BAD).with_bytecode("mlx_lm", "generate");
+    let good = env.backend(GOOD);
     (env, bad, good)
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::support::child::finish;
-use crate::support::home::{BackendDir, NAME, engine_since_2026, runtime, usual_backend};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, runtime};
 use crate::support::{Before, Env, Ran, list, mkfifo, skipped, text};
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ fn odd_names() -> Vec<OsString> {
 /// A home with one usual backend.
 fn one_backend() -> (Env, BackendDir) {
     let env = Env::new();
-    let backend = usual_backend(&env.lmstudio(), NAME);
+    let backend = env.backend(NAME);
     (env, backend)
 }
 

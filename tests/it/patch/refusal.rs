@@ -5,7 +5,6 @@ use std::os::unix::fs::symlink;
 use super::OTHER;
 use crate::support::home::{
     NAME, engine_since_2026, engine_with_constant, generate, one_backend, stock_generate,
-    usual_backend,
 };
 use crate::support::{Before, Env, text};
 
@@ -57,7 +56,7 @@ fn a_refused_value_is_quoted_up_to_a_line() {
 fn is_refused(engine: &str, generate: &str, said: &str) {
     let (env, backend, _) =
         one_backend(|it| it.usual().with_engine(engine).with_generate(generate));
-    usual_backend(&env.lmstudio(), OTHER);
+    env.backend(OTHER);
     let before = Before::of(backend.root);
     env.run(["4096"])
         .exits(1)
@@ -74,7 +73,7 @@ fn is_refused(engine: &str, generate: &str, said: &str) {
 fn among_many_backends_those_in_trouble_are_named_and_the_others_done() {
     let env = Env::new();
     let name = |number| format!("app-mlx-generate-mac14-arm64@{number}");
-    let backend = |number| usual_backend(&env.lmstudio(), &name(number));
+    let backend = |number| env.backend(&name(number));
     let backends: Vec<_> = (1..=20).map(backend).collect();
     let computed = "PROMPT_PROCESSING_CHUNK_SIZE = compute()\n";
     fs::write(backends[6].engine(), computed).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use super::OTHER;
 use crate::support::home::{
     BackendDir, NAME, engine_since_2026, engine_with_constant, generate, one_backend,
-    stock_generate, usual_backend,
+    stock_generate,
 };
 use crate::support::{Before, Env, text};
 
@@ -26,7 +26,7 @@ fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
 fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     let engine = engine_since_2026("4096");
     let (env, backend, _) = one_backend(|it| it.usual().with_engine(engine));
-    let other = usual_backend(&env.lmstudio(), OTHER);
+    let other = env.backend(OTHER);
     env.run(["8192", "--backend", "*@33"]).exits(0);
     let before = Before::of(&backend.root);
     env.run(["--revert"])

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::home::{
     BackendDir, NAME, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
-    one_backend, stock_generate, usual_backend,
+    one_backend, stock_generate,
 };
 use crate::support::{Before, Env, copy_tree, snapshot, text};
 
@@ -41,7 +41,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let old = BackendDir::new(&env.lmstudio(), "app-mlx-generate-mac14-arm64@19")
         .with_engine(engine_with_constant("512"))
         .with_listed_generate(stock_generate());
-    let new = usual_backend(&env.lmstudio(), NAME);
+    let new = env.backend(NAME);
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
     env.run(["512"])
