@@ -327,4 +327,8 @@ fn a_newer_lmpatch_is_no_hope_for_what_is_proven_to_be_older() {
     env.run(["--check"])
         .says("no definition of prefill_step_size")
         .says_nothing_of(newer);
+    // Nothing of it has to be reverted.
+    env.run(["--revert"])
+        .exits(0)
+        .says("2 backends: 2 unchanged");
 }

@@ -77,6 +77,21 @@ fn a_sync_that_fails_is_an_error() {
     before.still_holds();
 }
 
+#[test]
+fn what_cannot_be_removed_in_the_end_is_told_and_the_files_are_as_wanted() {
+    let Some((env, backend, _)) = one_backend() else {
+        return;
+    };
+    let backend = backend.write("mlx_lm/.generate.py.lmpatch-tmp.1", "left over");
+    let ran = tampered(&env, "?unlink,unlinkat", "error=EIO", &["4096"]);
+    ran.exits(1)
+        .says("cannot remove .generate.py.lmpatch-tmp.1")
+        .says("its files are as wanted, but a leftover is not removed");
+    backend.is_set_to("4096");
+    env.run(["4096"]).exits(0);
+    assert!(!backend.path("mlx_lm/.generate.py.lmpatch-tmp.1").exists());
+}
+
 /// On macOS no chmod helps against that.
 #[test]
 fn eperm_is_told_as_privacy_and_eacces_as_permissions() {

@@ -132,6 +132,11 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     for action in ["--check", "--revert"] {
         is_silent(&[action, "--home", elsewhere.to_str().unwrap()]);
     }
+    // What is not in use may have another size.
+    user.env.backend(NEW);
+    user.run(&["4096"]).exits(0);
+    user.run(&["8192", "--backend", NEW]).exits(0);
+    is_silent(&["--check"]);
     user.launchd.forget();
     user.run(&["--check"])
         .exits(0)

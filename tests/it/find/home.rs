@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use crate::support::home::{NAME, usual_backend};
-use crate::support::{Env, amphibian};
+use crate::support::{Env, amphibian, lines_on_terminal};
 
 fn point_to(env: &Env, content: &str) {
     fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
@@ -36,6 +36,19 @@ fn the_home_is_the_one_that_lm_studio_uses() {
     fs::remove_dir_all(&cache).unwrap();
     assert_eq!(home_in_use(&env), usual);
     assert_eq!(env.json(["--check"])["backends"][0]["chunk"], 2048);
+}
+
+#[test]
+fn on_a_terminal_a_path_is_in_one_line_so_that_it_can_be_copied() {
+    let env = Env::new();
+    let path = env.user().join("a-directory-".repeat(9));
+    let path = path.to_str().unwrap();
+    let command = env.command(["--check", "--home", path]);
+    let Some(lines) = lines_on_terminal(&env, &command) else {
+        return;
+    };
+    let whole = |line: &String| line.contains(path);
+    assert!(lines.len() > 1 && lines.iter().any(whole), "{lines:#?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::support::standins::{ago, written};
 use crate::support::{Env, Ran, fields};
 use lmpatch::lmstudio::lms::Lms;
 use lmpatch::lmstudio::runtimes::APPS;
+use lmpatch::lock::Lock;
 use lmpatch::reload::{How, Reloader};
 use serde_json::{Value, json};
 
@@ -122,6 +123,10 @@ fn without_a_worker_lms_is_never_called_and_without_an_mlx_model_it_does_nothing
             .says("No model is loaded.")
             .says_nothing_of("restarted");
     }
+    env.run(["--check"]).exits(0).shows("No model is loaded.");
+    // Of the other backends nothing is known.
+    let limited = env.run(["--check", "--backend", "app*"]).exits(0);
+    assert!(!limited.stdout.contains("No model"), "{limited:#?}");
     assert_eq!(fake.calls(), NOTHING, "it would start LM Studio");
     // Nor for an engine that was started by hand, which it cannot reload.
     let python = shell(env.amphibian().join("cpython3.11/bin/python3.11"));
@@ -222,6 +227,8 @@ fn a_signal_does_not_come_between_an_unload_and_the_load() {
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let is_load = |call: &String| call.starts_with("load ");
     until("it loads", || fake.calls().iter().any(is_load));
+    // No other lmpatch sets another size in between.
+    assert!(Lock::try_take(&env.lmstudio()).unwrap().is_none());
     let mut kill = Command::new("kill");
     let killed = kill.args(["-INT", &child.id().to_string()]).status();
     assert!(killed.unwrap().success());
