@@ -3,7 +3,7 @@ use std::fs;
 
 use crate::support::home::{BackendDir, NAME, RUNTIME, stock_generate};
 use crate::support::server::chunk_on_disk;
-use crate::support::{Before, Env, column, lines_on_terminal};
+use crate::support::{Before, Env, column, copy_tree, lines_on_terminal, list};
 use serde_json::json;
 
 const OLDER: &str = "app-mlx-generate-mac14-arm64@19";
@@ -114,6 +114,15 @@ fn every_python_3_of_a_backend_is_looked_at() {
     let packages = lib.join("python3.14/site-packages");
     let engine = packages.join("mlx_engine/cache_wrapper.py");
     assert_eq!(chunk_on_disk(&engine), Some(4096));
+    let others = ["python3.10", "python3.13", "python3.12"];
+    for other in others {
+        copy_tree(&lib.join("python3.14"), &lib.join(other));
+    }
+    let report = env.json(["8192"]);
+    let files = list(&report["backends"][0], "files").iter();
+    let paths: Vec<_> = files.map(|file| file["path"].as_str()).collect();
+    assert_eq!(paths.len(), 8);
+    assert!(paths.is_sorted(), "{paths:#?}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The home: LM Studio's own, or the one that is given.
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
+use crate::support::child::finish;
 use crate::support::home::{NAME, usual_backend};
-use crate::support::{Env, amphibian, lines_on_terminal};
+use crate::support::{Env, amphibian, lines_on_terminal, skipped};
 
 fn point_to(env: &Env, content: &str) {
     fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
@@ -36,6 +38,18 @@ fn the_home_is_the_one_that_lm_studio_uses() {
     fs::remove_dir_all(&cache).unwrap();
     assert_eq!(home_in_use(&env), usual);
     assert_eq!(env.json(["--check"])["backends"][0]["chunk"], 2048);
+}
+
+#[test]
+fn a_user_without_a_home_directory_is_told_what_to_give() {
+    let env = Env::new();
+    if !env.is_root() {
+        return skipped("only root can be a user whom nobody knows");
+    }
+    let mut command = env.ordinary(["--check"]);
+    let nobody = command.env_remove("HOME").uid(4321).gid(4321);
+    let told = "your home directory is unknown; set HOME or give --home DIR";
+    finish(nobody).fails(told);
 }
 
 #[test]
