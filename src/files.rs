@@ -3,14 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use serde::Serializer;
 use tempfile::{Builder, NamedTempFile};
-use thiserror::Error;
 
 use crate::output::quoted;
 
@@ -19,68 +18,34 @@ pub const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 pub const FULL_DISK_ACCESS: &str = "System Settings → Privacy & Security → Full Disk Access";
 
-/// Why a file was not read.
-#[derive(Debug, Error)]
-pub enum NotRead {
-    #[error("is not there")]
-    Missing,
-    #[error("is a link that leads nowhere")]
-    DanglingLink,
-    /// Something other than a regular file; what it is.
-    #[error("is {0}, not a regular file")]
-    NotAFile(&'static str),
-    /// It is larger than [`MAX_BYTES`]; its size in bytes.
-    #[error("has {0} bytes, more than the limit of {MAX_BYTES}")]
-    TooLarge(u64),
-    #[error("cannot be read ({0}){fix}", fix = fix(.0, "chmod u+r, or chmod u+rwx on its directory"))]
-    Io(io::Error),
-}
-
-impl From<io::Error> for NotRead {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::NotFound => Self::Missing,
-            _ => Self::Io(error),
-        }
-    }
-}
-
-/// What to do about a permission error, to follow its text: `chmod` if that helps, else what macOS asks for.
-fn fix(error: &io::Error, chmod: &str) -> String {
-    // `ErrorKind::PermissionDenied` is both; chmod fixes only EACCES.
-    match Errno::from_io_error(error) {
-        Some(Errno::PERM) => format!(
-            "; macOS keeps it from this program: allow it, or your terminal, in {FULL_DISK_ACCESS} (or Files & Folders \
-             → Removable Volumes), or unlock it with chflags nouchg"
-        ),
-        Some(Errno::ACCESS) => format!("; allow it with {chmod}"),
-        _ => String::new(),
-    }
-}
-
-/// The bytes of a regular file of at most [`MAX_BYTES`]; links are followed.
+/// The bytes of a regular file of at most [`MAX_BYTES`]; links are followed. What cannot be such a file is told as
+/// [`ErrorKind::InvalidData`].
 ///
-/// Anything but a regular file is recognised by its type and never opened: opening a FIFO would wait for a writer.
-pub fn read(path: &Path) -> Result<Vec<u8>, NotRead> {
-    let metadata = fs::metadata(path).map_err(|error| match error.into() {
-        NotRead::Missing if path.is_symlink() => NotRead::DanglingLink,
-        why => why,
-    })?;
+/// It is recognised by its type and never opened: opening a FIFO would wait for a writer.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let odd = |what: &str| Err(io::Error::new(ErrorKind::InvalidData, what));
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.is_symlink() => {
+            return odd("it is a link that leads nowhere");
+        }
+        metadata => metadata?,
+    };
     if !metadata.is_file() {
-        return Err(NotRead::NotAFile(kind(metadata.file_type())));
+        return odd("it is not a regular file");
     }
-    if metadata.len() > MAX_BYTES {
-        return Err(NotRead::TooLarge(metadata.len()));
+    let mut size = metadata.len();
+    let mut bytes = Vec::new();
+    if size <= MAX_BYTES {
+        bytes.reserve(usize::try_from(size).unwrap_or_default() + 1);
+        // At most one byte more than allowed, in case the file has grown since.
+        let mut file = File::open(path)?.take(MAX_BYTES + 1);
+        size = file.read_to_end(&mut bytes)? as u64;
     }
-    // At most one byte more than allowed, in case the file has grown since.
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default() + 1);
-    File::open(path)?
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)?;
-    match bytes.len() as u64 {
-        ..=MAX_BYTES => Ok(bytes),
-        size => Err(NotRead::TooLarge(size)),
+    if size > MAX_BYTES {
+        let limit = format!("more than the limit of {MAX_BYTES}");
+        return odd(&format!("it has {size} bytes, {limit}"));
     }
+    Ok(bytes)
 }
 
 /// Writes a small file of lmpatch's own, so that it is at any instant wholly old or wholly new.
@@ -105,13 +70,25 @@ pub fn new_temp(prefix: &str, directory: &Path) -> io::Result<NamedTempFile> {
     })
 }
 
-/// Describes `error` as a failure to `act` on the directory `path`, with a fix if permissions are the reason.
+/// Describes `error` as a failure to `act` on `path`. If permissions are the reason, says what helps: `chmod`, or what
+/// macOS asks for.
 pub fn cannot(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
-    // The deepest directory that can still be seen is the one that is closed.
-    let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-    let closed = quoted(closed.unwrap_or(path).display());
-    let chmod = format!("`chmod u+rwx {closed}`, if it is yours");
-    let fix = fix(error, &chmod);
+    // `ErrorKind::PermissionDenied` is both; chmod fixes only EACCES.
+    let fix = match Errno::from_io_error(error) {
+        Some(Errno::PERM) => format!(
+            "; macOS keeps it from this program: allow it, or your terminal, in {FULL_DISK_ACCESS} (or Files & Folders \
+             → Removable Volumes), or unlock it with chflags nouchg"
+        ),
+        Some(Errno::ACCESS) => {
+            // The deepest part of the path that can still be seen is what is closed.
+            let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
+            let closed = closed.unwrap_or(path);
+            let mode = if closed.is_file() { "u+r" } else { "u+rwx" };
+            let closed = quoted(closed.display());
+            format!("; allow it with `chmod {mode} {closed}`, if it is yours")
+        }
+        _ => String::new(),
+    };
     anyhow::anyhow!("cannot {act} {} ({error}){fix}", path.display())
 }
 
@@ -175,13 +152,4 @@ pub fn app_bundle(resolved: &Path) -> Option<&Path> {
 pub fn is_protected(directory: &Path, user: &Path) -> bool {
     let folders = ["Documents", "Desktop", "Downloads"].map(|folder| user.join(folder));
     directory.starts_with("/Volumes") || folders.iter().any(|folder| directory.starts_with(folder))
-}
-
-fn kind(file_type: fs::FileType) -> &'static str {
-    match file_type {
-        of if of.is_dir() => "a directory",
-        of if of.is_fifo() => "a FIFO",
-        of if of.is_socket() => "a socket",
-        _ => "a device",
-    }
 }

@@ -1,6 +1,7 @@
 //! Makes new values take effect: loads models again, or restarts the app and loads what was loaded.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -8,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
-use thiserror::Error;
 
 use crate::command::{self, retry};
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
@@ -31,9 +31,14 @@ pub enum How {
 }
 
 /// What another client does or did. It says nothing of the new values.
-#[derive(Debug, Error)]
-#[error("{0}")]
+#[derive(Debug)]
 pub struct Disturbed(pub String);
+
+impl fmt::Display for Disturbed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// One model as it is now, or as it was and why it was not loaded again.
 #[derive(Debug, Clone, Serialize)]

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::files;
 
@@ -20,7 +20,7 @@ pub fn text(file: Option<&Path>) -> Result<String> {
         return Ok(WORDS.to_owned());
     };
     let shown = path.display();
-    let bytes = files::read(path).map_err(|why| anyhow!("{shown} {why}"))?;
+    let bytes = files::read(path).map_err(|error| files::cannot("read", path, &error))?;
     let text = String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))?;
     ensure!(!text.trim().is_empty(), "{shown} is empty");
     Ok(text)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::backends;
-use crate::files::{self, NotRead, is_absence};
+use crate::files::{self, cannot, is_absence};
 use crate::output::quoted;
 
 /// The home to work on: `explicit`, or the one that LM Studio itself uses.
@@ -44,21 +44,24 @@ fn find_as_lmstudio_does() -> Result<PathBuf> {
     let user = dirs::home_dir();
     let user = user.context("your home directory is unknown; set HOME or give --home DIR")?;
     let cache = user.join(".cache/lm-studio");
-    // If that cannot be determined, it counts as there: no other home must be patched in its place.
-    let is_cache_absent = fs::metadata(&cache).is_err_and(|error| is_absence(&error));
     Ok(match read_pointer(&user.join(".lmstudio-home-pointer"))? {
         Some(path) => path,
-        None if is_cache_absent => user.join(".lmstudio"),
+        None if is_absent(&cache) => user.join(".lmstudio"),
         None => cache,
     })
+}
+
+/// Whether nothing is there. If that cannot be determined, something is: no other home must be patched in its place.
+fn is_absent(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| is_absence(&error))
 }
 
 fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
     let shown = format!("{}, by which LM Studio finds its home,", pointer.display());
     let unusable = |why: &str| format!("{shown} {why}; give --home DIR");
     let content = match files::read(pointer) {
-        Err(NotRead::Missing | NotRead::DanglingLink) => return Ok(None),
-        Err(why) => bail!(unusable(&why.to_string())),
+        Err(_) if is_absent(pointer) => return Ok(None),
+        Err(error) => bail!("{}; or give --home DIR", cannot("read", pointer, &error)),
         Ok(content) => String::from_utf8(content).with_context(|| unusable("is not UTF-8"))?,
     };
     // `String.prototype.trim` takes a byte order mark away and leaves a NEL, unlike Rust's `trim`.

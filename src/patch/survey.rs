@@ -1,7 +1,7 @@
 //! Reads backends from disk: their vendor files, and what proves the originals. Writes nothing.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::file::{Blocked, Source, VendorFile};
 use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
-use crate::files::{self, NotRead, app_bundle};
+use crate::files::{self, app_bundle, cannot};
 use crate::lmstudio::backends::Backend;
 
 const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
@@ -35,7 +35,7 @@ fn vendor_file(
     let real = match files::is_dir(&package) {
         Ok(false) => return None,
         Ok(true) => inside(backend, &path),
-        Err(error) => Err(format!("{} cannot be read ({error})", package.display())),
+        Err(error) => Err(cannot("read", &package, &error).to_string()),
     };
     let (path, content) = match real {
         Ok(real) => (real.clone(), read(setting, site_packages, &real)),
@@ -58,10 +58,10 @@ pub fn receipt_path(file: &Path) -> PathBuf {
 }
 
 /// Why a file cannot be read, and what to do: permissions can be fixed in place, anything else only by reinstalling.
-fn unreadable(path: &Path, why: &NotRead) -> String {
-    let is_denied = matches!(why, NotRead::Io(e) if e.kind() == ErrorKind::PermissionDenied);
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    let is_denied = error.kind() == ErrorKind::PermissionDenied;
     let next = if is_denied { "" } else { REINSTALL };
-    format!("{} {why}{next}", path.display())
+    format!("{}{next}", cannot("read", path, error))
 }
 
 /// The real path of a vendor file, which must be inside the real directory of its backend.
@@ -73,11 +73,11 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
     if links.is_empty() {
         return Ok(backend.real.join(rest));
     }
-    let real = match fs::canonicalize(path).map_err(NotRead::from) {
+    let real = match fs::canonicalize(path) {
         Ok(real) => real,
         // Whether it is missing or dangling is told by reading it.
-        Err(NotRead::Missing) => return Ok(path.to_owned()),
-        Err(why) => return Err(unreadable(path, &why)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path.to_owned()),
+        Err(error) => return Err(unreadable(path, &error)),
     };
     if real.starts_with(&backend.real) {
         return Ok(real);
@@ -94,9 +94,9 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
 }
 
 fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
-    let bytes = files::read(path).map_err(|why| match why {
-        NotRead::Missing => Blocked::incomplete("not there: an unfinished update"),
-        why => unreadable(path, &why).into(),
+    let bytes = files::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Blocked::incomplete("not there: an unfinished update"),
+        _ => unreadable(path, &error).into(),
     })?;
     let mut evidence = releases(setting);
     let sites = locate(setting, &bytes).map_err(|why| {
@@ -123,8 +123,8 @@ fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Rec
     let path = receipt_path(path);
     let ignored = |why: &str| Err(format!("{} {why}", path.display()));
     match files::read(&path).map(|bytes| serde_json::from_slice::<Receipt>(&bytes)) {
-        Err(NotRead::Missing) => Ok(None),
-        Err(why) => ignored(&why.to_string()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => ignored(&format!("cannot be read ({error})")),
         Ok(Err(_)) => ignored("is damaged"),
         Ok(Ok(receipt)) if receipt.fits(source, sites) => Ok(Some(receipt)),
         Ok(Ok(_)) => ignored("belongs to another version of the file"),
@@ -144,8 +144,8 @@ fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
         let path = site_packages.join(&name).join("RECORD");
         match files::read(&path) {
             Ok(record) => rows.extend(parse_record(&record, &setting.record_path())),
-            Err(why @ NotRead::Io(_)) => return Err(format!("{} {why}", path.display())),
-            Err(_) => {}
+            Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {}
+            Err(why) => return Err(cannot("read", &path, &why).to_string()),
         }
     }
     Ok(rows)

@@ -5,11 +5,11 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 use super::bytecode;
 use super::file::Edit;
 use super::survey::receipt_path;
-use crate::files::{self, NotRead, cannot, is_absence};
+use crate::files::{self, cannot, is_absence};
 use crate::lock::Lock;
 use crate::output::quoted;
 
@@ -106,7 +106,7 @@ fn change(edits: &[Edit], changes: &[&Edit], receipts: &mut Vec<PathBuf>) -> Res
     remove_bytecode()?;
     for edit in changes {
         let path = edit.path.display();
-        let now = files::read(&edit.path).map_err(|why| anyhow!("{path} {why}"))?;
+        let now = files::read(&edit.path).map_err(|error| cannot("read", &edit.path, &error))?;
         let why = "does not read back as it was written; was LM Studio updating it?";
         ensure!(now == edit.after.bytes, "{path} {why}");
     }
@@ -140,9 +140,10 @@ fn restore(edit: &Edit) -> Result<()> {
             commit(temp, path, &edit.after.bytes, &edit.before)?;
             bytecode::remove(path)
         }
-        Err(why @ NotRead::Io(_)) => bail!("it {why}"),
         // It is as it was, or somebody else has changed or removed it.
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(()),
+        Err(error) => Err(cannot("read", path, &error)),
     }
 }
 

@@ -117,7 +117,7 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
         let half = text(receipt);
         fs::write(receipt, &half[..half.len() / 2]).unwrap();
     });
-    is_of_no_use("has 3221225472 bytes", |receipt| {
+    is_of_no_use("cannot be read (it has 3221225472 bytes", |receipt| {
         let receipt = File::options().write(true).open(receipt).unwrap();
         receipt.set_len(3 << 30).unwrap();
     });
@@ -126,17 +126,20 @@ fn a_receipt_of_no_use_is_told_and_ignored() {
 #[test]
 fn what_stands_in_place_of_a_receipt_is_told_and_ignored() {
     let places: [(&str, fn(&Path)); 4] = [
-        ("is a directory", |receipt| {
+        ("cannot be read (it is not a regular file)", |receipt| {
             fs::create_dir(receipt).unwrap();
             fs::write(receipt.join("kept"), "").unwrap();
         }),
         ("is damaged", |receipt| {
             symlink("cache_wrapper.py", receipt).unwrap();
         }),
-        ("is a link that leads nowhere", |receipt| {
-            symlink("/nowhere", receipt).unwrap();
-        }),
-        ("is a FIFO", mkfifo),
+        (
+            "cannot be read (it is a link that leads nowhere)",
+            |receipt| {
+                symlink("/nowhere", receipt).unwrap();
+            },
+        ),
+        ("cannot be read (it is not a regular file)", mkfifo),
     ];
     for (why, place) in places {
         is_of_no_use(why, |receipt| {
@@ -188,7 +191,9 @@ fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
     assert_eq!(text(backend.engine()), engine_since_2026("4096"));
     if receipt.is_dir() {
         assert!(receipt.join("kept").exists());
-        env.finish(["--revert"]).exits(1).says("is a directory");
+        env.finish(["--revert"])
+            .exits(1)
+            .says("is not a regular file");
         env.finish(["2048"]).exits(0);
     } else {
         env.finish(["--revert"]).exits(0);

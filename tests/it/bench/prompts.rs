@@ -102,5 +102,5 @@ fn a_prompt_file_is_used_over_and_over() {
     let prompt = stage.state().prefills.last().unwrap().prompt.clone();
     assert!(prompt.ends_with("Grüße") || prompt.contains("Grüße, Grüße"));
     let ran = stage.run("--prompt-file /no/such").exits(1);
-    ran.says("/no/such is not there");
+    ran.says("cannot read /no/such (");
 }

@@ -66,16 +66,16 @@ type Put = fn(&Env, &Path);
 
 /// What may stand where a vendor file was, and the words for each.
 const PLACED: [(&str, Put); 8] = [
-    ("is a FIFO, not a regular file", |_, path| mkfifo(path)),
-    ("is a directory, not a regular file", |_, path| {
+    ("is not a regular file", |_, path| mkfifo(path)),
+    ("is not a regular file", |_, path| {
         fs::create_dir(path).unwrap();
     }),
-    ("is a device, not a regular file", |_, path| {
+    ("is not a regular file", |_, path| {
         // The numbers of /dev/zero, which never ends.
         let mut mknod = Command::new("mknod");
         _ = mknod.arg(path).args(["c", "1", "5"]).output();
     }),
-    ("is a socket, not a regular file", |env, path| {
+    ("is not a regular file", |env, path| {
         // The path of a socket that is bound must be short.
         let short = env.user().join("socket");
         drop(UnixListener::bind(&short).unwrap());

@@ -61,9 +61,11 @@ fn assert_tame(ran: &Ran) {
 
 /// What is no file that can be read: what is said of it, and what makes it at a path.
 const NO_FILES: [(&str, fn(&Path)); 4] = [
-    ("is a directory", |path| fs::create_dir(path).unwrap()),
-    ("is a FIFO", mkfifo),
-    ("cannot be read", |path| symlink(path, path).unwrap()),
+    ("is not a regular file", |path| {
+        fs::create_dir(path).unwrap()
+    }),
+    ("is not a regular file", mkfifo),
+    ("cannot read", |path| symlink(path, path).unwrap()),
     ("more than the limit of 16777216", |path| {
         File::create(path).unwrap().set_len(3 << 30).unwrap();
     }),
