@@ -61,9 +61,10 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
 
 /// Whether the selected backend has one of these outcomes; if it is unknown which one is selected, whether any has.
 fn selected_is(report: &Report, outcomes: &[Outcome]) -> bool {
+    let mut left_out = report.absent.left_out.iter();
     let is_known = report.backends.iter().any(|row| row.backend.selected)
         || report.is_selected_missing()
-        || !report.absent.left_out.is_empty();
+        || left_out.any(|backend| backend.selected);
     let mut rows = report.with(outcomes);
     rows.any(|row| row.backend.selected || !is_known)
 }

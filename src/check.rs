@@ -4,11 +4,10 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Result, bail};
-use glob::Pattern;
 
 use crate::cli::Cli;
 use crate::effect;
-use crate::lmstudio::backends::{self, INSTALL, amphibian};
+use crate::lmstudio::backends::{Absent, INSTALL, amphibian};
 use crate::lmstudio::home;
 use crate::lmstudio::workers;
 use crate::marker;
@@ -18,8 +17,6 @@ use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::report::{BackendReport, Report, notes, table};
-
-const SHOWS_ALL: &str = "`lmpatch --check` shows them all";
 
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
@@ -52,41 +49,34 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     shown.map(|()| exit(report))
 }
 
-/// The backends that were asked for; the report gets what is absent. Fails if there is none.
+/// The backends that were asked for; the report gets what is absent. Fails if there is none, or none for a pattern.
 pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveyed>> {
     let survey = patch::survey(home, &cli.backend)?;
     report.absent = survey.absent;
-    if !survey.backends.is_empty() {
-        let found = survey.backends.iter().map(|one| &one.backend.name);
-        let missing = report.absent.missing.iter().map(|one| &one.name);
-        let names: Vec<_> = found.chain(missing).collect();
-        for pattern in &cli.backend {
-            if !names.iter().any(|name| pattern.matches(name)) {
-                let what = format!("no backend matches {pattern}");
-                report.findings.add(Warning, None, &what, SHOWS_ALL);
-            }
-        }
-        return Ok(survey.backends);
-    }
+    let Absent {
+        missing, left_out, ..
+    } = &report.absent;
     let amphibian = amphibian(home);
     let directory = amphibian.display();
-    let patterns = &cli.backend;
-    // Those of the selected runtime are listed even if they match no pattern.
-    let missing = report.absent.missing.iter();
-    let wanted = missing.filter(|one| backends::is_wanted(&one.name, patterns));
-    if let Some(missing) = wanted.min_by_key(|one| !one.selected) {
-        let (what, next) = notes::missing(missing);
-        bail!("no MLX backend found in {directory}: {what}; {next}");
+    let found = survey.backends.iter().map(|one| &one.backend.name);
+    let names: Vec<_> = found.chain(missing.iter().map(|one| &one.name)).collect();
+    let are_some = !survey.backends.is_empty() || !left_out.is_empty();
+    for pattern in cli.backend.iter().filter(|_| are_some) {
+        if !names.iter().any(|name| pattern.matches(name)) {
+            let next = "`lmpatch --check` shows them all";
+            bail!("no backend in {directory} matches {pattern}; {next}");
+        }
     }
-    let is_empty = || backends::find(home, &[]).is_ok_and(|(all, _)| all.is_empty());
-    if patterns.is_empty() || is_empty() {
+    if survey.backends.is_empty() {
+        if let Some(missing) = missing.iter().min_by_key(|one| !one.selected) {
+            let (what, next) = notes::missing(missing);
+            bail!("no MLX backend found in {directory}: {what}; {next}");
+        }
         let hint = cli.home.is_none().then(|| home::hint(home));
         let hint = hint.unwrap_or_default();
         bail!("no MLX backend found in {directory}; {INSTALL}{hint}");
     }
-    let patterns: Vec<_> = patterns.iter().map(Pattern::as_str).collect();
-    let patterns = patterns.join(" or ");
-    bail!("no backend in {directory} matches {patterns}; {SHOWS_ALL}")
+    Ok(survey.backends)
 }
 
 fn exit(report: &Report) -> Exit {

@@ -133,7 +133,8 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     let lock = lock.filter(|_| sets);
     let survey = home.map(|home| patch::survey(home, &args.backend));
     let Survey { backends, absent } = survey.transpose()?.unwrap_or_default();
-    if let (Some(one), false) = (absent.left_out.last(), args.direct) {
+    let mut left_out = absent.left_out.iter().filter(|one| one.selected);
+    if let (Some(one), false) = (left_out.next_back(), args.direct) {
         bail!("{} is selected, but --backend omits it", one.name);
     }
     let in_use = in_use(&backends);

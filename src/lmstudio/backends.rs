@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use super::runtimes::{self, Runtime, Selections, unknown_runtime};
+use super::runtimes::{self, Runtime, Selections};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
@@ -64,12 +64,11 @@ pub struct MissingBackend {
 /// What a home lacks of its backends, and what is unknown of them.
 #[derive(Debug, Default, Serialize)]
 pub struct Absent {
-    /// Those of the selected runtime even if they match no pattern.
     #[serde(rename = "missing_backends")]
     pub missing: Vec<MissingBackend>,
     #[serde(skip)]
     pub selections: Selections,
-    /// The selected backends whose names match no pattern.
+    /// The backends whose names match no pattern.
     #[serde(skip)]
     pub left_out: Vec<Backend>,
 }
@@ -114,18 +113,15 @@ fn why_absent(home: &Path, directory: &Path) -> String {
     format!("LM Studio's home {shown} is not there; {next}")
 }
 
-/// The backends of `home`, sorted by name and number; if `wanted` is not empty, those whose names match one of its
-/// patterns.
-///
-/// Fails if the directory of backends cannot be listed.
-pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
+/// The backends of `home`, sorted by name and number. Fails if their directory cannot be listed.
+pub fn find(home: &Path) -> Result<(Vec<Backend>, Absent)> {
     let (mut names, real) = open(home)?;
     let directory = amphibian(home);
     // What is hidden is being unpacked, or is somebody else's.
     names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
     names.sort_by_cached_key(|name| version_key(&name.to_string_lossy()));
     let (runtimes, selections) = runtimes::read(home);
-    let (mut backends, mut known) = (Vec::new(), Vec::new());
+    let mut backends = Vec::new();
     let mut absent = Absent {
         selections,
         ..Absent::default()
@@ -135,23 +131,14 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
         let uses = |runtime: &&Runtime| runtime.packages.contains(&backend.name);
         backend.runtimes = runtimes.iter().filter(uses).cloned().collect();
         backend.selected = backend.runtimes.iter().any(|runtime| runtime.selected);
-        known.extend(backend.selected_by());
-        if backend.runtimes.is_empty() && is_copy(&backend.name) {
-            continue;
-        }
-        if is_wanted(&backend.name, wanted) {
+        if !backend.runtimes.is_empty() || !is_copy(&backend.name) {
             backends.push(backend);
-        } else if backend.selected {
-            absent.left_out.push(backend);
         }
     }
     for runtime in &runtimes {
-        let needs = |name: &&String| runtime.selected || is_wanted(name, wanted);
-        for name in runtime.packages.iter().filter(needs) {
+        for name in &runtime.packages {
             let path = directory.join(name);
             if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {
-                let is_engine = name.starts_with(NAME_PREFIX);
-                known.extend(runtime.selected_by.iter().filter(|_| is_engine));
                 absent.missing.push(MissingBackend {
                     name: name.clone(),
                     runtime: runtime.label.clone(),
@@ -160,11 +147,6 @@ pub fn find(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Backend>, Absent)> {
                 });
             }
         }
-    }
-    let Selections { unknown, since } = &mut absent.selections;
-    for (app, _) in since.extract_if(.., |(app, _)| !known.contains(app)) {
-        let why = "name one whose manifest lists no MLX backend";
-        unknown.push(unknown_runtime(app, why));
     }
     Ok((backends, absent))
 }

@@ -31,7 +31,7 @@ pub fn hint(home: &Path) -> String {
         text += "; ~/.lmstudio-home-pointer names it";
     }
     for other in usual.iter().filter(|one| *one != home) {
-        let found = backends::find(other, &[]);
+        let found = backends::find(other);
         if found.is_ok_and(|(backends, _)| !backends.is_empty()) {
             let (shown, other) = (other.display(), quoted(other.display()));
             text += &format!("; there are backends in {shown}: add `--home {other}`");

@@ -83,7 +83,8 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
                 selections.since.extend(since.map(|since| (app, since)));
             }
             Err(why) => {
-                selections.unknown.push(unknown_runtime(app, &why));
+                let what = format!("the runtime of {app} is unknown: its preferences {why}");
+                selections.unknown.push(what);
             }
         }
     }
@@ -102,13 +103,13 @@ fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Re
     let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
     let selected = runtimes.iter_mut().find(is_it);
     let selected = selected.ok_or("name one that is not there")?;
+    let mut packages = selected.packages.iter();
+    if packages.all(|name| name.starts_with("cpython")) {
+        return Err("name one whose manifest lists no MLX backend".to_owned());
+    }
     selected.selected = true;
     selected.selected_by.push(app);
     Ok(true)
-}
-
-pub fn unknown_runtime(app: &str, why: &str) -> String {
-    format!("the runtime of {app} is unknown: its preferences {why}")
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.

@@ -18,7 +18,7 @@ use anyhow::Result;
 use glob::Pattern;
 use serde::Serialize;
 
-use crate::lmstudio::backends::{self, Absent};
+use crate::lmstudio::backends::{self, Absent, Backend};
 use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
@@ -65,7 +65,10 @@ pub struct Survey {
 
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
-    let (found, absent) = backends::find(home, wanted)?;
+    let (found, mut absent) = backends::find(home)?;
+    let is_wanted = |backend: &Backend| backends::is_wanted(&backend.name, wanted);
+    let (found, left_out) = found.into_iter().partition(is_wanted);
+    absent.left_out = left_out;
     let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, absent })
 }

@@ -11,7 +11,6 @@ use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
 use crate::patch::settings::{DEFAULT_SIZE, SIZES, Site};
-use crate::patch::survey::survey;
 use crate::patch::{Applied, Outcome};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
@@ -75,7 +74,11 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
             found.add(Note, Some(row), &what, next);
         }
     }
-    on_left_out(found, rows, report.size, &report.absent.left_out);
+    let left_out = report.absent.left_out.iter();
+    for Backend { name, .. } in left_out.filter(|backend| backend.selected) {
+        let what = format!("{name} is selected, but --backend omits it");
+        found.add(Warning, None, &what, "`lmpatch --check` shows its size");
+    }
     let level = if is_revert { Warning } else { Error };
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
@@ -85,36 +88,6 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
             let what = format!("the agent will set {size} again");
             found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
         }
-    }
-}
-
-/// The selected backends that `--backend` omits, unless they are as a run with that size, or a revert, would leave them.
-fn on_left_out(
-    found: &mut Findings,
-    rows: &[BackendReport],
-    size: Option<u64>,
-    left_out: &[Backend],
-) {
-    // Giving an older backend its own stock value says nothing about the selected one.
-    if size.is_some() && rows.iter().any(|row| row.stock == size) {
-        return;
-    }
-    for backend in left_out {
-        let now = BackendReport::surveyed(survey(backend.clone()));
-        let is_there = match size {
-            Some(size) => now.has(size),
-            None => now.state == State::Stock,
-        };
-        if is_there {
-            continue;
-        }
-        let what = format!("{} is selected, but --backend omits it", backend.name);
-        let mut next = "`lmpatch --check -v` shows why it cannot be changed".to_owned();
-        if now.why.is_none() && (size.is_some() || can_revert(&now)) {
-            let wanted = size.map_or("--revert".to_owned(), |size| size.to_string());
-            next = format!("`lmpatch {wanted}{}` does it too", flag(&backend.name));
-        }
-        found.add(Warning, None, &what, &next);
     }
 }
 
