@@ -10,7 +10,7 @@ use crate::lmstudio::backends::{Absent, Backend, MissingBackend};
 use crate::output::Level::{self, Error, Note, Warning};
 use crate::output::flag;
 use crate::patch::file::{Source, State, VendorFile};
-use crate::patch::settings::{DEFAULT_SIZE, SIZES, Site};
+use crate::patch::settings::{DEFAULT_SIZE, SIZES};
 use crate::patch::{Applied, Outcome};
 
 /// Prompt-cache checkpoints are kept on a grid of this many tokens (mlx-engine's vision kit).
@@ -18,8 +18,6 @@ const CHECKPOINT_GRID: u64 = 256;
 /// From this size on, reports of running out of memory begin (mlx-lm #943, lmstudio-bug-tracker #2240).
 const MEMORY_CAUTION: u64 = 8192;
 
-/// Engines with this file prefill batched text with the default of mlx-lm's `BatchGenerator`, until 2026-03-25.
-const BATCHED_KIT: &str = "mlx_engine/model_kit/batched_model_kit.py";
 /// Engines with this file fit the context to memory with the chunk in the formula (2026-07-14 to 2026-08-21).
 const CONTEXT_FIT: &str = "mlx_engine/model_kit/batched_vision/context_fit.py";
 
@@ -108,12 +106,6 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flag
         let next = "if LM Studio is updating it, run this again when that is done";
         found.add(Warning, Some(row), &what, next);
     }
-    for file in row.files.iter().filter(|file| file.differs_from_record()) {
-        let path = file.setting.record_path();
-        let what = format!("{path} is not the file that its package's RECORD lists");
-        let next = "if nobody edited it on purpose, reinstall the runtime in LM Studio";
-        found.add(Note, Some(row), &what, next);
-    }
     effect::on_row(found, row, Warning);
     for source in row.files.iter().filter_map(VendorFile::source) {
         if let Err(why) = &source.receipt {
@@ -127,12 +119,11 @@ fn on_backend(found: &mut Findings, row: &BackendReport, size: Option<u64>, flag
             found.add(Note, Some(row), &what, next);
         }
     }
-    match (size, row.stock, &row.why) {
-        (Some(size), Some(stock), None) if size == stock => on_stock(found, row, stock),
-        (Some(size), Some(stock), None) if SIZES.contains(&size) => {
-            on_size(found, row, size, stock, flags);
-        }
-        _ => {}
+    if let (Some(size), Some(stock), None) = (size, row.stock, &row.why)
+        && size != stock
+        && SIZES.contains(&size)
+    {
+        on_size(found, row, size, stock, flags);
     }
 }
 
@@ -202,6 +193,7 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, fla
         found.add(Note, None, &what, &next);
     }
     let only = flag(&row.backend.name);
+    let mut packages = row.backend.site_packages.iter().flatten();
     if size < stock {
         let but = "it saves memory, but prefill may be slower";
         let what = format!("{size} is below its stock {stock}: {but}");
@@ -211,36 +203,13 @@ fn on_size(found: &mut Findings, row: &BackendReport, size: u64, stock: u64, fla
             format!("`lmpatch {stock}{only}` sets that again")
         };
         found.add(Note, Some(row), &what, &next);
-    } else if has_file(row, CONTEXT_FIT) {
+    } else if packages.any(|packages| packages.join(CONTEXT_FIT).exists()) {
         // One worked case for engines with that file.
         let case = "for example 58,880 tokens at 2048, 34,304 at 4096";
         let what = format!("a larger chunk leaves less memory for context: {case}");
         let next = format!("if you need the longer context: `lmpatch {stock}{only}`");
         found.add(Note, Some(row), &what, &next);
     }
-}
-
-/// What ships with two sizes: that of batched text is not the one that is set and shown.
-fn on_stock(found: &mut Findings, row: &BackendReport, stock: u64) {
-    let sources = row.files.iter().filter_map(VendorFile::source);
-    let mut sites = sources.flat_map(|source| &source.sites);
-    let batched = sites.find(|site| site.owner == "BatchGenerator.__init__");
-    let is_two = |site: &&Site| site.value == site.stock && site.stock != stock;
-    let Some(other) = batched.filter(is_two) else {
-        return;
-    };
-    if has_file(row, BATCHED_KIT) && (row.backend.selected || row.result.is_some()) {
-        let other = other.value;
-        let what = format!("it ships with {stock}, but with {other} for batched text");
-        let size = stock + CHECKPOINT_GRID;
-        let next = format!("`lmpatch {size}{}` sets both", flag(&row.backend.name));
-        found.add(Note, Some(row), &what, &next);
-    }
-}
-
-fn has_file(row: &BackendReport, path: &str) -> bool {
-    let mut packages = row.backend.site_packages.iter().flatten();
-    packages.any(|packages| packages.join(path).exists())
 }
 
 /// `level`: how serious it is if the backend is selected.

@@ -3,9 +3,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use crate::support::home::{
-    BackendDir, NAME, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
-};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, engine_with_parameter, generate};
 use crate::support::lms::FakeLms;
 use crate::support::{Env, LMPATCH, Ran, column, edit, text};
 use lmpatch::marker;
@@ -244,25 +242,6 @@ fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
         let told = format!("{first} is read-only; {advice}");
         env.run(args).exits(1).says(&told);
     }
-}
-
-#[test]
-fn an_engine_that_ships_with_two_sizes_is_told_apart() {
-    let (env, backend) = Env::in_use();
-    let backend = backend.with_engine(engine_with_constant("512"));
-    env.run(["--check"]).says_nothing_of("batched");
-    let backend = backend.write("mlx_engine/model_kit/batched_model_kit.py", "");
-    let told = "it ships with 512, but with 2048 for batched text";
-    let next = format!("`lmpatch 768 --backend '{NAME}'` sets both");
-    env.run(["--check"]).says(told).says(&next);
-    env.run(["4096"]).exits(0).says_nothing_of(told);
-    env.run(["512"]).exits(0).says(told).says(&next);
-    env.run(["768"]).exits(0).says_nothing_of(told);
-    env.run(["--check", "768", "-v"]).exits(0).shows("768");
-    // Nothing ships with what somebody has set.
-    env.run(["512"]).exits(0);
-    edit(&backend.generate(), "2048", "4096");
-    env.run(["--check"]).says_nothing_of("it ships with");
 }
 
 #[test]
