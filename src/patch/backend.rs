@@ -86,15 +86,8 @@ impl Surveyed {
 
     /// What every file must hold for `goal`, including files that already hold it.
     pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
-        let is_known = |file: &VendorFile| match &file.content {
-            Ok(source) => source.is_stock() || source.original.is_some(),
-            Err(blocked) => blocked.is_original,
-        };
         if let Some(blocked) = self.blocked() {
-            let is_revert = matches!(goal, Goal::Original) && !self.files.is_empty();
-            if !is_revert || !self.files.iter().all(is_known) {
-                return Err(blocked);
-            }
+            return Err(blocked);
         }
         let stock = self.chunk_and_stock().map_or(0, |(_, stock)| stock);
         let mut advice = String::new();

@@ -62,8 +62,6 @@ impl State {
 pub struct Blocked {
     pub state: State,
     pub why: String,
-    /// Whether it is nevertheless proven to be the vendor's, like engines from before the settings existed.
-    pub is_original: bool,
 }
 
 impl From<String> for Blocked {
@@ -71,7 +69,6 @@ impl From<String> for Blocked {
         Self {
             state: State::Refused,
             why,
-            is_original: false,
         }
     }
 }
@@ -80,7 +77,7 @@ impl Blocked {
     pub fn incomplete(why: &str) -> Self {
         Self {
             state: State::Incomplete,
-            ..Self::from(why.to_owned())
+            why: why.to_owned(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::backend::Surveyed;
 use super::file::{Blocked, Source, VendorFile};
-use super::original::{Evidence, Proof, Receipt, parse_record, prove, releases};
+use super::original::{Evidence, Proof, Receipt, parse_record, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
 use crate::files::{self, app_bundle, cannot};
@@ -98,17 +98,9 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
         ErrorKind::NotFound => Blocked::incomplete("not there: an unfinished update"),
         _ => unreadable(path, &error).into(),
     })?;
+    let sites = locate(setting, &bytes)
+        .map_err(|why| why + "; if nobody edited it, a newer lmpatch may know it")?;
     let mut evidence = releases(setting);
-    let sites = locate(setting, &bytes).map_err(|why| {
-        evidence.extend(record(site_packages, setting).unwrap_or_default());
-        let is_original = prove(&bytes, &[], &[], &evidence).is_some();
-        let next = "; if nobody edited it, a newer lmpatch may know it";
-        let next = if is_original { "" } else { next };
-        Blocked {
-            is_original,
-            ..Blocked::from(why + next)
-        }
-    })?;
     let receipt = read_receipt(path, &bytes, &sites);
     let mut source = Source::new(bytes, sites, receipt, &evidence);
     if source.original.as_ref().map(|known| known.proof) != Some(Proof::Release) {

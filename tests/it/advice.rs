@@ -278,19 +278,3 @@ fn a_warning_that_others_share_stays_one() {
     let shared = format!("warning: {OLDER}, {NAME}: mlx_engine/cache_wrapper.py");
     env.run(["--check"]).says(&shared);
 }
-
-#[test]
-fn a_newer_lmpatch_is_no_hope_for_what_is_proven_to_be_older() {
-    let (env, _, older) = two("2048");
-    let older = older.with_generate("x = 1\n");
-    let newer = "a newer lmpatch may know it";
-    env.run(["--check"]).says(newer);
-    older.with_record("x = 1\n");
-    env.run(["--check"])
-        .says("no definition of prefill_step_size")
-        .says_nothing_of(newer);
-    // Nothing of it has to be reverted.
-    env.run(["--revert"])
-        .exits(0)
-        .says("2 backends: 2 unchanged");
-}
