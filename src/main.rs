@@ -8,6 +8,6 @@ fn main() -> ExitCode {
     match Cli::read(std::env::args_os()).map(|cli| lmpatch::run(&cli)) {
         Ok(Ok(exit)) => ExitCode::from(exit as u8),
         Ok(Err(error)) => output::print_fatal(&error),
-        Err(answer) => output::print_clap(&answer),
+        Err(answer) => answer.exit(),
     }
 }

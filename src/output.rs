@@ -167,16 +167,6 @@ fn terminal_width() -> u16 {
     terminal_size::terminal_size().map_or(80, |(width, _)| width.0)
 }
 
-/// Prints what clap has to say (`--help`, `--version`, a wrong command line) and returns its exit code.
-pub fn print_clap(answer: &clap::Error) -> ExitCode {
-    match answer.print() {
-        Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
-            print_fatal(&anyhow::Error::new(error).context("cannot write to stdout"))
-        }
-        _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
-    }
-}
-
 /// Prints the error that a run ended with, and returns the exit code.
 pub fn print_fatal(error: &anyhow::Error) -> ExitCode {
     eprint("error: ", BAD, &format!("{error:#}"));

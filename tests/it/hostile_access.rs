@@ -139,13 +139,12 @@ fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
 }
 
 /// Every kind of run that prints, and whether it changes files.
-const PRINTING: [(&str, bool); 8] = [
+const PRINTING: [(&str, bool); 7] = [
     ("--check", false),
     ("--check -v", false),
     ("--check --json", false),
     ("4096 --dry-run", false),
     ("4096 --dry-run --json", false),
-    ("--help", false),
     ("4096", true),
     ("4096 --json", true),
 ];
