@@ -76,9 +76,12 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
     let mut selections = Selections::default();
     for (app, preferences) in APPS {
         let preferences = home.join(preferences);
+        // Without its file an app is not installed, as most people have no Bionic.
+        if app != LM_STUDIO && !preferences.exists() {
+            continue;
+        }
         match select(&mut runtimes, app, &preferences) {
-            Ok(false) => {}
-            Ok(true) => {
+            Ok(()) => {
                 let since = files::modified(&preferences);
                 selections.since.extend(since.map(|since| (app, since)));
             }
@@ -91,15 +94,18 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
     (runtimes, selections)
 }
 
-/// Marks the runtime that an app has selected. Returns whether the app is installed; fails with the reason if its runtime
-/// is unknown.
-fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Result<bool, String> {
-    let preferences = files::read(preferences);
-    // Without its file an app is not installed, as most people have no Bionic.
-    if preferences.is_err() && app != LM_STUDIO {
-        return Ok(false);
-    }
-    let row = choice(&preferences.unwrap_or_default())?;
+/// Marks the runtime that an app's preferences select for safetensors, the format of MLX models. Fails with the reason if
+/// there is not just one.
+fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Result<(), String> {
+    let preferences = files::read(preferences).unwrap_or_default();
+    let mut rows: Vec<Value> = serde_json::from_slice(&preferences).unwrap_or_default();
+    rows.retain(|row| row["model_format"] == "safetensors");
+    rows.retain(|row| row["name"].is_string() && row["version"].is_string());
+    let row = match &rows[..] {
+        [row] => row,
+        [] => return Err("name none, or cannot be read".to_owned()),
+        rows => return Err(format!("name {} for MLX models", rows.len())),
+    };
     let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
     let selected = runtimes.iter_mut().find(is_it);
     let selected = selected.ok_or("name one that is not there")?;
@@ -109,7 +115,7 @@ fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Re
     }
     selected.selected = true;
     selected.selected_by.push(app);
-    Ok(true)
+    Ok(())
 }
 
 /// The MLX runtime that a `backend-manifest.json` describes.
@@ -134,17 +140,4 @@ pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
         packages: names.filter(|n| !is_odd(n)).map(str::to_owned).collect(),
         ..Runtime::default()
     })
-}
-
-/// The row of an app's preferences that selects a runtime for safetensors, the format of MLX models. Fails with the reason
-/// if there is not just one.
-fn choice(preferences: &[u8]) -> Result<Value, String> {
-    let mut rows: Vec<Value> = serde_json::from_slice(preferences).unwrap_or_default();
-    rows.retain(|row| row["model_format"] == "safetensors");
-    rows.retain(|row| row["name"].is_string() && row["version"].is_string());
-    match (rows.pop(), rows.len()) {
-        (Some(row), 0) => Ok(row),
-        (None, _) => Err("name none, or cannot be read".to_owned()),
-        (_, others) => Err(format!("name {} for MLX models", 1 + others)),
-    }
 }
