@@ -62,7 +62,7 @@ fn assert_tame(ran: &Ran) {
 /// What is no file that can be read: what is said of it, and what makes it at a path.
 const NO_FILES: [(&str, fn(&Path)); 4] = [
     ("is not a regular file", |path| {
-        fs::create_dir(path).unwrap()
+        fs::create_dir(path).unwrap();
     }),
     ("is not a regular file", mkfifo),
     ("cannot read", |path| symlink(path, path).unwrap()),
