@@ -230,11 +230,6 @@ fn is_for_us(one: &Surveyed, size: u64) -> bool {
     is_open && one.sites().all(is_ours) && !one.came_edited()
 }
 
-/// Whether the agent sets a backend that stays as it is now.
-pub fn will_set(one: &Surveyed, size: u64) -> bool {
-    one.is_whole() && is_for_us(one, size) && one.blocked().is_none() && !one.differs_from_record()
-}
-
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
 fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let packages = one.backend.site_packages.iter().flatten();
