@@ -3,20 +3,19 @@
 use std::path::Path;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::check;
 use crate::cli::Cli;
 use crate::effect;
 use crate::lmstudio::lms::Lms;
 use crate::marker;
-use crate::output::{Exit, Output, flags};
+use crate::output::{Exit, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
-use crate::patch::file::State;
 use crate::patch::sites::compile_patterns;
 use crate::patch::{self, Applied, Outcome};
-use crate::reload::{How, Reloader};
+use crate::reload::Reloader;
 use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, table};
 use crate::signals;
 
@@ -85,30 +84,22 @@ fn has_failed(report: &Report) -> bool {
 /// may have them.
 fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[Applied]) -> bool {
     let Some(how) = cli.reload else { return true };
-    if !selected_is(report, &[Changed, Unchanged]) {
-        let why = "no selected backend was set";
-        output.error(&format!("no model was reloaded: {why}"));
-        report.reload = Some(ReloadReport {
-            how,
-            models: Vec::new(),
-            error: Some(why.to_owned()),
-        });
-        return false;
-    }
-    output.say(match how {
-        How::Models => "Reloading the loaded models, if any; a large one takes minutes …",
-        How::App => "Restarting the app, if it has a model loaded, and loading its models again …",
-    });
-    // Without them a signal just ends lmpatch, between an unload and a load.
-    if let Ok(signals) = signals::catch() {
-        signals::end_on_second(signals, false, *output, |_| {});
-    }
-    let reloader = Reloader {
-        home: home.to_owned(),
-        lms: Lms::of(home),
-        advice: advice(cli, &report.backends, all),
+    let result = if selected_is(report, &[Changed, Unchanged]) {
+        output.say("Loading again what is loaded, if anything; a large model takes minutes …");
+        // Without them a signal just ends lmpatch, between an unload and a load.
+        if let Ok(signals) = signals::catch() {
+            signals::end_on_second(signals, false, *output, |_| {});
+        }
+        let reloader = Reloader {
+            home: home.to_owned(),
+            lms: Lms::of(home),
+            advice: advice(cli, all),
+        };
+        reloader.run(how)
+    } else {
+        Err(anyhow!("no selected backend was set"))
     };
-    let (models, error) = match reloader.run(how) {
+    let (models, error) = match result {
         Ok(models) => (models, None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
@@ -122,41 +113,31 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
 }
 
 /// What to do about a model that cannot be loaded with the new values.
-fn advice(cli: &Cli, rows: &[BackendReport], applied: &[Applied]) -> String {
+fn advice(cli: &Cli, applied: &[Applied]) -> String {
     let changed = applied.iter().filter(|one| one.outcome == Changed);
     let before = changed.map(|one| &one.before);
     let commands = marker::commands(before, cli.backend.is_empty());
-    let load = "load it in LM Studio";
+    let mut back = "if it does not fit, set a smaller size".to_owned();
     if !commands.is_empty() {
-        return format!("{} goes back, then {load}", marker::shown(&commands));
+        back = format!("{} goes back", marker::shown(&commands));
     }
-    let is_set = |row: &BackendReport| row.why.is_none() && row.state != State::Stock;
-    if !rows.iter().any(|row| is_set(row) && notes::can_revert(row)) {
-        return load.to_owned();
-    }
-    let revert = format!("`lmpatch --revert{}`", flags(&cli.backend));
-    format!("if it does not fit, {revert} restores the vendor's size; then {load}")
+    back + ", then load it in LM Studio"
 }
 
 fn print_reloaded(output: &Output, report: &ReloadReport) {
-    let failed = |what: &str| output.error(&format!("the files are written, but {what}"));
-    match (&report.error, report.how) {
-        (Some(error), _) => failed(&format!("no model was loaded again: {error}")),
-        // Without a model there was no app to restart.
-        (None, How::App) if !report.models.is_empty() => output.say("The app was restarted."),
-        _ => {}
+    if let Some(error) = &report.error {
+        output.error(&format!("no model was loaded again: {error}"));
     }
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
     for one in &report.models {
         let id = &one.model.identifier;
         if let Some(why) = &one.failed {
-            failed(&format!("{id} was not loaded again: {why}"));
+            output.error(&format!("{id} was not loaded again: {why}"));
             continue;
         }
         let (context, parallel) = (number(one.model.context_length), number(one.model.parallel));
-        output.say(&format!(
-            "{id} was reloaded (context {context}, parallel {parallel})."
-        ));
+        let with = format!("context {context}, parallel {parallel}");
+        output.say(&format!("{id} was reloaded ({with})."));
         if let Some(note) = &one.note {
             output.note(&format!("{id}: {note}"));
         }

@@ -106,7 +106,7 @@ fn what_backend_leaves_out_is_told() {
         ))
         .says_nothing_of("Takes effect");
     env.run(["4096", "--backend", OLDER, "--reload"])
-        .fails("no model was reloaded: no selected backend was set");
+        .fails("no model was loaded again: no selected backend was set");
     only_older("--revert").says("--backend omits it");
 }
 
@@ -251,7 +251,7 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["4096", "--reload"])
         .exits(1)
-        .says("no model was reloaded: no selected backend was set");
+        .says("no model was loaded again: no selected backend was set");
     let report = env.json(["4096", "--reload"]);
     assert_eq!(report["reload"]["error"], "no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);

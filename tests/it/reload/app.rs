@@ -33,7 +33,6 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
         standins
             .run(["4096", "--reload=app"])
             .exits(0)
-            .says("The app was restarted")
             .says("qwen/tiny was reloaded (context 12345, parallel 3)")
             .says("llama/tiny was reloaded")
             .says("gemma/tiny was reloaded (context 8000");
@@ -81,7 +80,7 @@ fn a_restart_that_fails_says_what_was_loaded() {
         standins.script(program, &format!("echo '{said}' >&2; exit 1"));
         standins
             .run(["4096", "--reload=app"])
-            .fails("the files are written")
+            .fails("no model was loaded again: ")
             .says(said)
             .says("what was loaded: qwen/tiny");
         // An app that was quit before another could not be is not left closed.
