@@ -32,7 +32,7 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     };
     report.backends = applied.iter().map(BackendReport::applied).collect();
     if lock.is_some() {
-        marker::forget(home, patch::done(&applied));
+        marker::forget(home, &applied);
     }
     // With a lock, what is said of loaded models is said of these values.
     let _lock = lock.filter(|_| cli.reload.is_some());

@@ -11,6 +11,7 @@ use crate::files;
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
 use crate::output::flag;
+use crate::patch::Applied;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
 use crate::patch::settings::SIZES;
@@ -46,13 +47,13 @@ fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
     files::replace(&marker(home), &bytes)
 }
 
-/// Takes backends that need not be restored out of the marker.
-pub fn forget<'s>(home: &Path, backends: impl IntoIterator<Item = &'s Surveyed>) {
+/// Takes the backends that reached the goal of a run out of the marker: they need not be restored.
+pub fn forget(home: &Path, applied: &[Applied]) {
     let Some(mut commands) = read(home) else {
         return;
     };
-    for one in backends {
-        commands.remove(&one.backend.name);
+    for one in applied.iter().filter(|one| one.why.is_none()) {
+        commands.remove(&one.before.backend.name);
     }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
     let _ = match commands.len() {

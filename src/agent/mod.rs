@@ -16,6 +16,7 @@ use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, flag, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
+use crate::patch::file::State;
 use crate::patch::settings::{DEFAULT_SIZE, Site, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
@@ -235,7 +236,8 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let packages = one.backend.site_packages.iter().flatten();
     let paths = packages.chain(one.files.iter().map(|file| &file.path));
     let mut changes = paths.filter_map(|path| files::last_change(path));
-    one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
+    let is_whole = one.state() != State::Incomplete && one.files.len() != 1;
+    is_whole && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
 }
 
 /// Sets every backend that has its stock values, perhaps in part, and has been settled for `age`, to `size` tokens; tells

@@ -18,7 +18,7 @@ use crate::lock::Lock;
 use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::{self, Applied, done};
+use crate::patch::{self, Applied};
 use crate::reload::{Disturbed, Reloader};
 
 /// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
@@ -225,7 +225,7 @@ impl Guard {
         *locked(&self.is_over) = true;
         let home = &self.reloader.home;
         let applied = self.apply(Goal::Earlier(&self.before));
-        marker::forget(home, done(&applied));
+        marker::forget(home, &applied);
         check(&applied).map_err(|why| match marker::restore_commands(home) {
             Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
             None => why.context("sizes not restored"),

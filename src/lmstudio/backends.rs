@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use glob::Pattern;
 use serde::Serialize;
 
 use super::runtimes::{self, Runtime, Selections};
@@ -149,11 +148,6 @@ pub fn find(home: &Path) -> Result<(Vec<Backend>, Absent)> {
         }
     }
     Ok((backends, absent))
-}
-
-/// Whether the name matches one of the patterns, or there are none.
-pub fn is_wanted(name: &str, patterns: &[Pattern]) -> bool {
-    patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
 }
 
 /// Whether that is somebody's backup of a backend: `…@34.bak`, `…@34 copy`.

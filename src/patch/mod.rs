@@ -51,12 +51,6 @@ pub struct Applied {
     pub edits: Vec<Edit>,
 }
 
-/// Of these, the backends that reached the goal, as they were before.
-pub fn done(applied: &[Applied]) -> impl Iterator<Item = &Surveyed> {
-    let done = applied.iter().filter(|one| one.why.is_none());
-    done.map(|one| &one.before)
-}
-
 #[derive(Debug, Default)]
 pub struct Survey {
     pub backends: Vec<Surveyed>,
@@ -66,7 +60,9 @@ pub struct Survey {
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let (found, mut absent) = backends::find(home)?;
-    let is_wanted = |backend: &Backend| backends::is_wanted(&backend.name, wanted);
+    let is_wanted = |backend: &Backend| {
+        wanted.is_empty() || wanted.iter().any(|one| one.matches(&backend.name))
+    };
     let (found, left_out) = found.into_iter().partition(is_wanted);
     absent.left_out = left_out;
     let backends = parallel(found, 1, survey::survey);
