@@ -81,8 +81,11 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
-        let will_set = |row: &BackendReport| row.state == State::Stock && !row.has(size);
-        if !report.dry_run && rows.iter().any(will_set) {
+        let mut pairs = rows.iter().zip(applied);
+        let will_set = pairs.any(|(row, one)| {
+            row.state == State::Stock && !row.has(size) && !one.after.came_edited()
+        });
+        if !report.dry_run && will_set {
             let what = format!("the agent will set {size} again");
             found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
         }
