@@ -8,7 +8,6 @@ use super::settings::Site;
 use super::sites::locate;
 use crate::files::MAX_BYTES;
 use crate::lmstudio::backends::Backend;
-use crate::output::flag;
 
 /// What a run is to bring about: a chunk of so many tokens; the original bytes; or those of an earlier survey.
 #[derive(Debug, Clone, Copy)]
@@ -85,15 +84,10 @@ impl Surveyed {
             return Err(blocked);
         }
         let stock = self.chunk_and_stock().map_or(0, |(_, stock)| stock);
-        let mut advice = String::new();
-        if matches!(goal, Goal::Original) {
-            let set = format!("`lmpatch {stock}{}`", flag(&self.backend.name));
-            advice = format!("; {set} writes the stock numbers, or reinstall the runtime");
-        }
         let plan = |file: &VendorFile| {
             let edit = file.plan(file.source()?, goal, stock);
             let path = file.setting.record_path();
-            Some(edit.map_err(|why| format!("{path}: {why}{advice}").into()))
+            Some(edit.map_err(|why| format!("{path}: {why}").into()))
         };
         self.files.iter().filter_map(plan).collect()
     }
@@ -110,7 +104,7 @@ impl VendorFile {
             None => source.is_stock().then_some(&now),
         };
         let wanted = match (goal, original) {
-            (Goal::Original, None) => return Err(original_unknown(source)),
+            (Goal::Original, None) => return Err(original_unknown(source, stock)),
             (Goal::Original, Some(original)) => original.clone(),
             (Goal::Earlier(earlier), _) => self.literals_in(earlier, source)?,
             (Goal::Size(size), Some(original)) if size == stock && !source.came_edited() => {
@@ -167,10 +161,11 @@ impl VendorFile {
     }
 }
 
-fn original_unknown(source: &Source) -> String {
+fn original_unknown(source: &Source, stock: u64) -> String {
     let receipt = match &source.receipt {
         Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
-    format!("the original is unknown: not a known release, and {receipt}")
+    let next = format!("set its stock size, {stock}, or reinstall the runtime in LM Studio");
+    format!("the original is unknown: not a known release, and {receipt}; {next}")
 }
