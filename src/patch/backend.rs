@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::file::{Blocked, Edit, Source, State, VendorFile};
+use super::file::{Edit, Source, State, VendorFile};
 use super::original::{Receipt, fill, literals, with_values};
 use super::settings::Site;
 use super::sites::locate;
@@ -40,7 +40,7 @@ impl Surveyed {
 
     pub fn state(&self) -> State {
         match self.blocked() {
-            Some(blocked) => blocked.state,
+            Some((state, _)) => state,
             None => State::of(self.sites()),
         }
     }
@@ -57,13 +57,13 @@ impl Surveyed {
     }
 
     /// Why it cannot be edited as it is, whatever the goal.
-    pub fn blocked(&self) -> Option<Blocked> {
+    pub fn blocked(&self) -> Option<(State, String)> {
         let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
-        let blocked = self.files.iter().filter_map(|f| f.content.as_ref().err());
+        let blocked = self.files.iter().filter_map(VendorFile::blocked);
         match &self.backend.site_packages {
-            Err(why) => Some(why.clone().into()),
-            Ok(_) if self.files.is_empty() => Some(Blocked::incomplete(stuck)),
-            Ok(_) => blocked.min_by_key(|b| b.state != State::Refused).cloned(),
+            Err(why) => Some((State::Refused, why.clone())),
+            Ok(_) if self.files.is_empty() => Some((State::Incomplete, stuck.to_owned())),
+            Ok(_) => blocked.min_by_key(|(state, _)| *state != State::Refused),
         }
     }
 
@@ -72,14 +72,14 @@ impl Surveyed {
         let mut after = self.clone();
         for file in &mut after.files {
             if let Some(edit) = edits.iter().find(|edit| edit.path == file.path) {
-                file.content = Ok(edit.after.clone());
+                file.content = Ok(Some(edit.after.clone()));
             }
         }
         after
     }
 
     /// What every file must hold for `goal`, including files that already hold it.
-    pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, Blocked> {
+    pub fn edits(&self, goal: Goal<'_>) -> Result<Vec<Edit>, (State, String)> {
         if let Some(blocked) = self.blocked() {
             return Err(blocked);
         }
@@ -87,7 +87,7 @@ impl Surveyed {
         let plan = |file: &VendorFile| {
             let edit = file.plan(file.source()?, goal, stock);
             let path = file.setting.record_path();
-            Some(edit.map_err(|why| format!("{path}: {why}").into()))
+            Some(edit.map_err(|why| (State::Refused, format!("{path}: {why}"))))
         };
         self.files.iter().filter_map(plan).collect()
     }

@@ -12,9 +12,10 @@ use super::settings::{Setting, Site, number};
 #[derive(Debug, Clone)]
 pub struct VendorFile {
     pub setting: &'static Setting,
-    /// Its path; with links resolved if it could be read.
+    /// Its path with links resolved.
     pub path: PathBuf,
-    pub content: Result<Arc<Source>, Blocked>,
+    /// `None` if it is not there; or why it is refused.
+    pub content: Result<Option<Arc<Source>>, String>,
 }
 
 #[derive(Debug, Clone)]
@@ -53,31 +54,6 @@ impl State {
             Self::Patched
         } else {
             Self::Mixed
-        }
-    }
-}
-
-/// Why a file or a backend is not edited: it is [`State::Incomplete`] or [`State::Refused`].
-#[derive(Debug, Clone)]
-pub struct Blocked {
-    pub state: State,
-    pub why: String,
-}
-
-impl From<String> for Blocked {
-    fn from(why: String) -> Self {
-        Self {
-            state: State::Refused,
-            why,
-        }
-    }
-}
-
-impl Blocked {
-    pub fn incomplete(why: &str) -> Self {
-        Self {
-            state: State::Incomplete,
-            why: why.to_owned(),
         }
     }
 }
@@ -160,7 +136,18 @@ impl Source {
 
 impl VendorFile {
     pub fn source(&self) -> Option<&Source> {
-        self.content.as_deref().ok()
+        self.content.as_ref().ok()?.as_deref()
+    }
+
+    /// Why it is not edited.
+    pub fn blocked(&self) -> Option<(State, String)> {
+        let why = match &self.content {
+            Ok(Some(_)) => return None,
+            Ok(None) => "not there: an unfinished update",
+            Err(why) => why,
+        };
+        let path = self.setting.record_path();
+        Some((self.state(), format!("{path}: {why}")))
     }
 
     /// Whether its package's `RECORD` lists another file: an edit of somebody's, or an unfinished update.
@@ -171,8 +158,9 @@ impl VendorFile {
 
     pub fn state(&self) -> State {
         match &self.content {
-            Ok(source) => State::of(source.sites.iter()),
-            Err(blocked) => blocked.state,
+            Ok(Some(source)) => State::of(source.sites.iter()),
+            Ok(None) => State::Incomplete,
+            Err(_) => State::Refused,
         }
     }
 }

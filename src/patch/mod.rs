@@ -106,8 +106,8 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
                 None => (Outcome::WouldChange, None, edits),
             },
             Ok(edits) => (Outcome::Unchanged, None, edits),
-            Err(b) if b.state == State::Incomplete => (Outcome::Incomplete, Some(b.why), vec![]),
-            Err(b) => (Outcome::Refused, Some(b.why), vec![]),
+            Err((State::Incomplete, why)) => (Outcome::Incomplete, Some(why), vec![]),
+            Err((_, why)) => (Outcome::Refused, Some(why), vec![]),
         };
         Applied {
             after: before.clone(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::backend::Surveyed;
-use super::file::{Blocked, Source, VendorFile};
+use super::file::{Source, VendorFile};
 use super::original::{Evidence, Proof, Receipt, parse_record, releases};
 use super::settings::{SETTINGS, Setting, Site};
 use super::sites::locate;
@@ -25,30 +25,26 @@ pub fn survey(backend: Backend) -> Surveyed {
     Surveyed { backend, files }
 }
 
+/// The setting's file; `None` if its package is not there.
 fn vendor_file(
     backend: &Backend,
     site_packages: &Path,
     setting: &'static Setting,
 ) -> Option<VendorFile> {
     let package = site_packages.join(setting.package);
+    // What cannot be looked at cannot be read either, which says what to do.
+    if matches!(files::is_dir(&package), Ok(false)) {
+        return None;
+    }
     let path = package.join(setting.file);
-    let real = match files::is_dir(&package) {
-        Ok(false) => return None,
-        Ok(true) => inside(backend, &path),
-        Err(error) => Err(cannot("read", &package, &error).to_string()),
-    };
-    let (path, content) = match real {
+    let (path, content) = match inside(backend, &path) {
         Ok(real) => (real.clone(), read(setting, site_packages, &real)),
-        Err(why) => (path, Err(why.into())),
+        Err(why) => (path, Err(why)),
     };
-    let content = content.map(Arc::new).map_err(|blocked| {
-        let why = format!("{}: {}", setting.record_path(), blocked.why);
-        Blocked { why, ..blocked }
-    });
     Some(VendorFile {
         setting,
         path,
-        content,
+        content: content.map(|source| source.map(Arc::new)),
     })
 }
 
@@ -93,11 +89,11 @@ fn inside(backend: &Backend, path: &Path) -> Result<PathBuf, String> {
     Err(format!("{link} is a link {why} to {real}{REINSTALL}"))
 }
 
-fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, Blocked> {
-    let bytes = files::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Blocked::incomplete("not there: an unfinished update"),
-        _ => unreadable(path, &error).into(),
-    })?;
+fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Option<Source>, String> {
+    let bytes = match files::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(|error| unreadable(path, &error))?,
+    };
     let sites = locate(setting, &bytes)
         .map_err(|why| why + "; if nobody edited it, a newer lmpatch may know it")?;
     let mut evidence = releases(setting);
@@ -108,7 +104,7 @@ fn read(setting: &Setting, site_packages: &Path, path: &Path) -> Result<Source, 
         evidence.extend(record(site_packages, setting)?);
         source = Source::new(source.bytes, source.sites, source.receipt, &evidence);
     }
-    Ok(source)
+    Ok(Some(source))
 }
 
 fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Receipt>, String> {

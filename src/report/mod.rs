@@ -95,7 +95,7 @@ impl BackendReport {
             stock,
             state: surveyed.state(),
             result: None,
-            why: surveyed.blocked().map(|blocked| blocked.why),
+            why: surveyed.blocked().map(|(_, why)| why),
             in_effect: None,
             stale_workers: Vec::new(),
             backend: surveyed.backend,

@@ -37,7 +37,7 @@ fn comes_back(setting: &'static Setting, source: &[u8], size: u64, evidence: &Ev
     let now = understand(setting, after, evidence, edit.receipt.as_ref());
     if edit.receipt.is_none() && !edit.drops_receipt {
         let mut planned = before.clone();
-        planned.content = Ok(edit.after.clone());
+        planned.content = Ok(Some(edit.after.clone()));
         let (planned, read) = (json!(planned), json!(now));
         assert_eq!(planned, read, "what is reported is what is read again");
         let needs_receipt = now.source().unwrap().needs_receipt;
@@ -96,7 +96,7 @@ pub fn understand(
     VendorFile {
         setting,
         path: "/".into(),
-        content: Ok(source.into()),
+        content: Ok(Some(source.into())),
     }
 }
 
