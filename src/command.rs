@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use wait_timeout::ChildExt as _;
 
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 /// The longest error that is shown, in characters.
@@ -26,13 +25,10 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         .stderr(stderr.try_clone()?)
         .process_group(0)
         .spawn()?;
-    let pid = Pid::from_child(&child);
-    let (sender, ended) = mpsc::channel();
-    thread::spawn(move || sender.send(child.wait()));
-    let status = ended.recv_timeout(timeout).unwrap_or_else(|_| {
-        let _ = kill_process(pid, Signal::KILL);
+    let status = child.wait_timeout(timeout)?.ok_or_else(|| {
+        let _ = child.kill();
         let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
-        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        io::Error::new(io::ErrorKind::TimedOut, why)
     })?;
     let printed = |file: &mut File| -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
