@@ -1,5 +1,6 @@
 //! Whether loaded models have the values that are on disk.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -20,35 +21,26 @@ pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnaps
     if cli.quiet && !cli.json && cli.reload.is_none() {
         return;
     }
-    let mut snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
-    snapshot
-        .selected_since
-        .clone_from(&report.absent.selections.since);
-    judge(&mut report.backends, &snapshot);
-    let mut rows = report.backends.iter();
-    let mut workers = snapshot.workers.iter();
-    // Only if it makes a difference, and if LM Studio is running: `lms` would start it.
-    if rows.any(|row| !row.stale_workers.is_empty())
-        && workers.any(Worker::is_lm_studios)
-        && let Ok(mut models) = Lms::of(home).loaded()
-    {
-        models.retain(LoadedModel::is_here);
-        let mlx = models.iter().filter(|model| model.is_mlx()).count();
-        snapshot.loaded = Some((mlx, models.len() - mlx));
-        judge(&mut report.backends, &snapshot);
-    }
-    report.workers = Some(snapshot.workers);
-}
-
-fn judge(rows: &mut [BackendReport], snapshot: &WorkerSnapshot) {
-    for row in rows {
-        let state = snapshot.load_state(&row.backend, written(row));
+    let snapshot = seen.unwrap_or_else(|| workers::snapshot(home));
+    let selections = &report.absent.selections;
+    let loaded = LazyCell::new(|| loaded(home));
+    for row in &mut report.backends {
+        let state = snapshot.load_state(&row.backend, written(row), selections, || *loaded);
         row.stale_workers = match &state {
             ReloadNeeded(older) => older.iter().map(|worker| worker.pid).collect(),
             _ => Vec::new(),
         };
         row.in_effect = Some(state);
     }
+    report.workers = Some(snapshot.workers);
+}
+
+/// How many MLX models and how many others `lms` has loaded on this Mac.
+fn loaded(home: &Path) -> Option<(usize, usize)> {
+    let mut models = Lms::of(home).loaded().ok()?;
+    models.retain(LoadedModel::is_here);
+    let mlx = models.iter().filter(|model| model.is_mlx()).count();
+    Some((mlx, models.len() - mlx))
 }
 
 /// When the last of a backend's files was written, in seconds since 1970; `None` if one has no date.

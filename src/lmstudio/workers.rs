@@ -10,7 +10,7 @@ use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, Updat
 
 use self::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use super::backends::{Backend, amphibian};
-use super::runtimes::LM_STUDIO;
+use super::runtimes::{LM_STUDIO, Selections};
 use crate::files::resolved;
 
 /// One worker, with its start in whole seconds since 1970.
@@ -29,16 +29,12 @@ impl Worker {
     }
 }
 
-/// What this machine's processes look like, and what helps to judge them; times in seconds since 1970.
+/// What this machine's processes look like.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerSnapshot {
     pub workers: Vec<Worker>,
     /// Other processes that may run an engine, with the directory of `_amphibian` that they are from.
     pub foreign: Vec<(u32, String)>,
-    /// Since when each app has had its selected runtime, as far as the caller knows.
-    pub selected_since: Vec<(&'static str, u64)>,
-    /// How many MLX models and how many others are loaded, if `lms` was asked: an old worker may run another engine.
-    pub loaded: Option<(usize, usize)>,
 }
 
 /// Whether loaded models have a backend's values: which workers do not, or why that is unknown.
@@ -84,7 +80,6 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
     WorkerSnapshot {
         foreign: others.filter_map(engine).collect(),
         workers,
-        ..WorkerSnapshot::default()
     }
 }
 
@@ -118,15 +113,22 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 
 impl WorkerSnapshot {
     /// Whether loaded models have the values of `backend`, whose files were last `written` then (seconds since 1970).
-    pub fn load_state(&self, backend: &Backend, written: Option<u64>) -> LoadState {
+    ///
+    /// `loaded` asks `lms` how many MLX models and how many others there are. It is only called about an old worker, which
+    /// may run another engine, since it would start LM Studio.
+    pub fn load_state(
+        &self,
+        backend: &Backend,
+        written: Option<u64>,
+        selections: &Selections,
+        loaded: impl FnOnce() -> Option<(usize, usize)>,
+    ) -> LoadState {
         // Several backends share one Python.
         let is_its = |of: &str| of == backend.name || of.starts_with("cpython");
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
             return Unknown(format!("process {pid} may use it, but is no known worker"));
         }
-        // `lms` knows no model of another app, and none that is still being loaded.
-        let are_others = |(mlx, others)| mlx == 0 && others >= self.workers.len();
-        if self.workers.is_empty() || self.loaded.is_some_and(are_others) {
+        if self.workers.is_empty() {
             return NotLoaded;
         }
         let Some(written) = written else {
@@ -137,7 +139,7 @@ impl WorkerSnapshot {
             let Worker { pid, started, app } = worker;
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
-            let selected = self.selected_since.iter().find(|(of, _)| app.contains(of));
+            let selected = selections.since.iter().find(|(of, _)| app.contains(of));
             let Some((app, since)) = selected else {
                 return Unknown(format!("the runtime of worker {pid} is unknown"));
             };
@@ -151,11 +153,14 @@ impl WorkerSnapshot {
                 older.extend((*started <= written).then(|| worker.clone()));
             }
         }
+        if older.is_empty() {
+            return if is_used { InEffect } else { NotLoaded };
+        }
+        // `lms` knows no model of another app, and none that is still being loaded.
         let is_of_lms = older.iter().all(Worker::is_lm_studios);
-        match (self.loaded, older.len()) {
-            (_, 0) if is_used => InEffect,
-            (_, 0) => NotLoaded,
-            (Some((_, others)), count) if is_of_lms && count <= others => Unknown(format!(
+        match is_of_lms.then(loaded).flatten() {
+            Some((0, others)) if others >= self.workers.len() => NotLoaded,
+            Some((_, others)) if others >= older.len() => Unknown(format!(
                 "worker {} is older than its files, but may run a model of another engine",
                 older[0].pid
             )),

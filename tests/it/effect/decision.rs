@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 use lmpatch::lmstudio::backends::Backend;
-use lmpatch::lmstudio::runtimes::Runtime;
+use lmpatch::lmstudio::runtimes::{Runtime, Selections};
 use lmpatch::lmstudio::workers::LoadState::{self, InEffect, NotLoaded, ReloadNeeded, Unknown};
 use lmpatch::lmstudio::workers::{Worker, WorkerSnapshot};
 
@@ -30,12 +30,17 @@ fn worker(pid: u32, started: u64, app: &str) -> Worker {
     Worker { pid, started, app }
 }
 
-fn seen(workers: &[&Worker], loaded: Option<(usize, usize)>) -> WorkerSnapshot {
+fn seen(workers: &[&Worker]) -> WorkerSnapshot {
     WorkerSnapshot {
         workers: workers.iter().copied().cloned().collect(),
-        selected_since: vec![("LM Studio", 10), ("Bionic", 10)],
-        loaded,
         ..WorkerSnapshot::default()
+    }
+}
+
+fn selections() -> Selections {
+    Selections {
+        since: vec![("LM Studio", 10), ("Bionic", 10)],
+        ..Selections::default()
     }
 }
 
@@ -63,12 +68,15 @@ fn the_decision_from_literals() {
         (vec![&old], Some((0, 0)), needs(&[&old])),
         (vec![&old, &older], Some((1, 1)), needs(&[&old, &older])),
     ] {
-        let snapshot = seen(&workers, loaded);
-        let state = snapshot.load_state(&used, Some(101));
+        let snapshot = seen(&workers);
+        let state = snapshot.load_state(&used, Some(101), &selections(), || loaded);
         assert_eq!(state, expected, "{snapshot:?}");
     }
     // What LM Studio has loaded is no excuse for a worker of Bionic.
-    let state = seen(&[&bionic, &new], Some((0, 1))).load_state(&backend_of("Bionic"), Some(101));
+    let snapshot = seen(&[&bionic, &new]);
+    let state = snapshot.load_state(&backend_of("Bionic"), Some(101), &selections(), || {
+        Some((0, 1))
+    });
     assert_eq!(state, needs(&[&bionic]));
 }
 
@@ -84,21 +92,19 @@ fn what_cannot_be_decided_says_why() {
         (vec![&early], None, Some(5), "newer than worker 7"),
         (vec![&other], None, Some(5), "worker 8"),
     ] {
-        let state = seen(&workers, loaded).load_state(&used, written);
+        let state = seen(&workers).load_state(&used, written, &selections(), || loaded);
         assert!(
             matches!(&state, Unknown(why) if why.contains(expected)),
             "{state:?}"
         );
     }
-    let mut snapshot = seen(&[&new], None);
+    let mut snapshot = seen(&[&new]);
     for (directory, is_its) in [("a", true), ("b", false), ("cpython3.11@10", true)] {
         snapshot.foreign = vec![(9, directory.to_owned())];
-        let state = snapshot.load_state(&used, Some(101));
+        let state = snapshot.load_state(&used, Some(101), &selections(), || None);
         assert_eq!(matches!(state, Unknown(_)), is_its, "{directory}");
     }
-    let mut snapshot = seen(&[&new], None);
-    snapshot.selected_since.clear();
-    let state = snapshot.load_state(&used, Some(101));
+    let state = seen(&[&new]).load_state(&used, Some(101), &Selections::default(), || None);
     assert!(
         matches!(&state, Unknown(why) if why.contains("is unknown")),
         "{state:?}"
