@@ -144,8 +144,9 @@ impl WorkerSnapshot {
                 return Unknown(format!("the runtime of worker {pid} is unknown"));
             };
             if started <= since {
-                let what = "the choice of a runtime in";
-                return Unknown(format!("{what} {app} is newer than worker {pid}"));
+                return Unknown(format!(
+                    "{app} chose its runtime after worker {pid} started"
+                ));
             }
             if backend.selected_by().contains(app) {
                 is_used = true;

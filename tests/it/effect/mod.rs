@@ -171,7 +171,7 @@ fn each_apps_workers_follow_its_own_choice() {
     let _workers = [LM_STUDIO, BIONIC].map(|script| stage.worker(script));
     written(&stage.home().join(APPS[1].1), SystemTime::now());
     stage.has("unknown", "unknown");
-    let told = "the choice of a runtime in Bionic is newer than worker";
+    let told = "Bionic chose its runtime after worker";
     stage.check().says(told);
     // Where both apps have old workers of one backend, both are named.
     stage.select_in_bionic("1.12.0");
