@@ -88,7 +88,7 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
         output.say("Loading again what is loaded, if anything; a large model takes minutes …");
         // Without them a signal just ends lmpatch, between an unload and a load.
         if let Ok(signals) = signals::catch() {
-            signals::end_on_second(signals, false, *output, |_| {});
+            signals::end_on_second(signals, *output);
         }
         let reloader = Reloader {
             home: home.to_owned(),

@@ -1,7 +1,6 @@
 //! Makes new values take effect: loads models again, or restarts the app and loads what was loaded.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -30,16 +29,6 @@ pub enum How {
     App,
 }
 
-/// What another client does or did. It says nothing of the new values.
-#[derive(Debug)]
-pub struct Disturbed(pub String);
-
-impl fmt::Display for Disturbed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// One model as it is now, or as it was and why it was not loaded again.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reloaded {
@@ -47,9 +36,6 @@ pub struct Reloaded {
     pub model: LoadedModel,
     pub failed: Option<String>,
     pub note: Option<String>,
-    /// Whether something else loaded it before lmpatch could, and otherwise than wanted.
-    #[serde(skip)]
-    pub is_foreign: bool,
 }
 
 pub struct Reloader {
@@ -86,7 +72,6 @@ impl Reloader {
             model: wanted.clone(),
             failed: Some(format!("{error:#}")),
             note: None,
-            is_foreign: false,
         })
     }
 
@@ -98,7 +83,7 @@ impl Reloader {
                 unloaded.context("it was not unloaded")?;
                 let what = "it was not unloaded, or something loaded it again; try again";
                 let now = with_differences(&now, wanted, vec![what.to_owned()]);
-                bail!(Disturbed(now.note.unwrap_or_default()));
+                bail!(now.note.unwrap_or_default());
             }
         }
         thread::sleep(UNTIL_NEWER);
@@ -117,14 +102,12 @@ impl Reloader {
             notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
             bail!("{}; {}", notes.join("; "), self.advice);
         };
-        let is_foreign = error.is_some() && with_differences(now, wanted, vec![]).note.is_some();
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
-        let now = with_differences(now, wanted, notes);
-        Ok(Reloaded { is_foreign, ..now })
+        Ok(with_differences(now, wanted, notes))
     }
 
     /// What is loaded. One failure of `lms` says nothing.
-    fn loaded(&self) -> Result<Vec<LoadedModel>> {
+    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
         retry(GRACE, || self.lms.loaded())
     }
 
@@ -150,8 +133,7 @@ impl Reloader {
         let limit = self.lms.wait_timeout;
         let loaded = retry(limit, || match self.loaded() {
             Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
-                let what = format!("still busy after {limit:?}, {left}");
-                bail!(Disturbed(what + "; try again when it is idle"));
+                bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
             loaded => Ok(loaded),
         })??;
@@ -223,6 +205,5 @@ fn with_differences(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<Stri
         model: now.clone(),
         failed: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
-        is_foreign: false,
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, value_parser};
 use glob::Pattern;
 
-use super::export;
+use super::results::parse_path;
 use crate::patch::settings::parse_size;
 
 /// What `lmpatch bench --help` ends with.
@@ -17,10 +17,7 @@ Examples:
                                          restore what was there
   lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
 
-Sizes near 4096 come first. A prefill that is behind the best is cut short,
-the best is then measured once more, and another size only where that could
-change the verdict: the smallest within the noise of the fastest (both
-spreads, 2 % at least).
+The verdict is the smallest size within the noise of the fastest (2 % or more).
 A server that asks for an API token gets the one in $LM_API_TOKEN.
 
 Exit codes:
@@ -68,11 +65,11 @@ pub struct BenchArgs {
     pub budget: Option<Duration>,
 
     /// Where the server is [default: this machine, at the port in LM Studio's settings]
-    #[arg(long, value_name = "http://HOST:PORT", value_parser = parse_url, conflicts_with = "direct")]
+    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "direct")]
     pub url: Option<String>,
 
     /// Run this command after each change instead of loading the model again through `lms`
-    #[arg(long, value_name = "CMD", requires = "sizes", value_parser = parse_command)]
+    #[arg(long, value_name = "CMD", requires = "sizes")]
     pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long
@@ -84,30 +81,8 @@ pub struct BenchArgs {
     pub apply_best: bool,
 
     /// Also write FILE, as .json, .csv, .md or .svg; repeatable
-    #[arg(long, value_name = "FILE", value_parser = export::parse_path)]
+    #[arg(long, value_name = "FILE", value_parser = parse_path)]
     pub output: Vec<PathBuf>,
-}
-
-/// A URL as it was typed, if it can be a server's: plain HTTP, no path.
-fn parse_url(text: &str) -> Result<String, String> {
-    let text = text.trim_end_matches('/');
-    let rest = text.strip_prefix("http://").unwrap_or_default();
-    let uri = text.parse::<ureq::http::Uri>().ok();
-    let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default();
-    if host.is_empty() || rest.is_empty() || rest.contains(['/', '?', '#', '@']) {
-        return Err("give it as http://HOST:PORT; lmpatch speaks no TLS".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-/// A command. `lmpatch --reload` has words where this one has a command.
-fn parse_command(text: &str) -> Result<String, String> {
-    match text {
-        "models" | "app" => {
-            Err("give a command; without one, the model is loaded again".to_owned())
-        }
-        _ => Ok(text.to_owned()),
-    }
 }
 
 fn parse_minutes(text: &str) -> Result<Duration, String> {

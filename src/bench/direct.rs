@@ -1,7 +1,7 @@
 //! Prefills through a backend's own Python and mlx-lm: nothing is changed or reloaded, and no server is needed.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Seek as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Seek as _, Write as _};
 use std::iter;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,10 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
-use super::engine::{Engine, OnProgress, Run, silent};
-use super::prompt::{self, CHARACTERS_PER_TOKEN};
+use super::engine::{self, Engine, OnProgress, Run, silent};
 use super::results::Results;
-use crate::command;
 use crate::lmstudio::backends::Backend;
 
 const SCRIPT: &str = include_str!("direct.py");
@@ -39,19 +37,19 @@ impl Direct {
         ensure!(is_there, "{named} is not a directory of an MLX model");
         (results.api, results.model) = ("direct", named.to_owned());
         let command = match &args.python {
-            Some(python) => Some(Command::new(python)),
+            Some(python) => {
+                results.runtime = None;
+                Some(Command::new(python))
+            }
             None => backend.and_then(python_of),
         };
         let missing = "there is no MLX backend whose Python could be used; name one with --python";
         let mut command = command.context(missing)?;
-        if args.python.is_some() {
-            results.runtime = None;
-        }
         command.args(["-c", SCRIPT]);
         // Ctrl-C is for lmpatch alone, and no bytecode is left in the backend.
         command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
-        let text = prompt::text(args.prompt_file.as_deref())?;
-        let text = prompt::new(&text, 8192.0 * CHARACTERS_PER_TOKEN);
+        let text = engine::prompt_text(args.prompt_file.as_deref())?;
+        let text = engine::new_prompt(&text, 8192.0 * engine::CHARACTERS_PER_TOKEN);
         Ok(Self {
             command,
             job: json!({ "model": named, "text": text }),
@@ -62,24 +60,21 @@ impl Direct {
 
     fn start(&mut self) -> Result<Process> {
         let errors = tempfile::tempfile()?;
-        let (requests, stdin) = UnixStream::pair()?;
-        let (answers, stdout) = UnixStream::pair()?;
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(self.silence))?;
         // A process that does not listen is noticed by its silence.
-        requests.set_write_timeout(Some(self.silence))?;
-        answers.set_read_timeout(Some(self.silence))?;
+        ours.set_write_timeout(Some(self.silence))?;
         let command = self.command.stderr(errors.try_clone()?);
         command
-            .stdin(OwnedFd::from(stdin))
-            .stdout(OwnedFd::from(stdout));
+            .stdin(OwnedFd::from(theirs.try_clone()?))
+            .stdout(OwnedFd::from(theirs));
         let child = command.spawn();
-        // Drops this side's handles of the child's sockets, so that they close when the child exits.
+        // Drops this side's handles of the child's end, so that it closes when the child exits.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let python = command.get_program().display();
-        let child = child.with_context(|| format!("cannot run {python}"))?;
         let mut process = Process {
-            child,
-            requests,
-            answers: BufReader::new(answers),
+            child: child.with_context(|| format!("cannot run {python}"))?,
+            stream: BufReader::new(ours),
             errors,
         };
         process.say(&self.job);
@@ -99,10 +94,10 @@ impl Engine for Direct {
         let ended = loop {
             let mut line = Vec::new();
             // Returning early drops the process, which ends it.
-            match process.answers.read_until(b'\n', &mut line) {
-                Ok(0) => bail!("{python} {}", process.ending()),
-                Ok(_) => {}
-                Err(_) => bail!(silent(self.silence)),
+            match process.stream.read_until(b'\n', &mut line) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => bail!(silent(self.silence)),
+                _ => bail!("{python} {}", process.ending()),
             }
             let line = String::from_utf8_lossy(&line);
             // Whatever else is printed is not an answer.
@@ -141,22 +136,18 @@ fn python_of(backend: &Backend) -> Option<Command> {
 
 struct Process {
     child: Child,
-    requests: UnixStream,
-    answers: BufReader<UnixStream>,
+    stream: BufReader<UnixStream>,
     errors: File,
 }
 
 impl Process {
     fn say(&mut self, what: &Value) {
         // If it has ended, the end of its output says so.
-        let _ = writeln!(self.requests, "{what}");
+        let _ = writeln!(self.stream.get_ref(), "{what}");
     }
 
+    /// How it ended, and the last that it said.
     fn ending(&mut self) -> String {
-        let ended = || self.child.try_wait()?.context("it still runs");
-        if command::retry(Duration::from_secs(1), ended).is_err() {
-            return "closed its output".to_owned();
-        }
         let status = self.child.wait().map(|status| status.to_string());
         // Errors that cannot be read count as not printed.
         let _ = self.errors.rewind();

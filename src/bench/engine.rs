@@ -1,12 +1,16 @@
-//! What prefills, a server or a Python process, and what the lines of its answer say.
+//! What prefills, a server or a Python process: the prompts that it gets, and what the lines of its answer say.
 //!
 //! They are events of LM Studio's stream, which `direct.py` speaks too, or `OpenAI`'s.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::files;
 
 /// How far a prefill is: prompt tokens done, and seconds since the request was sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -31,9 +35,6 @@ pub struct Run {
     /// The model that answered, if the server says so.
     #[serde(skip)]
     pub model: Option<String>,
-    /// What ran it, where the engine says so: `mlx-lm 0.31.3`.
-    #[serde(skip)]
-    pub engine: Option<String>,
     /// The positions that the engine reported.
     #[serde(skip)]
     pub positions: Vec<Position>,
@@ -112,7 +113,6 @@ impl Run {
                 let stats = &result["stats"];
                 self.prompt_tokens = stats["input_tokens"].as_u64().unwrap_or(0);
                 self.peak_memory_bytes = stats["peak_memory_bytes"].as_u64();
-                self.engine = text(&result["engine"]);
                 let seconds = stats["time_to_first_token_seconds"].as_f64();
                 if let Some(seconds) = seconds.filter(|seconds| *seconds > 0.0) {
                     (self.prefill_seconds, self.source) = (seconds, "server");
@@ -127,7 +127,7 @@ impl Run {
     }
 
     fn openai_event(&mut self, data: &Value, seconds: f64) {
-        self.model = text(&data["model"]);
+        self.model = String::deserialize(&data["model"]).ok();
         let choice = &data["choices"][0];
         let delta = &choice["delta"];
         let (content, reasoning) = (&delta["content"], &delta["reasoning_content"]);
@@ -162,13 +162,42 @@ impl Run {
     }
 }
 
-fn text(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
-}
-
 /// The reason in `{"error":{"message":…}}` or `{"error":…}`.
 pub fn reason(data: &Value) -> Option<String> {
     let error = data.get("error").filter(|error| !error.is_null())?;
     let told = error.get("message").unwrap_or(error);
-    Some(text(told).unwrap_or_else(|| told.to_string()))
+    Some(String::deserialize(told).unwrap_or_else(|_| told.to_string()))
+}
+
+/// Words of ordinary prose, so that tokenizers split it as they split ordinary prose.
+const WORDS: &str = "the river of a morning and seven letters in quiet houses that carry bread through winter \
+from one station to another while nobody counts stones under their bridge with paper lamps again ";
+
+/// As in ordinary prose.
+pub const CHARACTERS_PER_TOKEN: f64 = 4.5;
+
+/// What prompts are made of: a text file, or words. Fails if the file has no text.
+pub fn prompt_text(file: Option<&Path>) -> Result<String> {
+    let Some(path) = file else {
+        return Ok(WORDS.to_owned());
+    };
+    let shown = path.display();
+    let bytes = files::read(path).map_err(|error| files::cannot("read", path, &error))?;
+    let text = String::from_utf8(bytes).with_context(|| format!("{shown} is not UTF-8"))?;
+    ensure!(!text.trim().is_empty(), "{shown} is empty");
+    Ok(text)
+}
+
+/// This many characters of the text, repeated, after a prefix that is new every time: caches reuse a common prefix.
+pub fn new_prompt(text: &str, characters: f64) -> String {
+    // The standard library's hasher takes its keys from the system's randomness.
+    let mut prompt = format!("{:016x} ", RandomState::new().build_hasher().finish());
+    let rest = (characters as usize).saturating_sub(prompt.len());
+    prompt.extend(text.chars().cycle().take(rest));
+    prompt
+}
+
+/// The context that a prompt of `tokens` tokens needs, with room for its template and a count that is 2 % off.
+pub fn context_for(tokens: u64) -> u64 {
+    (tokens + tokens / 50 + 512).next_multiple_of(256)
 }

@@ -1,7 +1,7 @@
 //! Measures prefill, as it is or size by size, and says which size to keep.
 //!
-//! One thread measures. The main thread waits for it to end, for the budget to run out or for a signal, and then
-//! restores everything: so a silent server delays nothing. Before it measures, a signal just ends lmpatch.
+//! One thread measures, and one loads the models again. The main thread waits for them to end, for the budget to run out
+//! or for a signal, so a silent server delays nothing. Before it measures, a signal just ends lmpatch.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -12,10 +12,8 @@
 pub mod args;
 mod direct;
 pub mod engine;
-mod export;
 pub mod guard;
 pub mod measure;
-mod prompt;
 pub mod race;
 pub mod results;
 mod server;
@@ -24,8 +22,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -46,78 +44,29 @@ use direct::Direct;
 use engine::Engine;
 use guard::Guard;
 use measure::Benchmark;
-use results::{Results, Row};
+use results::Results;
 use server::Server;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Runs a benchmark and reports on it. Fails if it could not begin.
+/// Runs a benchmark and reports on it. Fails if stdout cannot be written.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
-    let start = Instant::now();
-    let prepared = prepare(home, args, output);
-    if let (Err(why), true) = (&prepared, is_json) {
-        let mut results = Results::new([]);
-        results.add_error(&format!("{why:#}"));
-        output.print_json(&results)?;
-    }
-    let benchmark = prepared?;
-    let (guard, count) = (benchmark.guard.clone(), benchmark.results.rows.len());
-    let _restores = OnPanic(guard.clone());
-    let mut signals = signals::catch().context("cannot catch Ctrl-C")?;
-    let (mut results, is_stopped) = supervise(benchmark, start, args, &mut signals, output);
-    let is_best_set = args.apply_best && results.error.is_none();
-    let keep = results.verdict.keep.filter(|_| is_best_set);
-    let files = guard.as_ref().map(|guard| guard.finish_files(keep));
-    if let Some(Err(why)) = files {
-        results.add_error(&format!("{why:#}"));
-    }
-    let (mut known, last) = (results.clone(), *output);
-    signals::end_on_second(signals, is_stopped, *output, move |why| {
-        known.add_error(why);
-        if is_json {
-            // If that fails, nobody is left to tell.
-            let _ = last.print_json(&known);
-        }
+    let mut results = Results::new([]);
+    let ended = prepare(home, args, output).and_then(|benchmark| {
+        let signals = signals::catch().context("cannot catch Ctrl-C")?;
+        supervise(benchmark, signals, &mut results);
+        Ok(())
     });
-    let reported = report(&results, is_json, args, output);
-    let models = guard.map_or(Ok(()), |guard| guard.finish_models(is_stopped));
-    let is_measured = count == 1 && results.standing().is_some();
-    let is_answered = results.verdict.keep.is_some() || is_measured;
-    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.failed.is_some());
-    let mut is_good = is_answered && !has_failed;
-    for why in [reported, models].into_iter().filter_map(Result::err) {
-        let why = format!("{why:#}");
-        output.error(&why);
-        results.add_error(&why);
-        is_good = false;
+    results.note_error(ended);
+    if !results.verdict.is_answer && results.error.is_none() {
+        results.error = Some(results.verdict.reason.clone());
     }
-    if is_json && let Err(why) = output.print_json(&results) {
-        output.error(&format!("{why:#}"));
-        is_good = false;
-    }
-    if !is_good {
-        // The files were written before this error was known. `report` has told whether they can be written.
-        let _ = export::write(&args.output, &results);
-    }
-    Ok(if is_good { Exit::Done } else { Exit::Failed })
-}
-
-/// Restores everything if the thread that has it panics.
-pub struct OnPanic(pub Option<Arc<Guard>>);
-
-impl Drop for OnPanic {
-    fn drop(&mut self) {
-        if let Some(guard) = self.0.as_ref().filter(|_| thread::panicking()) {
-            // What matters is the panic, and it has been printed.
-            let _ = guard.finish_files(None);
-            let _ = guard.finish_models(true);
-        }
-    }
+    report(&mut results, is_json, args, *output)
 }
 
 /// The benchmark that `args` ask for. Fails if it could not work.
 pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result<Benchmark> {
-    export::check(&args.output)?;
+    results::check(&args.output)?;
     let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
     let home = match home::find(home) {
         Err(error) if home.is_some() || sets => return Err(error),
@@ -129,22 +78,19 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     if let Some(commands) = home.and_then(marker::restore_commands) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
-    // A run that sets nothing does not need it any longer.
-    let lock = lock.filter(|_| sets);
     let survey = home.map(|home| patch::survey(home, &args.backend));
     let Survey { backends, absent } = survey.transpose()?.unwrap_or_default();
     let mut left_out = absent.left_out.iter().filter(|one| one.selected);
     if let (Some(one), false) = (left_out.next_back(), args.direct) {
         bail!("{} is selected, but --backend omits it", one.name);
     }
-    let in_use = in_use(&backends);
-    // If none is selected, it is unknown which one answers.
-    let is_known = |one: &&Surveyed| {
-        let is_same = |other: &Surveyed| other.chunk_and_stock() == one.chunk_and_stock();
-        args.direct || one.backend.selected || backends.iter().all(is_same)
-    };
+    // The one that LM Studio has selected, or else one that another app has, or else the newest.
+    let in_use = backends.iter().max_by_key(|one| {
+        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
+        (is_lm_studios, one.backend.selected)
+    });
+    let is_known = |one: &&Surveyed| args.direct || one.backend.selected;
     let mut results = initial_results(args, in_use.filter(is_known))?;
-    results.has_backends = backends.iter().any(|one| one.blocked().is_none());
     let (engine, server): (Box<dyn Engine>, _) = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         let direct = Direct::new(args, backend, &mut results)?;
@@ -153,24 +99,19 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         let server = Server::new(args, home, &mut results)?;
         (Box::new(server.clone()), Some(server))
     };
-    let guard = home.zip(lock).map(|(home, lock)| {
-        let guard = Guard::new(home, lock, backends, args, &results, server, *output);
-        guard.map(Arc::new)
-    });
+    let mut guard = None;
+    if let (Some(home), Some(lock), true) = (home, lock, sets) {
+        let made = Guard::new(home, lock, backends, args, &results, server, *output)?;
+        guard = Some(Arc::new(made));
+    }
     Ok(Benchmark {
+        args: args.clone(),
+        output: *output,
         engine,
-        guard: guard.transpose()?,
+        guard,
         results,
-        template: 0,
+        loaded: Vec::new(),
         bar: bar(output),
-    })
-}
-
-/// The backend that LM Studio has selected, or else one that another app has, or else the newest.
-fn in_use(backends: &[Surveyed]) -> Option<&Surveyed> {
-    backends.iter().max_by_key(|one| {
-        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
-        (is_lm_studios, one.backend.selected)
     })
 }
 
@@ -181,20 +122,6 @@ fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Result
         [] => [chunk].into(),
         sizes => sizes.iter().copied().map(Some).collect(),
     };
-    let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
-    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
-    Ok(Results {
-        prompt_tokens: prompt_tokens(args, &sizes)?,
-        stock,
-        machine: machine(),
-        runtime: runtime.map(|runtime| runtime.label.clone()),
-        runs_per_size: args.runs,
-        ..Results::new(sizes)
-    })
-}
-
-/// The length of every prompt in tokens. Fails if that says nothing about the largest size.
-fn prompt_tokens(args: &BenchArgs, sizes: &BTreeSet<Option<u64>>) -> Result<u64> {
     let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
     let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
@@ -204,16 +131,16 @@ fn prompt_tokens(args: &BenchArgs, sizes: &BTreeSet<Option<u64>>) -> Result<u64>
         "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give more \
          with --prompt-tokens, or smaller --sizes"
     );
-    Ok(tokens)
-}
-
-/// A progress bar over prompt tokens; the library shows it on a terminal only.
-fn bar(output: &Output) -> ProgressBar {
-    if output.is_quiet {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
-    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
+    let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
+    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
+    Ok(Results {
+        prompt_tokens: tokens,
+        stock,
+        machine: machine(),
+        runtime: runtime.map(|runtime| runtime.label.clone()),
+        runs_per_size: args.runs,
+        ..Results::new(sizes)
+    })
 }
 
 /// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
@@ -230,88 +157,90 @@ fn machine() -> String {
     }
 }
 
-/// Lets `benchmark` measure until it ends, the budget runs out or a signal comes. Returns what is known then, and whether
-/// it was a signal.
-pub fn supervise(
-    benchmark: Benchmark,
-    start: Instant,
-    args: &BenchArgs,
-    signals: &mut Signals,
-    output: &Output,
-) -> (Results, bool) {
-    let (budget, talk) = (args.budget.unwrap_or(Duration::MAX), *output);
-    let (mut results, bar) = (benchmark.results.clone(), benchmark.bar.clone());
-    results.rows.clear();
+/// A progress bar over prompt tokens; the library shows it on a terminal only.
+fn bar(output: &Output) -> ProgressBar {
+    if output.is_quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
+    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
+}
+
+/// Lets `benchmark` measure until it ends, the budget runs out or a signal comes, then restores what there was; what is known
+/// goes into `results`.
+pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Results) {
+    let (start, budget) = (Instant::now(), benchmark.args.budget);
+    let (output, sets_best) = (benchmark.output, benchmark.args.apply_best);
+    let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
     let (sender, known) = mpsc::channel();
-    let measuring = thread::spawn(move || benchmark.run(budget, talk, &sender));
+    let measuring = thread::spawn(move || benchmark.run(&sender));
     let mut is_stopped = false;
-    let failure = loop {
-        match known.recv_timeout(TICK) {
-            Ok(now) => {
-                results = now;
-                results.seconds = start.elapsed().as_secs_f64();
-                // Whether that worked is reported in the end.
-                let _ = export::write(&args.output, &results);
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                break match measuring.join() {
-                    Ok(ended) => ended.err(),
-                    Err(_) => Some(anyhow!("lmpatch itself failed; please report this")),
-                };
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if signals.pending().next().is_some() {
-            is_stopped = true;
-            break Some(anyhow!("stopped before the verdict was settled"));
-        }
-        if start.elapsed() > budget {
-            if results.rows.is_empty() {
-                break Some(anyhow!("the budget ran out before anything was measured"));
-            }
-            let note = after_budget(&results, &args.sizes);
-            results.notes.push(note);
-            break None;
-        }
-    };
+    let ended = wait(measuring, || {
+        is_stopped = signals.pending().next().is_some();
+        ensure!(!is_stopped, "stopped before the verdict was settled");
+        Ok(budget.is_none_or(|budget| start.elapsed() < budget))
+    });
     bar.finish_and_clear();
-    if let Some(error) = failure {
-        results.add_error(&format!("{error:#}"));
+    if let Some(last) = known.try_iter().last() {
+        *results = last;
     }
-    (results, is_stopped)
-}
-
-fn after_budget(results: &Results, sizes: &[u64]) -> String {
-    let is_done = |row: &Row| row.is_out() || row.has_worked();
-    let is_open = |size: &&u64| {
-        let mut rows = results.rows.iter();
-        !rows.any(|row| row.size == Some(**size) && is_done(row))
+    results.seconds = start.elapsed().as_secs_f64();
+    if let Ok(false) = ended {
+        let note = "The budget ran out before the verdict was settled.";
+        results.notes.push(note.to_owned());
+    }
+    results.note_error(ended);
+    let Some(guard) = guard else {
+        return;
     };
-    let open: BTreeSet<_> = sizes.iter().filter(is_open).collect();
-    let open: Vec<_> = open.into_iter().map(u64::to_string).collect();
-    if open.is_empty() {
-        return "The budget ran out before the verdict was settled.".to_owned();
-    }
-    let open = open.join(", ");
-    format!("The budget ran out before these were measured: {open}.")
+    let best = results.verdict.keep;
+    let best = best.filter(|_| sets_best && results.error.is_none());
+    results.note_error(guard.finish_files(best));
+    let loading = thread::spawn(move || guard.finish_models());
+    let ended = wait(loading, || {
+        if signals.pending().next().is_some() {
+            ensure!(!is_stopped, signals::ON_SECOND);
+            is_stopped = true;
+            output.say(signals::ON_FIRST);
+        }
+        Ok(true)
+    });
+    results.note_error(ended);
 }
 
-/// Prints the table, unless JSON is asked for, and what is said below it; writes every file.
-fn report(results: &Results, is_json: bool, args: &BenchArgs, output: &Output) -> Result<()> {
-    let written = export::write(&args.output, results);
-    let mut printed = Ok(());
-    if !is_json && !results.rows.is_empty() && !output.is_quiet {
-        printed = output.print(&export::table(results, output.width()));
+/// Waits until a thread ends, and for no longer than `goes_on` says. Returns whether it has ended.
+fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool>) -> Result<bool> {
+    while !thread.is_finished() {
+        if !goes_on()? {
+            return Ok(false);
+        }
+        thread::sleep(TICK);
     }
+    let broken = |_| Err(anyhow!("lmpatch itself failed; please report this"));
+    thread.join().unwrap_or_else(broken).map(|()| true)
+}
+
+/// Writes and prints the results. Fails if stdout cannot be written.
+fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output) -> Result<Exit> {
+    let written = results::write(&args.output, results);
+    results.note_error(written);
+    let printed = if is_json {
+        output.print_json(results)
+    } else if output.is_quiet || results.rows.is_empty() {
+        Ok(())
+    } else {
+        output.print(&results::table(results, 8.0))
+    };
     // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {
         output.say(&remark);
     }
-    let is_settable = results.has_backends && !args.apply_best;
+    let is_settable = results.stock.is_some() && !args.apply_best;
     if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
         let flags = flags(&args.backend);
         output.say(&format!("`lmpatch {size}{flags} --reload` sets it."));
     }
     results.error.iter().for_each(|error| output.error(error));
-    printed.and(written)
+    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.speed() == 0.0);
+    printed.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }

@@ -1,7 +1,9 @@
 //! PURE: which size is measured next, when a prefill is cut short, and when the answer is settled.
 
+use anyhow::{Context as _, Result, ensure};
+
 use super::engine::{Position, Run};
-use super::results::{Cut, Results, Row, SCHEMA, Verdict};
+use super::results::{Cut, Results, Row, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
@@ -15,19 +17,8 @@ const CUT_MARGIN: f64 = 0.05;
 const CUT_FROM: f64 = 0.25;
 /// Nor is one that is nearly done.
 const CUT_TO: f64 = 0.9;
-/// A size gets no further runs after this many that do not count, and has failed if none does.
-const MAX_IN_VAIN: usize = 3;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
-
-/// The prefill that is to come next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    pub size: Option<u64>,
-    pub tokens: u64,
-    /// Whether it counts; else it is a warm-up.
-    pub is_measured: bool,
-}
 
 impl Results {
     /// What is known of these sizes before anything is measured.
@@ -43,7 +34,7 @@ impl Results {
             (1000 * large / small, row.size)
         });
         Self {
-            schema: SCHEMA,
+            schema: 4,
             lmpatch: env!("CARGO_PKG_VERSION"),
             rows,
             ..Self::default()
@@ -55,8 +46,8 @@ impl Results {
     pub fn known(&self) -> Self {
         let mut known = self.clone();
         known.verdict = self.verdict();
-        let is_begun = |row: &Row| row.is_out() || row.has_worked() || row.in_vain() > 0;
-        known.rows.retain(is_begun);
+        let is_out = |row: &Row| row.cut.is_some() || row.failed.is_some();
+        known.rows.retain(|row| is_out(row) || !row.runs.is_empty());
         known.rows.sort_by_key(|row| row.size);
         let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
         let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
@@ -72,45 +63,40 @@ impl Results {
         self.api != "direct"
     }
 
-    /// The next step; `None` once the answer is settled.
-    pub fn next_step(&self) -> Option<Step> {
-        let (is_alone, standing) = (self.rows.len() == 1, self.standing());
-        // What was cut short is behind, unless what it was held against has failed since.
-        let is_behind = |row: &Row| row.cut.is_some() && standing.is_some();
-        let is_new = |row: &&Row| is_alone || row.valid().count() == 0 && !is_behind(row);
-        let mut open: Vec<_> = self.rows.iter().filter(is_new).collect();
-        if let Some((keep, best)) = standing {
-            // What was cut short runs again if it is near the best as that is now, after further runs.
-            let is_near_again = |row: &&Row| row.cut.is_some() && is_near(row, best);
-            open.extend(self.rows.iter().filter(is_near_again));
-            // That all others were cut short must not depend on one lucky run.
-            if self.rows.iter().any(|row| row.cut.is_some()) && best.valid().count() == 1 {
-                open.push(best);
-            }
-            // Another run matters only where it could change the verdict.
-            for row in self.measured().filter(|row| row.size != keep.size) {
-                let is_small = row.size < keep.size;
-                let (small, large) = if is_small { (row, best) } else { (keep, row) };
-                if is_close(small, large) {
-                    open.extend([small, large]);
-                }
+    /// The size that is measured next; `None` once the answer is settled.
+    pub fn next_row(&self) -> Option<&Row> {
+        let can_run = |row: &&Row| {
+            // What does not count has had its turn all the same.
+            let tries = row.runs.len() + row.disturbed.len();
+            row.failed.is_none() && tries < self.runs_per_size as usize
+        };
+        // What is warm needs neither another load nor another warm-up.
+        let turn = |row: &&Row| (row.valid().count(), !self.warm.contains(&row.size));
+        let open = self.undecided().into_iter();
+        open.filter(can_run).min_by_key(turn)
+    }
+
+    /// The sizes of which another run could change the verdict, if they can run again.
+    fn undecided(&self) -> Vec<&Row> {
+        let rows = || self.rows.iter();
+        let Some((keep, best)) = self.standing().filter(|_| self.rows.len() > 1) else {
+            return rows().collect();
+        };
+        // What was cut short runs again if it is near the best as that is now, after further runs.
+        let is_open = |row: &&Row| row.speed() == 0.0 || row.cut.is_some() && is_near(row, best);
+        let mut open: Vec<_> = rows().filter(is_open).collect();
+        // That all others were cut short must not depend on one lucky run.
+        if best.valid().count() == 1 && rows().any(|row| row.cut.is_some()) {
+            open.push(best);
+        }
+        for row in self.measured().filter(|row| row.size != keep.size) {
+            let is_small = row.size < keep.size;
+            let (small, large) = if is_small { (row, best) } else { (keep, row) };
+            if is_close(small, large) {
+                open.extend([small, large]);
             }
         }
-        open.retain(|row| {
-            let is_done = row.valid().count() >= self.runs_per_size as usize;
-            row.failed.is_none() && !is_done && row.in_vain() < MAX_IN_VAIN
-        });
-        // What is warm needs neither another load nor another warm-up.
-        let is_warm = |row: &Row| self.warm.contains(&row.size);
-        let turn = |row: &&Row| (row.valid().count(), !is_warm(row));
-        let row = open.into_iter().min_by_key(turn)?;
-        let is_measured = is_warm(row);
-        let whole = self.prompt_tokens;
-        Some(Step {
-            size: row.size,
-            tokens: if is_measured { whole } else { row.chunk() },
-            is_measured,
-        })
+        open
     }
 
     /// Where a prefill of `size` that has come this far is cut short; `None` if it goes on.
@@ -121,19 +107,17 @@ impl Results {
         }
         // Where the best has reported its position, and not in the first step: a run begins with some time of its own.
         let first = positions.iter().find(|position| position.tokens > 0.0)?;
-        let from = f64::max(first.tokens, CUT_FROM * self.prompt_tokens as f64);
-        let last = positions.last()?.tokens;
-        if last > CUT_TO * self.prompt_tokens as f64 {
+        let (last, whole) = (positions.last()?, self.prompt_tokens as f64);
+        if last.tokens > CUT_TO * whole {
             return None;
         }
-        let reached = from..=last;
+        let reached = first.tokens.max(CUT_FROM * whole)..=last.tokens;
         let run = best.valid().last()?;
         let mut reported = run.positions.iter().rev();
         let there = reported.find(|position| reached.contains(&position.tokens))?;
-        let tokens = there.tokens;
+        let (tokens, seconds) = (there.tokens, seconds_at(positions, there.tokens)?);
         // Where the best usually is by then: that run may have been a fast or a slow one.
         let best_seconds = there.seconds * run.tokens_per_second / best.speed();
-        let seconds = seconds_at(positions, tokens)?;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
@@ -152,8 +136,8 @@ impl Results {
     }
 
     fn measured(&self) -> impl Iterator<Item = &Row> {
-        let rows = self.rows.iter().filter(|row| !row.is_out());
-        rows.filter(|row| row.median_tokens_per_second.is_some())
+        let rows = self.rows.iter().filter(|row| row.failed.is_none());
+        rows.filter(|row| row.has_worked())
     }
 
     /// The smallest size within the noise of the fastest, and the fastest; `None` if nothing was measured.
@@ -166,55 +150,56 @@ impl Results {
 
     /// An upper bound on the tokens of the whole race.
     pub fn tokens_at_most(&self) -> u64 {
-        let runs = u64::from(self.runs_per_size);
-        let is_cold = self.is_reloading() && self.rows.len() > 1;
-        let warm_ups = if is_cold { runs } else { 1 };
-        let of_row = |row: &Row| runs * self.prompt_tokens + warm_ups * row.chunk();
-        self.rows.iter().map(of_row).sum()
+        let of_row = |row: &Row| self.prompt_tokens + row.chunk();
+        u64::from(self.runs_per_size) * self.rows.iter().map(of_row).sum::<u64>()
     }
 
     /// Which size to keep, and why; none if the measurements do not tell.
     pub fn verdict(&self) -> Verdict {
-        let none = |reason: String| Verdict { keep: None, reason };
-        let Some((keep, best)) = self.standing() else {
-            return none("no size could be measured".to_owned());
-        };
+        let judged = self.judge();
+        let is_answer = judged.is_ok();
+        let (keep, reason) = judged.unwrap_or_else(|why| (None, why.to_string()));
+        Verdict {
+            keep,
+            reason,
+            is_answer,
+        }
+    }
+
+    fn judge(&self) -> Result<(Option<u64>, String)> {
+        let (keep, best) = self.standing().context("no size could be measured")?;
+        let alone = "one size was measured, so there is nothing to compare it with";
+        if self.rows.len() == 1 {
+            return Ok((None, format!("{alone}; --sizes takes several")));
+        }
         let compared = self.rows.iter().filter(|row| row.speed() > 0.0).count();
-        if compared < 2 {
-            let mut why =
-                "one size was measured, so there is nothing to compare it with".to_owned();
-            if self.rows.len() == 1 {
-                why += "; --sizes takes several";
-            }
-            return none(why);
-        }
+        ensure!(compared > 1, alone);
         let (name, noise) = (keep.name(), noise(keep.spread, best.spread));
+        let (percent, is_best) = (noise * 100.0, keep.size == best.size);
         // The size of a direct run is an argument: it needs no proof of effect.
-        if self.is_reloading() && keep.observed_chunk.is_none() {
-            let is_seen = self.rows.iter().any(|row| row.observed_chunk.is_some());
-            let at = if is_seen { &name } else { "any size" };
-            return none(format!(
-                "the engine's chunk could not be observed at {at}, so nothing shows that it took effect"
-            ));
-        }
-        if noise > MOST_NOISE && keep.size != best.size {
-            let percent = noise * 100.0;
-            return none(format!(
-                "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
-            ));
-        }
+        ensure!(
+            !self.is_reloading() || keep.observed_chunk.is_some(),
+            "the engine's chunk could not be observed at {name}, so nothing shows that it took effect"
+        );
+        ensure!(
+            noise <= MOST_NOISE || is_best,
+            "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
+        );
         let mut reason = String::new();
-        if self.stock == keep.size {
-            reason += "keep stock: ";
-        }
         if compared < self.rows.len() {
             reason += "of the sizes that could be measured, ";
         }
-        reason += &format!("{name} is {}", why_kept(keep, best, noise));
-        Verdict {
-            keep: keep.size,
-            reason,
+        reason += &name;
+        if is_best {
+            reason += " is the fastest, and no smaller size comes within the noise of it";
+        } else {
+            let best = best.name();
+            reason += &format!(
+                " is the smallest size within the noise ({percent:.1} %) of the fastest, {best}"
+            );
+            reason += "; a larger chunk costs memory and context";
         }
+        Ok((keep.size, reason))
     }
 }
 
@@ -243,30 +228,6 @@ impl Row {
     pub fn has_worked(&self) -> bool {
         self.valid().next().is_some()
     }
-
-    /// Whether it has been tried in vain often enough to be given up.
-    pub fn is_hopeless(&self) -> bool {
-        self.in_vain() >= MAX_IN_VAIN && !self.has_worked()
-    }
-
-    /// How many of its runs do not count, or did not come about.
-    pub fn in_vain(&self) -> usize {
-        self.runs.len() - self.valid().count() + self.disturbed.len()
-    }
-
-    /// Whether it has left the race.
-    pub fn is_out(&self) -> bool {
-        self.cut.is_some() || self.failed.is_some()
-    }
-}
-
-fn why_kept(keep: &Row, best: &Row, noise: f64) -> String {
-    if keep.size == best.size {
-        return "the fastest, and no smaller size comes within the noise of it".to_owned();
-    }
-    let (percent, best) = (noise * 100.0, best.name());
-    let cost = "a larger chunk costs memory and context";
-    format!("the smallest size within the noise ({percent:.1} %) of the fastest, {best}; {cost}")
 }
 
 /// Whether a size is within the noise of the best.

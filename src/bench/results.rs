@@ -1,16 +1,21 @@
-//! What a benchmark found: one type, from which every export is made. What is unknown is `None`.
+//! What a benchmark found, what is unknown being `None`; and that as a table with bars, JSON, CSV, Markdown, SVG.
 
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::engine::Run;
-use crate::output::with_home;
-
-/// It grows when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 4;
+use crate::output::{printable, with_home};
+use crate::report::table::layout;
 
 /// A benchmark's results so far; while it runs, its rows are in the order of their first runs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Results {
+    /// It grows when a field changes its meaning or goes away.
     pub schema: u32,
     pub lmpatch: &'static str,
     pub machine: String,
@@ -28,14 +33,11 @@ pub struct Results {
     pub rows: Vec<Row>,
     pub verdict: Verdict,
     pub notes: Vec<String>,
-    /// Why it ended early, and what is not as it was.
+    /// Why it ended early or has no answer, and what is not as it was.
     pub error: Option<String>,
     /// The sizes that the engine has prefilled at since a model was last loaded.
     #[serde(skip)]
     pub warm: Vec<Option<u64>>,
-    /// Whether there is a backend that a size could be set in.
-    #[serde(skip)]
-    pub has_backends: bool,
 }
 
 /// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
@@ -43,6 +45,9 @@ pub struct Results {
 pub struct Verdict {
     pub keep: Option<u64>,
     pub reason: String,
+    /// Whether it is all that was asked for: of one size there is nothing to keep.
+    #[serde(skip)]
+    pub is_answer: bool,
 }
 
 /// What was found about one size.
@@ -64,7 +69,7 @@ pub struct Row {
     pub context_length: Option<u64>,
     pub cut: Option<Cut>,
     pub failed: Option<String>,
-    /// Why it could not be loaded or prefilled, where that says nothing of the size.
+    /// Why it could not be loaded or prefilled again, after it had worked.
     pub disturbed: Vec<String>,
     pub runs: Vec<Run>,
 }
@@ -90,63 +95,188 @@ impl Row {
         let known = self.median_tokens_per_second.or(cut);
         known.filter(|_| self.failed.is_none()).unwrap_or_default()
     }
-
-    fn remark(&self) -> Option<String> {
-        let name = self.name();
-        if let Some(why) = &self.failed {
-            return Some(format!("{name} failed: {why}"));
-        }
-        let cut = self.cut?;
-        let (at, here) = (cut.tokens, cut.tokens_per_second);
-        let best = cut.best_tokens_per_second;
-        let speeds = format!("{here:.1} tok/s there, {best:.1} for the best");
-        Some(format!("{name} was cut short at {at:.0} tokens: {speeds}"))
-    }
 }
 
 impl Results {
-    /// The speed of a row as a fraction of the fastest.
-    pub fn part(&self, row: &Row) -> f64 {
-        let speeds = self.rows.iter().map(Row::speed);
-        row.speed() / speeds.fold(f64::MIN_POSITIVE, f64::max)
-    }
-
-    /// Adds why it ended early, or what is not as it was.
-    pub fn add_error(&mut self, why: &str) {
-        let before = self.error.take().map(|error| error + "; ");
-        self.error = Some(before.unwrap_or_default() + &with_home(why));
-    }
-
-    /// What was measured, and on which machine.
-    pub fn subject(&self) -> String {
-        let (tokens, runs, lmpatch) = (self.prompt_tokens, self.runs_per_size, self.lmpatch);
-        let runtime = self.runtime.as_deref().unwrap_or("unknown runtime");
-        let on = format!("{}, {runtime}, lmpatch {lmpatch}", self.machine);
-        format!("{tokens} prompt tokens, at most {runs} runs per size, {on}")
+    /// Adds why it ended early, or what is not as it was, if so.
+    pub fn note_error<T>(&mut self, ended: Result<T>) {
+        if let Err(why) = ended {
+            let before = self.error.take().map(|error| error + "; ");
+            self.error = Some(before.unwrap_or_default() + &with_home(&format!("{why:#}")));
+        }
     }
 
     /// What is said below the rows.
     pub fn remarks(&self) -> Vec<String> {
-        let mut remarks: Vec<_> = self.rows.iter().filter_map(Row::remark).collect();
+        let mut said = Vec::new();
         for row in &self.rows {
-            if let (Some(before), Some(now)) = (self.context_length, row.context_length)
-                && now < before
-            {
-                let name = row.name();
-                remarks.push(format!(
-                    "with {name} the model has a context of {now} instead of {before}"
+            let name = row.name();
+            if let Some(why) = &row.failed {
+                said.push(format!("{name} failed: {why}"));
+                continue;
+            }
+            if let Some(cut) = row.cut {
+                let (here, best) = (cut.tokens_per_second, cut.best_tokens_per_second);
+                let what = format!("{name} was cut short at {:.0} tokens", cut.tokens);
+                said.push(format!(
+                    "{what}: {here:.1} tok/s there, {best:.1} for the best"
                 ));
             }
-        }
-        // Why a row failed is told above.
-        for row in self.rows.iter().filter(|row| row.failed.is_none()) {
+            let before = self.context_length.unwrap_or_default();
+            let now = row.context_length.unwrap_or(before);
+            if now < before {
+                let with = format!("with {name} the model has a context");
+                said.push(format!("{with} of {now} instead of {before}"));
+            }
             let ignored = row.runs.iter().filter_map(|run| run.ignored.as_ref());
             let whys = ignored.chain(&row.disturbed);
-            remarks.extend(whys.map(|why| format!("a run does not count: {why}")));
+            said.extend(whys.map(|why| format!("a run does not count: {why}")));
         }
-        let verdict = || format!("Verdict: {}.", self.verdict.reason);
-        remarks.extend(self.notes.iter().cloned());
-        remarks.extend((!self.rows.is_empty()).then(verdict));
-        remarks
+        said.extend(self.notes.iter().cloned());
+        if self.verdict.is_answer {
+            said.push(format!("Verdict: {}.", self.verdict.reason));
+        }
+        said
     }
+}
+
+/// The path of a file to write, whose extension names the format.
+pub fn parse_path(path: &str) -> Result<PathBuf, String> {
+    match path.rsplit('.').next() {
+        Some("json" | "csv" | "md" | "svg") => Ok(path.into()),
+        _ => Err("the name must end in .json, .csv, .md or .svg".to_owned()),
+    }
+}
+
+/// Fails if one of these files could not be written; writes nothing yet.
+pub fn check(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        let there = Path::new(".").join(path);
+        let tried = match there.parent() {
+            Some(directory) if !there.exists() => tempfile::tempfile_in(directory),
+            _ => File::options().append(true).open(path),
+        };
+        tried.with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Writes every file, if there are results.
+pub fn write(paths: &[PathBuf], results: &Results) -> Result<()> {
+    for path in paths.iter().filter(|_| !results.rows.is_empty()) {
+        let text = match path.extension().and_then(OsStr::to_str) {
+            Some("csv") => csv(results)?,
+            Some("md") => markdown(results),
+            Some("svg") => svg(results),
+            _ => serde_json::to_string_pretty(results)? + "\n",
+        };
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The table for people, with a bar in each row that has at most this many characters.
+pub fn table(results: &Results, longest: f64) -> String {
+    let trimmed = |line: String| line.trim_end().to_owned() + "\n";
+    cells(results, longest).lines().map(trimmed).collect()
+}
+
+fn cells(results: &Results, longest: f64) -> Table {
+    let header = "size|seconds|tok/s|× stock|spread|memory|observed|";
+    let mut table = layout(header.split('|').collect(), 1..7);
+    let speeds = results.rows.iter().map(Row::speed);
+    let fastest = speeds.fold(f64::MIN_POSITIVE, f64::max);
+    for row in &results.rows {
+        let is_stock = row.size.is_some() && row.size == results.stock;
+        let stock = if is_stock { " (stock)" } else { "" };
+        let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
+        let unseen = row.has_worked().then(|| "not observable".to_owned());
+        let speed = row.speed();
+        let digits = usize::from(speed < 100.0);
+        let shown = match row.cut {
+            Some(_) => format!("~{speed:.digits$} (cut)"),
+            None => format!("{speed:.digits$}"),
+        };
+        let bar = (longest * speed / fastest).round();
+        let cells = [
+            Some(row.name() + stock),
+            row.median_prefill_seconds.map(|s| format!("{s:.2}")),
+            (speed > 0.0).then_some(shown),
+            row.times_stock.map(|times| format!("{times:.2}")),
+            row.spread.map(|part| format!("±{:.1} %", part * 100.0)),
+            row.peak_memory_bytes.map(gigabytes),
+            row.observed_chunk.map(|c| c.to_string()).or(unseen),
+            Some("█".repeat(bar as usize)),
+        ];
+        table.add_row(cells.map(|cell| cell.unwrap_or("–".to_owned())));
+    }
+    table
+}
+
+fn csv(results: &Results) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let header = "size,tokens_per_second,prefill_seconds,spread,runs,observed_chunk,observed_steps,\
+                  peak_memory_bytes,cut_at_tokens,failed,model,runtime,machine,prompt_tokens,lmpatch";
+    writer.write_record(header.split(','))?;
+    for row in &results.rows {
+        let cut = row.cut.map(|cut| cut.tokens);
+        let speed = Some(row.speed()).filter(|speed| *speed > 0.0);
+        let (seconds, runs) = (row.median_prefill_seconds, row.valid().count());
+        writer.serialize((
+            (row.size, speed, seconds, row.spread, runs),
+            (row.observed_chunk, row.observed_steps),
+            (row.peak_memory_bytes, cut, &row.failed),
+            (&results.model, &results.runtime, &results.machine),
+            (results.prompt_tokens, results.lmpatch),
+        ))?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// What is said above the rows.
+fn heading(results: &Results) -> [String; 3] {
+    let (tokens, runs) = (results.prompt_tokens, results.runs_per_size);
+    let (machine, lmpatch) = (&results.machine, results.lmpatch);
+    let runtime = results.runtime.as_deref().unwrap_or("unknown runtime");
+    [
+        format!("Prefill speed of {}", results.model),
+        format!("{tokens} prompt tokens, at most {runs} runs per size"),
+        format!("{machine}, {runtime}, lmpatch {lmpatch}"),
+    ]
+}
+
+fn markdown(results: &Results) -> String {
+    let escape = |text: String, c: char| text.replace(c, &format!("\\{c}"));
+    let escaped = |text: String| "|<*_`".chars().fold(printable(&text), escape);
+    let mut table = cells(results, 24.0);
+    table.load_style(presets::ASCII_MARKDOWN);
+    for column in table.column_iter_mut() {
+        column.set_padding((1, 1));
+    }
+    let mut text = heading(results).map(escaped).join(", ");
+    text += &format!("\n\n{table}\n\n");
+    for remark in results.remarks().into_iter().chain(results.error.clone()) {
+        text += &format!("- {}\n", escaped(remark));
+    }
+    text
+}
+
+const STYLE: &str = "text{font:13px ui-monospace,monospace;fill:#24292f}rect{fill:#fff}\
+@media(prefers-color-scheme:dark){text{fill:#e6edf3}rect{fill:#0d1117}}";
+
+/// A picture of all that is said, which looks right on a light and on a dark background.
+fn svg(results: &Results) -> String {
+    let remarks = results.remarks().into_iter().chain(results.error.clone());
+    let texts = heading(results).into_iter().chain([table(results, 24.0)]);
+    let text = texts.chain(remarks).collect::<Vec<_>>().join("\n");
+    let (lines, mut body) = (textwrap::wrap(&text, 100), String::new());
+    let size = format!("width=\"840\" height=\"{}\"", 20 * lines.len() + 28);
+    for (line, y) in lines.iter().zip((28..).step_by(20)) {
+        let line = printable(line).replace('&', "&amp;").replace('<', "&lt;");
+        body += &format!("<text x=\"16\" y=\"{y}\">{line}</text>\n");
+    }
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" {size} xml:space=\"preserve\" role=\"img\">\n\
+         <style>{STYLE}</style>\n<rect {size}/>\n{body}</svg>\n"
+    )
 }

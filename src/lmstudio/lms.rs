@@ -25,6 +25,8 @@ pub struct LoadedModel {
     pub path: Option<String>,
     pub format: Option<String>,
     pub context_length: Option<u64>,
+    #[serde(skip_serializing)]
+    pub max_context_length: Option<u64>,
     pub parallel: Option<u64>,
     pub ttl_ms: Option<u64>,
     /// The device that LM Link reaches it on; `None` for this Mac.

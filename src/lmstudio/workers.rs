@@ -157,6 +157,14 @@ impl WorkerSnapshot {
         if older.is_empty() {
             return if is_used { InEffect } else { NotLoaded };
         }
+        self.judge_old(older, loaded)
+    }
+
+    fn judge_old(
+        &self,
+        older: Vec<Worker>,
+        loaded: impl FnOnce() -> Option<(usize, usize)>,
+    ) -> LoadState {
         // `lms` knows no model of another app, and none that is still being loaded.
         let is_of_lms = older.iter().all(Worker::is_lm_studios);
         match is_of_lms.then(loaded).flatten() {

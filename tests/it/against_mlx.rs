@@ -155,9 +155,7 @@ fn sweep(real: &Real, arguments: &[&str]) -> (Value, Vec<Value>) {
 fn the_real_generate_step_makes_the_steps_that_direct_asks_for() {
     let Some(real) = real() else { return };
     let before = Before::of(&real.backend.root);
-    let (results, runs) = sweep(&real, &["--direct"]);
-    let runtime = results["runtime"].as_str().unwrap();
-    assert!(runtime.contains(", mlx-lm 0."), "{runtime}");
+    let (_, runs) = sweep(&real, &["--direct"]);
     for run in runs {
         assert_eq!(run["prompt_tokens"], 10_000);
         let peak = run["peak_memory_bytes"].as_u64().unwrap();

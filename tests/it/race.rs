@@ -6,7 +6,7 @@
 )]
 
 use lmpatch::bench::engine::{Position, Run};
-use lmpatch::bench::race::{Step, median, noise, spread};
+use lmpatch::bench::race::{median, noise, spread};
 use lmpatch::bench::results::{Cut, Results};
 
 use crate::support::aloud;
@@ -25,12 +25,9 @@ fn race(sizes: &[u64], runs_per_size: u32) -> Results {
     }
 }
 
-fn step(size: u64, tokens: u64, is_measured: bool) -> Step {
-    Step {
-        size: Some(size),
-        tokens,
-        is_measured,
-    }
+/// The size that is measured next.
+fn next(race: &Results) -> Option<u64> {
+    race.next_row()?.size
 }
 
 fn at(tokens: f64, seconds: f64) -> Position {
@@ -64,32 +61,31 @@ fn drop_out(race: &mut Results, size: u64) {
     race.row(Some(size)).failed = Some("no memory".to_owned());
 }
 
-/// Races until the answer is settled, with an engine that has no clock: each prefill has the speed that it is given, or
-/// fails. Returns the tokens and the seconds of all prefills.
-fn simulate(race: &mut Results, mut speed: impl FnMut(Step) -> Option<f64>) -> (u64, f64) {
+/// Races until the answer is settled, with an engine that has no clock: each prefill of a size, which is a warm-up of one
+/// chunk or else counts, has the speed that it is given, or fails. Returns the tokens and the seconds of all prefills.
+fn simulate(race: &mut Results, mut speed: impl FnMut(u64, bool) -> Option<f64>) -> (u64, f64) {
     let (mut tokens, mut seconds) = (0, 0.0);
-    while let Some(step) = race.next_step() {
-        let size = step.size.unwrap();
-        tokens += step.tokens;
-        let Some(speed) = speed(step) else {
+    while let Some(size) = next(race) {
+        if !race.warm.contains(&Some(size)) {
+            tokens += size;
+            seconds += size as f64 / speed(size, false).unwrap();
+            race.warm = vec![Some(size)];
+        }
+        tokens += PROMPT;
+        let Some(speed) = speed(size, true) else {
             drop_out(race, size);
             continue;
         };
-        if !step.is_measured {
-            seconds += step.tokens as f64 / speed;
-            race.warm = vec![step.size];
-            continue;
-        }
         let all = positions(size, |tokens| tokens / speed);
-        let is_cut = |told: &usize| race.cut(step.size, &all[..*told]).is_some();
+        let is_cut = |told: &usize| race.cut(Some(size), &all[..*told]).is_some();
         let told = (1..all.len()).find(is_cut).unwrap_or(all.len());
         seconds += all[told - 1].seconds;
-        let cut = race.cut(step.size, &all[..told]);
-        let row = race.row(step.size);
+        let cut = race.cut(Some(size), &all[..told]);
+        let row = race.row(Some(size));
         row.cut = cut;
         if cut.is_none() {
             row.add(run(speed, all));
-            row.observed_chunk = step.size;
+            row.observed_chunk = Some(size);
         }
     }
     (tokens, seconds)
@@ -114,9 +110,9 @@ fn thousand(speeds: [f64; 5], fails: Option<u64>, right: &[u64], least: usize) -
     let (mut count, mut minutes) = (0, Vec::new());
     for seed in 0..1000 {
         let (mut race, mut state) = (race(&SIZES, 3), seed << 32);
-        let (tokens, seconds) = simulate(&mut race, |step| {
-            let lane = SIZES.iter().position(|size| Some(*size) == step.size)?;
-            let has_failed = step.is_measured && step.size == fails;
+        let (tokens, seconds) = simulate(&mut race, |size, is_measured| {
+            let lane = SIZES.iter().position(|one| *one == size)?;
+            let has_failed = is_measured && Some(size) == fails;
             (!has_failed).then(|| speeds[lane] * (1.0 + 0.01 * normal(&mut state)))
         });
         assert!(tokens <= race.tokens_at_most());
@@ -171,22 +167,17 @@ fn a_size_that_fails_leaves_the_rest_unharmed() {
     let mut race = race(&[512, 4096], 3);
     drop_out(&mut race, 4096);
     drop_out(&mut race, 512);
-    assert!(race.next_step().is_none() && race.standing().is_none());
+    assert!(race.next_row().is_none() && race.standing().is_none());
     let verdict = race.verdict();
     assert_eq!(verdict.keep, None);
     assert_eq!(verdict.reason, "no size could be measured");
 }
 
 #[test]
-fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
+fn sizes_near_4096_come_first() {
     let mut race = race(&[512, 8192, 2048, 4096, 1024], 3);
-    assert_eq!(race.next_step(), Some(step(4096, 4096, false)));
-    race.warm = vec![Some(4096)];
-    assert_eq!(race.next_step(), Some(step(4096, PROMPT, true)));
-    // Others were loaded since.
-    race.warm.clear();
     for expected in [4096, 2048, 8192, 1024, 512] {
-        assert_eq!(race.next_step(), Some(step(expected, expected, false)));
+        assert_eq!(next(&race), Some(expected));
         drop_out(&mut race, expected);
     }
 }
@@ -194,13 +185,12 @@ fn sizes_near_4096_come_first_and_are_warmed_up_after_every_load() {
 #[test]
 fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
     let mut race = race(&[2048], 2);
-    assert_eq!(race.tokens_at_most(), 2 * PROMPT + 2048);
-    race.warm = vec![Some(2048)];
+    assert_eq!(race.tokens_at_most(), 2 * (PROMPT + 2048));
     for _ in 0..2 {
-        assert_eq!(race.next_step(), Some(step(2048, PROMPT, true)));
+        assert_eq!(next(&race), Some(2048));
         race.row(Some(2048)).add(run(100.0, Vec::new()));
     }
-    assert_eq!(race.next_step(), None);
+    assert_eq!(next(&race), None);
 }
 
 #[test]
@@ -256,8 +246,8 @@ fn a_slow_start_is_no_reason_to_cut() {
 fn one_lucky_run_does_not_decide() {
     let mut race = race(&[1024, 2048, 4096], 3);
     let mut luck = 1.12;
-    simulate(&mut race, |step| {
-        let luck = step.is_measured.then(|| std::mem::replace(&mut luck, 1.0));
+    simulate(&mut race, |_, is_measured| {
+        let luck = is_measured.then(|| std::mem::replace(&mut luck, 1.0));
         Some(100.0 * luck.unwrap_or(1.0))
     });
     let verdict = race.verdict();
@@ -291,11 +281,9 @@ fn where_the_best_fails_in_the_end_the_others_decide() {
         best_tokens_per_second: 129.0,
         estimated_tokens_per_second: 119.0,
     });
-    race.warm = vec![Some(2048), Some(4096)];
-    let next = race.next_step();
-    assert_eq!(next, Some(step(4096, PROMPT, true)), "not one lucky run");
+    assert_eq!(next(&race), Some(4096), "not one lucky run");
     drop_out(&mut race, 4096);
-    assert_eq!(race.next_step(), Some(step(2048, PROMPT, true)));
+    assert_eq!(next(&race), Some(2048));
 }
 
 #[test]

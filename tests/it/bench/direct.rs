@@ -34,7 +34,6 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     failed(&results, 1, "ValueError: no");
     assert_eq!(rows(&results)[0]["observed_chunk"], 512);
     assert_eq!(rows(&results)[0]["peak_memory_bytes"], 512_000);
-    assert_eq!(results["runtime"], "mlx-lm 0.0");
     assert_eq!(results["api"], "direct");
     keeps(&results, 512);
     before.still_holds();
@@ -80,7 +79,6 @@ fn a_python_that_does_not_answer_is_given_up() {
     fs::write(env.user().join("text"), "\u{6f22}".repeat(100_000)).unwrap();
     for (body, why) in [
         ("exec sleep 60", "said nothing for 1 seconds"),
-        ("exec >&-; sleep 60", "closed its output"),
         ("false", "exit status: 1"),
     ] {
         executable(&python, body);

@@ -2,21 +2,23 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::thread;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::support::child::until;
 use crate::support::home::{engine_since_2026, usual_backend};
-use crate::support::server::Failure;
+use crate::support::server::{Failure, chunk_on_disk};
 use crate::support::text;
-use lmpatch::bench::{OnPanic, supervise};
+use lmpatch::bench::measure::Benchmark;
+use lmpatch::bench::results::Results;
+use lmpatch::bench::supervise;
 use lmpatch::lock::Lock;
 use lmpatch::marker::interrupted;
 use signal_hook::iterator::Signals;
 
 use super::{
-    MARKER, NAME, QUIET, Stage, Steady, begins, bench_args, benchmark, column, ended, exact,
-    failing, has, json, keeps, make_read_only, ran, signal, stage,
+    MARKER, NAME, Stage, Steady, begins, benchmark, column, ended, exact, failing, has, json,
+    keeps, make_read_only, ran, signal, stage,
 };
 
 #[test]
@@ -30,7 +32,7 @@ fn the_best_is_set_and_what_was_really_set_is_said() {
     let ran = ran(&mut command).exits(0);
     ran.says("@33 is not benchmarked")
         .says("@32 is not benchmarked")
-        .says(&format!("512 is set in {NAME}."));
+        .says(&format!("512 is set in {NAME};"));
     let check = stage.env.run(["--check"]).exits(1);
     check.says_nothing_of("interrupted");
     assert_eq!(stage.chunk(), Some(512));
@@ -96,17 +98,16 @@ fn a_second_signal_ends_it_after_the_files() {
     signal(&child, "-INT");
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
-    while !said.contains("Waiting for the load that is under way …") {
+    while !said.contains("Loading what was loaded") {
         assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
     }
     assert_eq!(stage.chunk(), Some(2048), "the files are back");
     signal(&child, "-INT");
     stderr.read_to_string(&mut said).unwrap();
     let results = ended(child).exits(1).json();
-    let error =
-        "stopped before the verdict was settled; stopped before the model was loaded as it was";
-    assert_eq!(results["error"], error);
     let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
+    let error = format!("stopped before the verdict was settled; {stopped}");
+    assert_eq!(results["error"], error);
     assert!(said.contains(stopped), "{said}");
     before.0.still_holds();
 }
@@ -132,7 +133,7 @@ fn signals_also_end_the_last_load() {
     ran.says("A model is being loaded; press Ctrl-C again to stop without it.")
         .says("stopped before the model was loaded as it was; `lms ps` shows what is loaded");
     assert_eq!(column(&results, "size"), [512, 4096]);
-    let error = "stopped before the model was loaded as it was";
+    let error = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
     assert_eq!(results["error"], error);
     keeps(&results, 512);
 }
@@ -201,8 +202,7 @@ fn after_a_kill_the_way_back_is_known() {
 #[test]
 fn a_backend_that_is_gone_is_told() {
     let stage = exact(&[]);
-    let guard = stage.guard("--sizes 4096 --reload true");
-    guard.begin().unwrap();
+    let guard = stage.prepared("--sizes 4096 --reload true").guard.unwrap();
     guard.switch_to(4096).unwrap();
     let (there, away) = (&stage.backend.root, stage.env.user().join("elsewhere"));
     fs::rename(there, &away).unwrap();
@@ -220,7 +220,7 @@ fn a_backend_that_is_gone_is_told() {
     let other = usual_backend(&home, "app-mlx-generate-mac14-arm64@33");
     let ran = stage.run("--sizes 512,2048 --reload true");
     ran.says("512 failed: it did not take effect")
-        .says("one size was measured, so there is nothing to compare it with.")
+        .says("error: one size was measured, so there is nothing to compare it with")
         .says("Every backend is as it was.");
     fs::remove_dir_all(other.root).unwrap();
     fs::rename(away, there).unwrap();
@@ -243,7 +243,7 @@ fn the_budget_also_ends_runs_that_take_no_time() {
 fn a_budget_that_is_over_at_once_has_measured_nothing() {
     let stage = failing(2048, Failure::IsSilent);
     let ran = stage.run("--budget 0.005 --quiet").exits(1);
-    ran.says("the budget ran out before anything was measured");
+    ran.says("error: no size could be measured");
 }
 
 #[test]
@@ -252,29 +252,38 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
     let stage = stage().pace(&[(4096, 40), (2048, 20), (1024, 20_000)]);
     let ran = stage.run("--sizes 1024,1024,2048,4096 --runs 1 --budget 0.2");
     ran.says("about 1 min of prefill at most")
-        .says("The budget ran out before these were measured: 1024.");
+        .says("The budget ran out before the verdict was settled.");
     let fake = stage.state();
     assert!(fake.prefills.iter().all(|one| one.chunk != 1024));
+}
+
+/// What is known when it has come to its end, without a signal.
+fn supervised(benchmark: Benchmark) -> Results {
+    let mut results = Results::new([]);
+    let signals = Signals::new::<_, i32>([]).unwrap();
+    supervise(benchmark, signals, &mut results);
+    results
 }
 
 #[test]
 fn a_panic_puts_everything_back() {
     let stage = stage();
     let before = stage.before();
-    let guard = stage.guard("--sizes 4096");
-    thread::scope(|scope| {
-        let measuring = scope.spawn(|| {
-            let _restores = OnPanic(Some(guard.clone()));
-            guard.switch_to(4096).unwrap();
-            assert_eq!(stage.chunk(), Some(4096));
-            assert_eq!(stage.fake.loaded()[0].chunk, 4096);
-            panic!("on purpose");
-        });
-        assert!(measuring.join().is_err());
-    });
+    let mut benchmark = stage.prepared("--sizes 4096");
+    let guard = benchmark.guard.clone().unwrap();
+    let file = stage.backend.engine();
+    let (set, was_set) = mpsc::channel();
+    benchmark.engine = Box::new(Steady(move |_, tokens| {
+        set.send(chunk_on_disk(&file))?;
+        assert_eq!(tokens, 1536, "on purpose");
+        Ok(())
+    }));
+    let error = "lmpatch itself failed; please report this";
+    assert_eq!(supervised(benchmark).error.as_deref(), Some(error));
+    assert_eq!(was_set.iter().last(), Some(Some(4096)));
     stage.is_as(&before);
+    assert_eq!(stage.state().loads(), 2);
     assert!(guard.switch_to(4096).is_err(), "nothing is set any more");
-    assert!(guard.begin().is_err(), "nor said to be set");
     stage.is_as(&before);
     // The release build unwinds too.
     let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
@@ -287,12 +296,9 @@ fn a_panic_of_what_measures_is_an_end_like_any_other() {
         assert_ne!(chunk, 2048, "on purpose");
         Ok(())
     });
-    let args = bench_args("--sizes 2048,4096");
-    let mut signals = Signals::new::<_, i32>([]).unwrap();
-    let benchmark = benchmark(engine, [2048, 4096], 1);
-    let (results, is_stopped) = supervise(benchmark, Instant::now(), &args, &mut signals, &QUIET);
+    let results = supervised(benchmark(engine, [2048, 4096], 1));
     let error = "lmpatch itself failed; please report this";
-    assert_eq!((results.error.as_deref(), is_stopped), (Some(error), false));
+    assert_eq!(results.error.as_deref(), Some(error));
     let sizes: Vec<_> = results.rows.iter().map(|row| row.size).collect();
     assert_eq!(sizes, [Some(4096)], "what was known is still known");
 }

@@ -33,7 +33,7 @@ fn a_size_that_fails_is_a_row_and_the_rest_unharmed() {
 #[test]
 fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
     // 4096 cuts 2048 short and is loaded once more, so that this is not one lucky run.
-    for (fails, most) in [(&[3][..], 3), (&[3, 4, 5], 1)] {
+    for (fails, most) in [(&[3][..], 2), (&[3, 4], 1)] {
         let stage = stage().pace(&[(4096, 8), (2048, 40)]);
         let stage = stage.odd(|odd| odd.failing_loads = fails.to_vec());
         let results = stage.json("--sizes 2048,4096", 0);
@@ -58,7 +58,7 @@ fn a_list_that_fails_once_costs_no_size() {
 #[test]
 fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
     let again = "qwen/tiny is loaded again.";
-    let foreign = "a run does not count: something else loaded it in between (lms failed ";
+    let foreign = "with 512 the model has a context of 9000 instead of 65536";
     let smaller = "with 4096 the model has a context of 20000 instead of 65536";
     for (stage, said) in [
         // The last load fails once; `lms` fails for a while; another client loads the model; memory is short.
@@ -72,7 +72,7 @@ fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
     ] {
         let ran = stage.run("--sizes 512,4096 --runs 1").exits(0);
         let ran = ran.says(said).says(again);
-        assert_eq!(ran.stderr.contains("context of"), said == smaller);
+        assert_eq!(ran.stderr.contains("context of"), said != again);
         assert_eq!(stage.state().odd.failing_looks, 0);
     }
 }
@@ -83,7 +83,7 @@ fn disturbed_runs_do_not_count() {
     let meddled = |count, meddle: Meddle, sizes: &str, code| {
         let stage = stage().odd(|odd| odd.meddles = Some((count, meddle)));
         let before = stage.before();
-        let words = format!("{sizes} --runs 1 --output o.csv");
+        let words = format!("{sizes} --runs 2 --output o.csv");
         let results = json(&mut stage.command(&words), code);
         let csv = stage.read("o.csv");
         let row: Vec<_> = csv.lines().nth(1).unwrap().split(',').collect();
@@ -94,11 +94,7 @@ fn disturbed_runs_do_not_count() {
         results
     };
     let sweep = "--sizes 2048";
-    let too: Meddle = |state| {
-        state.load(MODEL, "qwen/tiny:2", 8192);
-    };
-    let why = "something else loaded the model too, as qwen/tiny:2";
-    failed(&meddled(2, too, sweep, 1), 0, why);
+    let loaded = "something else loaded or unloaded the model";
     // One run that is disturbed does not count; the model is loaded again, and the next one does.
     let ignores = |count, meddle, sizes, why: &str| {
         let results = meddled(count, meddle, sizes, 0);
@@ -106,14 +102,17 @@ fn disturbed_runs_do_not_count() {
         let whys: Vec<_> = runs.map(|run| &run["ignored"]).collect();
         assert_eq!(whys, [&why.into(), &NONE], "{results:#}");
     };
+    let too: Meddle = |state| {
+        state.load(MODEL, "qwen/tiny:2", 8192);
+    };
+    ignores(2, too, sweep, loaded);
     let otherwise: Meddle = |state| state.models[0].loaded[0].context = 9999;
-    let why = "something else loaded the model again, with another context";
-    ignores(2, otherwise, sweep, why);
+    ignores(2, otherwise, sweep, loaded);
     let uses: Meddle = |state| state.odd.busy_looks = 25;
     ignores(3, uses, sweep, "something else uses the model");
     let unloads: Meddle = |state| state.models[0].loaded.clear();
     ignores(2, unloads, "", "LM Studio loaded the model first");
-    ignores(3, unloads, sweep, "something else unloaded qwen/tiny");
+    ignores(3, unloads, sweep, loaded);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
 
 use crate::support::home::{BackendDir, NAME};
 use crate::support::server::{Failure, FakeLmStudio, Instance, Odd, State, chunk_on_disk};
@@ -19,7 +19,6 @@ use crate::support::{Before, Env, Ran, text};
 use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
 use lmpatch::bench::engine::{Engine, OnProgress, Run};
-use lmpatch::bench::guard::Guard;
 use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::prepare;
 use lmpatch::bench::results::Results;
@@ -144,11 +143,10 @@ impl Stage {
         chunk_on_disk(&self.backend.engine())
     }
 
-    /// What a sweep with these arguments restores.
-    fn guard(&self, words: &str) -> Arc<Guard> {
+    /// What `lmpatch bench` with these arguments is about to do.
+    fn prepared(&self, words: &str) -> Benchmark {
         let args = bench_args(&format!("{words} --url {}", self.fake.url()));
-        let benchmark = prepare(Some(&self.env.lmstudio()), &args, &QUIET);
-        benchmark.unwrap().guard.unwrap()
+        prepare(Some(&self.env.lmstudio()), &args, &QUIET).unwrap()
     }
 }
 
@@ -244,10 +242,12 @@ fn benchmark(engine: impl Engine + 'static, sizes: [u64; 2], runs_per_size: u32)
         ..Results::new(sizes.map(Some))
     };
     Benchmark {
+        args: bench_args("--sizes 2048,4096"),
+        output: QUIET,
         engine: Box::new(engine),
         guard: None,
         results,
-        template: 0,
+        loaded: Vec::new(),
         bar: ProgressBar::hidden(),
     }
 }

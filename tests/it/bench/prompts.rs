@@ -1,6 +1,6 @@
 //! Prompts, their lengths and their caches, over both interfaces.
 
-use super::{MODEL, NONE, column, exact, failed, json, keeps, openai, rows, runs, stage};
+use super::{NONE, column, exact, keeps, openai, runs, stage};
 
 #[test]
 fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
@@ -39,7 +39,7 @@ fn prompts_of_another_length_do_not_count() {
     // Three bytes a character from some point on, and four bytes a token.
     let stage = exact(&[]);
     stage.write("mixed.txt", &("a".repeat(20_000) + &"日".repeat(100_000)));
-    let results = stage.json("--sizes 2048,4096 --runs 1 --prompt-file mixed.txt", 0);
+    let results = stage.json("--sizes 2048,4096 --runs 3 --prompt-file mixed.txt", 0);
     let mut ignored = Vec::new();
     for run in [0, 1].into_iter().flat_map(|row| runs(&results, row)) {
         let tokens = run["prompt_tokens"].as_u64().unwrap();
@@ -55,40 +55,34 @@ fn prompts_of_another_length_do_not_count() {
 
 #[test]
 fn a_template_out_of_the_cache_is_no_hit() {
-    let stage = openai().odd(|odd| (odd.template, odd.caches_template) = (900, true));
+    let stage = openai().odd(|odd| (odd.template, odd.caches_template) = (50, true));
     let results = stage.json("--model qwen/tiny --runs 1", 0);
-    assert_eq!(runs(&results, 0)[0]["cached_tokens"], 916);
+    assert_eq!(runs(&results, 0)[0]["cached_tokens"], 66);
+    assert_eq!(runs(&results, 0)[0]["ignored"], NONE);
     assert_eq!(column(&results, "observed_chunk"), [2048]);
-    // After a load it is there only for the second prompt.
-    let lms = stage.env.lmstudio().join("bin/lms").display().to_string();
-    let load = format!(
-        "'{lms}' unload {MODEL}; '{lms}' load dir/{MODEL} --identifier {MODEL} --context-length 65536"
-    );
-    let mut command = stage.command("--model qwen/tiny --sizes 512,2048 --runs 1 --reload");
-    let results = json(command.arg(load), 0);
-    for row in rows(&results) {
-        assert_eq!(row["runs"][0]["cached_tokens"], 916, "{row:#}");
-        assert_eq!(row["runs"][0]["ignored"], NONE, "{row:#}");
-    }
 }
 
 #[test]
 fn what_came_out_of_the_cache_does_not_count() {
     let stage = exact(&[]).odd(|odd| odd.always_hits = true);
     let results = stage.json("", 1);
-    let why = "3 runs do not count: its beginning came out of the prompt cache";
-    failed(&results, 0, why);
+    for run in runs(&results, 0) {
+        assert_eq!(run["ignored"], "its beginning came out of the prompt cache");
+    }
+    assert_eq!(results["error"], "no size could be measured");
     assert_eq!(column(&results, "median_tokens_per_second"), [NONE]);
     let stage = openai().odd(|odd| odd.always_hits = true);
     let results = stage.json("--model qwen/tiny", 1);
-    failed(&results, 0, "a part of it came out of the prompt cache");
+    let why = "a part of it came out of the prompt cache";
+    assert_eq!(runs(&results, 0)[2]["ignored"], why);
 }
 
 #[test]
 fn tokens_that_are_not_counted_make_no_endless_prompts() {
     let stage = stage().odd(|odd| odd.counts = Some(5));
     let results = stage.json("--model qwen/tiny --runs 1", 1);
-    failed(&results, 0, "its prompt has 5 tokens instead of 8192");
+    let why = "its prompt has 5 tokens instead of 8192";
+    assert_eq!(runs(&results, 0)[0]["ignored"], why);
     let fake = stage.state();
     let longest = fake.prefills.iter().map(|one| one.prompt.len()).max();
     assert!(longest <= Some(16 * 8192), "{longest:?}");

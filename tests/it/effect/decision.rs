@@ -89,7 +89,7 @@ fn what_cannot_be_decided_says_why() {
     for (workers, loaded, written, expected) in [
         (vec![&old, &new], both_engines, Some(101), "another engine"),
         (vec![&new], None, None, "no date"),
-        (vec![&early], None, Some(5), "newer than worker 7"),
+        (vec![&early], None, Some(5), "after worker 7 started"),
         (vec![&other], None, Some(5), "worker 8"),
     ] {
         let state = seen(&workers).load_state(&used, written, &selections(), || loaded);

@@ -102,7 +102,7 @@ while read -r request; do
   done
   if [ "$goes" = '"stop"' ]; then say '{"error":"Cut: "}'; continue; fi
   stats='"input_tokens":'$tokens',"time_to_first_token_seconds":'$((tokens * size))',"peak_memory_bytes":'${size}000
-  say '{"type":"chat.end","result":{"stats":{'$stats'},"engine":"mlx-lm 0.0"}}'
+  say '{"type":"chat.end","result":{"stats":{'$stats'}}}'
 done
 "#;
 
