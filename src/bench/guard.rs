@@ -206,8 +206,7 @@ impl Guard {
         };
         // A model that is still at work on a prompt could not be loaded again.
         server.hang_up();
-        self.output
-            .say("Loading what was loaded, after any load that is under way …");
+        self.output.say("Restoring the models …");
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }

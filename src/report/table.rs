@@ -135,12 +135,15 @@ fn counted(backends: usize) -> String {
 fn details(row: &BackendReport) -> String {
     let name = printable(&row.backend.name);
     let path = printable(&row.backend.path.display().to_string());
-    let files: String = row.files.iter().map(file_details).collect();
+    let files: String = row.files.iter().map(|f| file_details(row, f)).collect();
     format!("\n{STRONG}{name}{STRONG:#}\n  {path}\n{files}")
 }
 
-fn file_details(file: &VendorFile) -> String {
-    let (path, state) = (file.setting.record_path(), words(file.state()));
+fn file_details(row: &BackendReport, file: &VendorFile) -> String {
+    // Below the backend, since there may be several Pythons in it.
+    let path = file.path.strip_prefix(&row.backend.real);
+    let path = printable(&path.unwrap_or(&file.path).display().to_string());
+    let state = words(file.state());
     let Some(source) = file.source() else {
         return format!("  {path}  {state}\n");
     };

@@ -80,7 +80,7 @@ fn verbose_shows_every_site() {
     env.run(["4096"]).exits(0);
     let ran = env.run(["--check", "-v", "--backend", "*@34"]).exits(0);
     for line in [
-        "mlx_engine/cache_wrapper.py: PROMPT_PROCESSING_CHUNK_SIZE  patched\n    original: known from lmpatch's receipt",
+        "  lib/python3.11/site-packages/mlx_engine/cache_wrapper.py: PROMPT_PROCESSING_CHUNK_SIZE  patched\n    original: known from lmpatch's receipt",
         "line     5    4096  <module>  stock 2048",
         "mlx_lm/generate.py: prefill_step_size  patched\n    original: known from the package's RECORD",
         "line    25    4096  speculative_generate_step  stock 512",

@@ -98,7 +98,7 @@ fn a_second_signal_ends_it_after_the_files() {
     signal(&child, "-INT");
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
-    while !said.contains("Loading what was loaded") {
+    while !said.contains("Restoring the models") {
         assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
     }
     assert_eq!(stage.chunk(), Some(2048), "the files are back");

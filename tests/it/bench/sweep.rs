@@ -199,7 +199,7 @@ size          seconds         tok/s  × stock  spread  memory  observed
     let expected = "\
 qwen/tiny, 3 sizes, 8192 prompt tokens; about 1 min of prefill at most (going by a short prompt)
 Every backend is as it was.
-Loading what was loaded, after any load that is under way …
+Restoring the models …
 qwen/tiny is loaded again.
 512 was cut short at 4096 tokens: 62500.0 tok/s there, 125000.0 for the best
 2048 was cut short at 4096 tokens: 25000.0 tok/s there, 125000.0 for the best
