@@ -146,7 +146,6 @@ impl Process {
         let _ = writeln!(self.stream.get_ref(), "{what}");
     }
 
-    /// How it ended, and the last that it said.
     fn ending(&mut self) -> String {
         let status = self.child.wait().map(|status| status.to_string());
         // Errors that cannot be read count as not printed.

@@ -233,7 +233,6 @@ impl Guard {
     }
 }
 
-/// Fails if a backend is not as it was to be.
 fn check(applied: &[Applied]) -> Result<()> {
     let mut whys = Vec::new();
     for Applied { before, why, .. } in applied {

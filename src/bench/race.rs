@@ -129,7 +129,6 @@ impl Results {
         (cut.tokens_per_second < limit).then_some(cut)
     }
 
-    /// The row of one of its sizes.
     pub fn row(&mut self, size: Option<u64>) -> &mut Row {
         let row = self.rows.iter_mut().find(|row| row.size == size);
         row.expect("only its sizes are asked for")
@@ -230,7 +229,6 @@ impl Row {
     }
 }
 
-/// Whether a size is within the noise of the best.
 fn is_near(row: &Row, best: &Row) -> bool {
     row.speed() >= best.speed() * (1.0 - noise(row.spread, best.spread))
 }

@@ -233,7 +233,6 @@ fn csv(results: &Results) -> Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-/// What is said above the rows.
 fn heading(results: &Results) -> [String; 3] {
     let (tokens, runs) = (results.prompt_tokens, results.runs_per_size);
     let (machine, lmpatch) = (&results.machine, results.lmpatch);

@@ -216,7 +216,6 @@ fn usual_url(home: Option<&Path>) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-/// The one of these models that `wanted` names by key or identifier, or the only one.
 fn find(wanted: Option<&str>, mut loaded: Vec<LoadedModel>) -> Result<LoadedModel> {
     let is_wanted = |one: &LoadedModel, name| name == one.identifier || name == one.model;
     loaded.retain(|one| wanted.is_none_or(|name| is_wanted(one, name)));
