@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::child::until;
-use crate::support::home::{BackendDir, NAME};
+use crate::support::home::{BackendDir, NAME, RUNTIME};
 use crate::support::standins::{MADE_UP_PYTHON, executable};
 use crate::support::{Before, Env, interpreter, text};
 
@@ -69,6 +69,38 @@ fn without_a_home_there_is_a_verdict_and_nothing_to_set_it_in() {
     let ran = bench("--sizes 512,2048").exits(0);
     ran.says("Verdict: 512 is the fastest")
         .says_nothing_of("sets it");
+}
+
+/// The fixture has older backends that ship with 512.
+#[test]
+fn the_backend_in_use_lends_its_python_and_its_stock() {
+    let env = Env::with_fixture();
+    let bench = "bench --direct --model . --prompt-tokens 10000 --sizes 512,2048";
+    let bench: Vec<_> = bench.split(' ').collect();
+    let missing = "there is no MLX backend whose Python could be used; name one with --python";
+    env.run(&bench).fails(missing);
+    // It is beside the backend, in what the runtime is made of.
+    let manifests = env.lmstudio().join("extensions/backends");
+    let runtime = manifests.join(format!("{RUNTIME}-1.11.0/backend-manifest.json"));
+    let names = text(runtime);
+    let shared = names
+        .split("_amphibian/")
+        .find(|n| n.starts_with("cpython"));
+    let shared = shared.unwrap().split('"').next().unwrap();
+    let python = env.amphibian().join(shared).join("bin/python3.11");
+    executable(
+        &python,
+        &format!("echo $PYTHONPATH >paths\n{MADE_UP_PYTHON}"),
+    );
+    let results = json(&mut env.command(&bench), 0);
+    let packages = BackendDir::new(&env.lmstudio(), NAME).path("");
+    let expected = packages.to_string_lossy().into_owned();
+    assert_eq!(
+        text(env.user().join("paths")).trim(),
+        expected.trim_end_matches('/')
+    );
+    assert_eq!(results["stock"], 2048);
+    assert_eq!(column(&results, "times_stock"), [4.0, 1.0]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Prompts, their lengths and their caches, over both interfaces.
 
+use lmpatch::bench::engine::Run;
+
 use super::{NONE, column, exact, keeps, openai, runs, stage};
 
 #[test]
@@ -22,6 +24,25 @@ fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
         }
     }
     openai().run("").exits(1).says("name one with --model");
+}
+
+#[test]
+fn the_first_token_is_the_first_that_has_a_text() {
+    let mut run = Run::default();
+    let said = |content: &str| format!(r#"data: {{"choices":[{{"delta":{content}}}]}}"#);
+    for (line, seconds) in [
+        (said(r#"{"role":"assistant","content":""}"#), 1.0),
+        (said(r#"{"content":null,"reasoning_content":"So"}"#), 2.0),
+        (said(r#"{"content":"so"}"#), 3.0),
+        (
+            r#"data: {"choices":[],"usage":{"prompt_tokens":100}}"#.to_owned(),
+            4.0,
+        ),
+    ] {
+        run.line(&line, seconds, 90).unwrap();
+    }
+    let run = run.end().unwrap();
+    assert_eq!((run.prefill_seconds, run.tokens_per_second), (2.0, 50.0));
 }
 
 #[test]
