@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::child::until;
-use crate::support::home::{BackendDir, NAME, RUNTIME};
+use crate::support::home::{BackendDir, NAME};
 use crate::support::standins::{MADE_UP_PYTHON, executable};
 use crate::support::{Before, Env, interpreter, text};
 
@@ -79,15 +79,10 @@ fn the_backend_in_use_lends_its_python_and_its_stock() {
     let bench: Vec<_> = bench.split(' ').collect();
     let missing = "there is no MLX backend whose Python could be used; name one with --python";
     env.run(&bench).fails(missing);
-    // It is beside the backend, in what the runtime is made of.
-    let manifests = env.lmstudio().join("extensions/backends");
-    let runtime = manifests.join(format!("{RUNTIME}-1.11.0/backend-manifest.json"));
-    let names = text(runtime);
-    let shared = names
-        .split("_amphibian/")
-        .find(|n| n.starts_with("cpython"));
-    let shared = shared.unwrap().split('"').next().unwrap();
-    let python = env.amphibian().join(shared).join("bin/python3.11");
+    // It is beside the backend: the runtime is made of both. One that is not in use is newer.
+    env.backend("app-mlx-generate-mac14-arm64@40");
+    let shared = env.amphibian().join("cpython3.11-mac-arm64@10");
+    let python = shared.join("bin/python3.11");
     executable(
         &python,
         &format!("echo $PYTHONPATH >paths\n{MADE_UP_PYTHON}"),
