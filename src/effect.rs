@@ -101,12 +101,17 @@ pub fn after_reload(output: &Output, report: &mut Report) -> bool {
 
 /// Whether the values are in effect, unless a finding already says so, or only some backends were looked at.
 pub fn summary(report: &Report) -> Option<&'static str> {
-    let states = report.backends.iter().map(|row| row.in_effect.as_ref());
-    let states: Vec<_> = states.flatten().collect();
-    let is_told = states.iter().any(|s| !matches!(s, InEffect | NotLoaded));
-    if states.is_empty() || is_told || !report.flags.is_empty() {
+    let is_told = |row: &BackendReport| match row.in_effect {
+        // It was refused, say, so what was asked for is in no model.
+        Some(InEffect) => row.why.is_some(),
+        Some(NotLoaded) => false,
+        _ => true,
+    };
+    let is_in_effect = |row: &BackendReport| row.in_effect == Some(InEffect);
+    let rows = &report.backends;
+    if rows.iter().any(is_told) || !report.flags.is_empty() {
         None
-    } else if states.contains(&&InEffect) {
+    } else if rows.iter().any(is_in_effect) {
         Some("Every loaded MLX model has these values.")
     } else if report.workers.as_ref().is_none_or(Vec::is_empty) {
         Some("No model is loaded.")

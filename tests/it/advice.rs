@@ -5,7 +5,9 @@ use std::process::Command;
 
 use crate::support::home::{BackendDir, NAME, engine_since_2026, engine_with_parameter, generate};
 use crate::support::lms::FakeLms;
+use crate::support::standins::{ago, written};
 use crate::support::{Env, LMPATCH, Ran, column, edit, text};
+use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::marker;
 use lmpatch::patch::survey;
 use serde_json::json;
@@ -243,12 +245,17 @@ fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
 
 #[test]
 fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
-    let (env, _, older) = two("4 * 256");
+    let (env, backend, older) = two("4 * 256");
+    let preferences = env.lmstudio().join(APPS[0].1);
+    for path in [preferences, backend.engine(), backend.generate()] {
+        written(&path, ago(7200));
+    }
     let fake = FakeLms::start(&env.lmstudio(), &older.engine());
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["4096", "--reload"])
         .exits(1)
-        .says("no model was loaded again: no selected backend was set");
+        .says("no model was loaded again: no selected backend was set")
+        .says_nothing_of("has these values");
     let report = env.json(["4096", "--reload"]);
     assert_eq!(report["reload"]["error"], "no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);
