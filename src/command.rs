@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use wait_timeout::ChildExt as _;
 
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 /// The longest error that is shown, in characters.
 const MAX_ERROR: usize = 300;
 
@@ -25,11 +25,19 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         .stderr(stderr.try_clone()?)
         .process_group(0)
         .spawn()?;
-    let status = child.wait_timeout(timeout)?.ok_or_else(|| {
-        let _ = child.kill();
-        let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
-        io::Error::new(io::ErrorKind::TimedOut, why)
-    })?;
+    // Looked at again and again: waiting for SIGCHLD fails where whoever started lmpatch blocks or ignores it.
+    let deadline = Instant::now() + timeout;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        thread::sleep(BETWEEN_LOOKS);
+    };
     let printed = |file: &mut File| -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.rewind()?;

@@ -1,9 +1,11 @@
 //! An `lms` that fails, and what happens behind its back: what is told, and what is advised.
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use super::{NOTHING, home_with_qwen, qwen, reloader};
-use crate::support::Ran;
+use crate::support::child::finish;
+use crate::support::{LMPATCH, Ran, interpreter};
 use lmpatch::reload::How;
 use serde_json::{Value, json};
 
@@ -38,6 +40,23 @@ fn an_lms_that_fails_or_hangs_or_is_not_there_is_told_and_nothing_is_unloaded() 
             .says("bin/lms is not there; unload and load the models in LM Studio");
     }
     env.run(["--check", "8192"]).exits(0);
+}
+
+#[test]
+fn a_parent_that_blocks_or_ignores_the_end_of_children_does_no_harm() {
+    let (env, fake) = home_with_qwen();
+    let started = |how: &str| {
+        let code =
+            format!("import os, signal, sys\nsignal.{how}\nos.execv(sys.argv[1], sys.argv[1:])");
+        let mut python = Command::new(interpreter());
+        env.isolate(&mut python).args(["-c", &code, LMPATCH]);
+        finish(python.args(["4096", "--reload"]))
+    };
+    let ran = started("signal(signal.SIGCHLD, signal.SIG_IGN)");
+    ran.fails("no model was loaded again: lms failed: No child processes");
+    assert_eq!(fake.actions(), NOTHING);
+    let ran = started("pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])");
+    ran.exits(0).says("qwen/tiny was reloaded");
 }
 
 #[test]
