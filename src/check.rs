@@ -68,7 +68,9 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
         }
     }
     if survey.backends.is_empty() {
-        if let Some(missing) = missing.iter().min_by_key(|one| !one.selected) {
+        let missing = missing.iter();
+        let wanted = missing.filter(|one| patch::is_wanted(&one.name, &cli.backend));
+        if let Some(missing) = wanted.min_by_key(|one| !one.selected) {
             let (what, next) = notes::missing(missing);
             bail!("no MLX backend found in {directory}: {what}; {next}");
         }

@@ -18,7 +18,7 @@ use anyhow::Result;
 use glob::Pattern;
 use serde::Serialize;
 
-use crate::lmstudio::backends::{self, Absent, Backend};
+use crate::lmstudio::backends::{self, Absent, MissingBackend};
 use crate::lock::Lock;
 use backend::{Goal, Surveyed};
 use file::{Edit, State};
@@ -60,13 +60,19 @@ pub struct Survey {
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
 pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
     let (found, mut absent) = backends::find(home)?;
-    let is_wanted = |backend: &Backend| {
-        wanted.is_empty() || wanted.iter().any(|one| one.matches(&backend.name))
-    };
-    let (found, left_out) = found.into_iter().partition(is_wanted);
+    let found = found.into_iter();
+    let (found, left_out) = found.partition(|one| is_wanted(&one.name, wanted));
+    // That the selected runtime lacks something is told in any case.
+    let is_told = |one: &MissingBackend| one.selected || is_wanted(&one.name, wanted);
+    absent.missing.retain(is_told);
     absent.left_out = left_out;
     let backends = parallel(found, 1, survey::survey);
     Ok(Survey { backends, absent })
+}
+
+/// Whether the name matches one of the patterns, or there are none.
+pub fn is_wanted(name: &str, patterns: &[Pattern]) -> bool {
+    patterns.is_empty() || patterns.iter().any(|one| one.matches(name))
 }
 
 /// Brings every backend to the goal; each wholly or not at all, all planned before the first write.

@@ -214,8 +214,22 @@ fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
         .exits(1)
         .says(&why)
         .says_nothing_of("1.13.0");
+    env.run(["--check", "--backend", NEWER])
+        .exits(1)
+        .says(&format!("MLX 1.13.0 needs {NEWER}"))
+        .says_nothing_of(&why);
     // A pattern that fits nothing is what is wrong, where there are backends.
     env.backend(OLDER);
+    let report = env.json(["--check", "--backend", OLDER]);
+    let names: Vec<_> = list(&report, "missing_backends")
+        .iter()
+        .map(|one| &one["name"])
+        .collect();
+    assert_eq!(
+        names,
+        [NAME],
+        "that of the selected runtime, and those that are meant"
+    );
     let typo = "matches tpyo*; `lmpatch --check` shows them all";
     env.fails(&["--backend", "tpyo*"], &[typo]);
     fs::remove_dir_all(env.lmstudio().join("extensions/backends")).unwrap();
