@@ -61,7 +61,10 @@ fn read_pointer(pointer: &Path) -> Result<Option<PathBuf>> {
     let unusable = |why: &str| format!("{shown} {why}; give --home DIR");
     let content = match files::read(pointer) {
         Err(_) if is_absent(pointer) => return Ok(None),
-        Err(error) => bail!("{}; or give --home DIR", cannot("read", pointer, &error)),
+        Err(error) => {
+            let error = cannot("read", pointer, &error);
+            bail!("{error}; LM Studio finds its home by it, lmpatch also by --home DIR")
+        }
         Ok(content) => String::from_utf8(content).with_context(|| unusable("is not UTF-8"))?,
     };
     // `String.prototype.trim` takes a byte order mark away and leaves a NEL, unlike Rust's `trim`.

@@ -111,6 +111,10 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
     for (why, make) in NO_FILES {
         assert_points_nowhere(make, why);
     }
+    let (env, _) = one_backend();
+    fs::create_dir(env.user().join(".lmstudio-home-pointer")).unwrap();
+    let told = "regular file); LM Studio finds its home by it, lmpatch also by --home DIR";
+    env.finish(["--check"]).exits(1).says(told);
 }
 
 /// LM Studio asks whether the pointer exists, which a dangling link does not.
