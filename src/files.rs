@@ -80,9 +80,15 @@ pub fn cannot(act: &str, path: &Path, error: &io::Error) -> anyhow::Error {
              → Removable Volumes), or unlock it with chflags nouchg"
         ),
         Some(Errno::ACCESS) => {
-            // The deepest part of the path that can still be seen is what is closed.
-            let closed = path.ancestors().find(|above| fs::metadata(above).is_ok());
-            let closed = closed.unwrap_or(path);
+            // The deepest part of the path that can still be seen is what is closed; behind a link, of its target.
+            let (mut closed, mut links) = (path.to_owned(), 0..40);
+            while fs::metadata(&closed).is_err() {
+                match fs::read_link(&closed) {
+                    Ok(target) if links.next().is_some() => closed.set_file_name(target),
+                    _ if closed.pop() => {}
+                    _ => break,
+                }
+            }
             let mode = if closed.is_file() { "u+r" } else { "u+rwx" };
             let closed = quoted(closed.display());
             format!("; allow it with `chmod {mode} {closed}`, if it is yours")

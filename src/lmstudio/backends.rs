@@ -172,7 +172,7 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
         Ok(metadata) if !metadata.is_dir() => return None,
         // Whether it is a backend can only be told by its name, or it vanished since the directory was listed.
         Err(error) if !is_named_so || !is_link && is_absence(&error) => return None,
-        Err(error) if is_link => {
+        Err(error) if is_link && is_absence(&error) => {
             let what = "is a link that leads nowhere";
             Err(format!("{shown} {what} ({error}); {IS_IT_CONNECTED}"))
         }

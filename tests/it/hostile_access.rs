@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -79,6 +79,23 @@ fn unreadable_directories_of_a_backend_and_above_it_are_named_with_the_fix() {
             package.ancestors().nth(up).unwrap().to_owned()
         };
         assert_denied(above, 0o000, &ANY, "chmod u+rwx");
+    }
+}
+
+#[test]
+fn what_is_closed_behind_a_link_is_named_and_not_where_the_link_is() {
+    let (env, backend) = one_backend();
+    let moved = env.user().join("other disk");
+    for link in [env.lmstudio(), backend.root.clone(), backend.engine()] {
+        fs::create_dir(&moved).unwrap();
+        fs::rename(&link, moved.join("it")).unwrap();
+        symlink(moved.join("it"), &link).unwrap();
+        env.hand_over();
+        let ran = while_mode(&moved, 0o000, || as_user(&env, "4096")).exits(1);
+        ran.says(&format!("`chmod u+rwx '{}'`", moved.display()));
+        fs::remove_file(&link).unwrap();
+        fs::rename(moved.join("it"), &link).unwrap();
+        fs::remove_dir(&moved).unwrap();
     }
 }
 
