@@ -82,8 +82,10 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
         let mut pairs = rows.iter().zip(applied);
-        let will_set = pairs.any(|(row, one)| {
-            row.state == State::Stock && !row.has(size) && !one.after.came_edited()
+        // What had been edited before lmpatch, or is not as its RECORD says, the agent leaves alone.
+        let will_set = pairs.any(|(row, Applied { after, .. })| {
+            let is_its = !after.came_edited() && !after.differs_from_record();
+            row.state == State::Stock && !row.has(size) && is_its
         });
         if !report.dry_run && will_set {
             let what = format!("the agent will set {size} again");

@@ -297,7 +297,7 @@ fn a_file_that_is_not_the_one_of_its_record_may_be_half_unpacked_and_is_told() {
     // Where it has been set by hand there is nothing to tell.
     user.env.run(["4096", "--backend", NEW]).exits(0);
     user.job_exits(0, SOON);
-    let reverted = user.env.run(["--revert", "--backend", NEW]).exits(0);
+    let reverted = user.run(&["--revert", "--backend", NEW]).exits(0);
     reverted.says_nothing_of("the agent will set");
     // What it unpacks further goes where it began.
     fs::write(backend.generate(), &whole).unwrap();
