@@ -177,7 +177,7 @@ fn on_values(found: &mut Findings, row: &BackendReport, others: Option<u64>) {
 }
 
 /// Whether a revert gives back what the vendor ships.
-pub fn can_revert(row: &BackendReport) -> bool {
+fn can_revert(row: &BackendReport) -> bool {
     let mut sources = row.files.iter().filter_map(VendorFile::source);
     sources.all(|source| !source.came_edited() && (source.is_stock() || source.original.is_some()))
 }
