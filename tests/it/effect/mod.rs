@@ -244,7 +244,7 @@ fn lms_is_asked_only_about_a_worker_that_is_older_than_the_files() {
     stage.has("in-effect", "not-running");
     assert_eq!(fake.calls(), NOTHING);
     let ran = stage.env.run(["8192"]).exits(0);
-    ran.says_nothing_of("older values");
+    ran.says_nothing_of("old values");
     // Only a GGUF model is loaded, and then an MLX model elsewhere.
     stage.has("not-running", "not-running");
     fake.add(json!({ "path": "far/away", "deviceIdentifier": "other-mac" }));

@@ -70,9 +70,7 @@ fn two_pythons_that_are_one_are_reverted() {
     let backend = backend.with_engine(engine_since_2026("1024"));
     symlink("python3.11", backend.root.join("lib/python3.12")).unwrap();
     env.run(["4096"]).exits(0);
-    env.run(["--revert"])
-        .exits(0)
-        .says_nothing_of("cannot be removed");
+    env.run(["--revert"]).exits(0);
 }
 
 /// Moves `path` into an app bundle and leaves a link to it.

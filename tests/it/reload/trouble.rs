@@ -95,7 +95,7 @@ fn a_reload_that_failed_is_not_advised_again_and_after_one_that_worked_all_is_in
     fake.faults(json!({}));
     env.run(["6144", "--reload"])
         .exits(0)
-        .says_nothing_of("older values");
+        .says_nothing_of("old values");
     assert_eq!(in_effect(), "in-effect");
     // What was set in another run does not fit.
     fake.faults(json!({ "load-fails-at": [6144] }));
