@@ -79,7 +79,7 @@ fn a_launchctl_that_does_not_answer_says_nothing_of_the_agent() {
             .says_nothing_of("launchd does not have the agent");
     }
     assert!(user.job().exists());
-    let ran = user.env.run(["--check"]).exits(0);
+    let ran = user.run(&["--check"]).exits(0);
     ran.says_nothing_of("agent");
 }
 
