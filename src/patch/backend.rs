@@ -51,9 +51,10 @@ impl Surveyed {
         sources.any(Source::came_edited)
     }
 
-    /// Whether a file of it is not the one that its package's `RECORD` lists.
+    /// Whether a file of it is not the one that its package's `RECORD` lists: an edit of somebody's, or an unfinished update.
     pub fn differs_from_record(&self) -> bool {
-        self.files.iter().any(VendorFile::differs_from_record)
+        let mut sources = self.files.iter().filter_map(VendorFile::source);
+        sources.any(|source| source.differs_from_record)
     }
 
     /// Why it cannot be edited as it is, whatever the goal.

@@ -150,12 +150,6 @@ impl VendorFile {
         Some((self.state(), format!("{path}: {why}")))
     }
 
-    /// Whether its package's `RECORD` lists another file: an edit of somebody's, or an unfinished update.
-    pub fn differs_from_record(&self) -> bool {
-        self.source()
-            .is_some_and(|source| source.differs_from_record)
-    }
-
     pub fn state(&self) -> State {
         match &self.content {
             Ok(Some(source)) => State::of(source.sites.iter()),
