@@ -63,6 +63,7 @@ pub struct MissingBackend {
 /// What a home lacks of its backends, and what is unknown of them.
 #[derive(Debug, Default, Serialize)]
 pub struct Absent {
+    /// In a survey those that are wanted, and those of the selected runtime.
     #[serde(rename = "missing_backends")]
     pub missing: Vec<MissingBackend>,
     #[serde(skip)]

@@ -12,7 +12,7 @@ use super::settings::{Setting, Site, number};
 #[derive(Debug, Clone)]
 pub struct VendorFile {
     pub setting: &'static Setting,
-    /// Its path with links resolved.
+    /// Its path, with links resolved unless they are why it is refused.
     pub path: PathBuf,
     /// `None` if it is not there; or why it is refused.
     pub content: Result<Option<Arc<Source>>, String>,

@@ -75,7 +75,7 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     let left_out = report.absent.left_out.iter();
     for Backend { name, .. } in left_out.filter(|backend| backend.selected) {
         let what = format!("{name} is selected, but --backend omits it");
-        found.add(Warning, None, &what, "`lmpatch --check` shows its size");
+        found.add(Warning, None, &what, "`lmpatch --check` shows it");
     }
     let level = if is_revert { Warning } else { Error };
     on_missing(found, &report.absent, level);
