@@ -114,9 +114,10 @@ fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[A
 
 /// What to do about a model that cannot be loaded with the new values.
 fn advice(cli: &Cli, applied: &[Applied]) -> String {
-    let changed = applied.iter().filter(|one| one.outcome == Changed);
-    let before = changed.map(|one| &one.before);
-    let commands = marker::commands(before, cli.backend.is_empty());
+    let is_changed = |one: &&Applied| one.outcome == Changed;
+    let before = applied.iter().filter(is_changed).map(|one| &one.before);
+    let is_all = cli.backend.is_empty() && before.clone().count() == applied.len();
+    let commands = marker::commands(before, is_all);
     let mut back = "if it does not fit, set a smaller size".to_owned();
     if !commands.is_empty() {
         back = format!("{} goes back", marker::shown(&commands));

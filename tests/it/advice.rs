@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::home::{BackendDir, NAME, engine_since_2026, engine_with_parameter, generate};
 use crate::support::lms::FakeLms;
 use crate::support::standins::{ago, written};
-use crate::support::{Env, LMPATCH, Ran, column, edit, text};
+use crate::support::{Before, Env, LMPATCH, Ran, column, edit, text};
 use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::marker;
 use lmpatch::patch::survey;
@@ -259,6 +259,21 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     let report = env.json(["4096", "--reload"]);
     assert_eq!(report["reload"]["error"], "no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);
+}
+
+#[test]
+fn after_a_failed_reload_only_what_was_changed_goes_back() {
+    let (env, backend, older) = two("2048");
+    env.run(["8192", "--backend", OLDER]).exits(0);
+    let fake = FakeLms::start(&env.lmstudio(), &backend.engine());
+    fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
+    fake.faults(json!({ "load-fails-at": [8192] }));
+    let ran = env.run(["8192", "--reload"]).exits(1);
+    let before = Before::of(&older.root);
+    let command = format!("lmpatch --revert --backend '{NAME}'");
+    assert!(advised(&ran.stderr).contains(&&*command), "{ran:#?}");
+    follow(&env, &command);
+    before.still_holds();
 }
 
 #[test]
