@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use lmpatch::{cli::Cli, output};
 
 fn main() -> ExitCode {
-    match Cli::read(std::env::args_os()).map(|cli| lmpatch::run(&cli)) {
-        Ok(Ok(exit)) => ExitCode::from(exit as u8),
-        Ok(Err(error)) => output::print_fatal(&error),
-        Err(answer) => answer.exit(),
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|answer| answer.exit());
+    match lmpatch::run(&cli) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(error) => output::print_fatal(&error),
     }
 }
