@@ -167,6 +167,7 @@ fn original_unknown(source: &Source, stock: u64) -> String {
         Err(why) => format!("its receipt is ignored ({why})"),
         _ => "it has no receipt".to_owned(),
     };
-    let next = format!("set its stock size, {stock}, or reinstall the runtime in LM Studio");
+    let next =
+        format!("set its stock size, {stock}, in it alone (--backend), or reinstall the runtime");
     format!("the original is unknown: not a known release, and {receipt}; {next}")
 }

@@ -32,7 +32,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     env.run(["--revert"])
         .exits(1)
         .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: not a known release")
-        .says("set its stock size, 2048, or reinstall the runtime")
+        .says("set its stock size, 2048, in it alone (--backend), or reinstall the runtime")
         .says("1 changed, 1 refused");
     before.still_holds();
     assert_eq!(text(other.engine()), engine_since_2026("2048"));
@@ -52,7 +52,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
     env.run(["--revert"])
         .exits(1)
         .says("mlx_lm/generate.py: the original is unknown: not a known release")
-        .says("set its stock size, 512, or reinstall the runtime");
+        .says("set its stock size, 512, in it alone (--backend), or reinstall the runtime");
     env.run(["512"]).exits(0);
     assert_eq!(text(backend.generate()), stock_generate());
 }
