@@ -64,7 +64,7 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
     for pattern in cli.backend.iter().filter(|_| are_some) {
         if !names.iter().any(|name| pattern.matches(name)) {
             let next = "`lmpatch --check` shows them all";
-            bail!("no backend in {directory} matches {pattern}; {next}");
+            bail!("no backend in {directory} matches '{pattern}'; {next}");
         }
     }
     if survey.backends.is_empty() {

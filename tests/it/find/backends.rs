@@ -80,7 +80,7 @@ fn backends_are_chosen_by_pattern() {
         .says("2 backends: 2 changed");
     env.run(["8192", "--backend", "*mac15*"])
         .exits(1)
-        .says("matches *mac15*")
+        .says("matches '*mac15*'")
         .says("--check");
     let names = column(&env.json(["--check"]), "name");
     assert_eq!(names, json!([older, NAME, mac26]));
@@ -230,7 +230,7 @@ fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
         [NAME],
         "that of the selected runtime, and those that are meant"
     );
-    let typo = "matches tpyo*; `lmpatch --check` shows them all";
+    let typo = "matches 'tpyo*'; `lmpatch --check` shows them all";
     env.fails(&["--backend", "tpyo*"], &[typo]);
     fs::remove_dir_all(env.lmstudio().join("extensions/backends")).unwrap();
     fs::create_dir_all(env.amphibian()).unwrap();
@@ -256,7 +256,7 @@ fn where_the_selected_backend_is_missing_a_size_is_not_there_and_a_revert_is_don
 fn a_pattern_that_matches_nothing_is_an_error_beside_one_that_does() {
     let (env, _) = Env::in_use();
     let both = ["--backend", NAME, "--backend", "*@63"];
-    env.fails(&both, &["matches *@63; `lmpatch --check` shows them all"]);
+    env.fails(&both, &["matches '*@63'; `lmpatch --check` shows them all"]);
     // One for a backend that is missing is no typo.
     env.runtime("1.13.0", &[NEWER]);
     env.run([&["--check"][..], &both].concat())
