@@ -36,6 +36,9 @@ pub struct Reloaded {
     pub model: LoadedModel,
     pub failed: Option<String>,
     pub note: Option<String>,
+    /// Whether something else loaded it first, and otherwise than wanted.
+    #[serde(skip)]
+    pub is_foreign: bool,
 }
 
 pub struct Reloader {
@@ -72,6 +75,7 @@ impl Reloader {
             model: wanted.clone(),
             failed: Some(format!("{error:#}")),
             note: None,
+            is_foreign: false,
         })
     }
 
@@ -102,8 +106,10 @@ impl Reloader {
             notes.insert(0, error.unwrap_or("`lms ps` does not list it".to_owned()));
             bail!("{}; {}", notes.join("; "), self.advice);
         };
+        let is_foreign = error.is_some() && with_differences(now, wanted, vec![]).note.is_some();
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
-        Ok(with_differences(now, wanted, notes))
+        let now = with_differences(now, wanted, notes);
+        Ok(Reloaded { is_foreign, ..now })
     }
 
     /// What is loaded. One failure of `lms` says nothing.
@@ -205,5 +211,6 @@ fn with_differences(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<Stri
         model: now.clone(),
         failed: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
+        is_foreign: false,
     }
 }

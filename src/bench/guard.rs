@@ -18,7 +18,7 @@ use crate::marker;
 use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied};
-use crate::reload::Reloader;
+use crate::reload::{Reloaded, Reloader};
 
 /// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
 const GRACE: Duration = Duration::from_secs(2);
@@ -137,9 +137,17 @@ impl Guard {
         *is_reloaded = true;
         self.run_command()?;
         if let Some(model) = &self.wanted {
-            self.reloader.try_reload(model)?;
+            self.load(model)?;
         }
         self.instances()
+    }
+
+    /// Loads a model; once more if another client was first, with a context of its own.
+    fn load(&self, model: &LoadedModel) -> Result<Reloaded> {
+        match self.reloader.try_reload(model) {
+            Ok(now) if now.is_foreign => self.reloader.try_reload(model),
+            ended => ended,
+        }
     }
 
     fn apply(&self, goal: Goal<'_>) -> Vec<Applied> {
@@ -220,7 +228,7 @@ impl Guard {
             if Some(name) != measured && find_loaded(&now, name).is_some() {
                 continue;
             }
-            let load = || self.reloader.try_reload(was);
+            let load = || self.load(was);
             // Nothing else brings it back, and memory may be short for a moment.
             match load().or_else(|_| load()).map(|now| now.note) {
                 Ok(None) => self.output.say(&format!("{name} is loaded again.")),

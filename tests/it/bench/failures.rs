@@ -58,13 +58,14 @@ fn a_list_that_fails_once_costs_no_size() {
 #[test]
 fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
     let again = "qwen/tiny is loaded again.";
-    let foreign = "with 512 the model has a context of 9000 instead of 65536";
     let smaller = "with 4096 the model has a context of 20000 instead of 65536";
     for (stage, said) in [
-        // The last load fails once; `lms` fails for a while; another client loads the model; memory is short.
+        // The last load fails once; `lms` fails for a while; another client is the first to load the
+        // model, for a size or in the end; memory is short.
         (stage().odd(|odd| odd.failing_loads = vec![3]), again),
         (stage().odd(|odd| odd.failing_looks = 25), again),
-        (stage().odd(|odd| odd.foreign_load = Some(2)), foreign),
+        (stage().odd(|odd| odd.foreign_load = Some(2)), again),
+        (stage().odd(|odd| odd.foreign_load = Some(3)), again),
         (
             stage().odd(|odd| odd.fits = [(4096, 20_000)].into()),
             smaller,
