@@ -132,7 +132,12 @@ impl Guard {
         let mut is_reloaded = locked(&self.is_reloaded);
         let is_over = locked(&self.is_over);
         ensure!(!*is_over, "stopped");
-        check(&self.apply(Goal::Size(size)))?;
+        let mut applied = self.apply(Goal::Size(size));
+        // The trouble of a backend that is not in use says nothing of a size.
+        if self.before.iter().any(|one| one.backend.selected) {
+            applied.retain(|one| one.before.backend.selected);
+        }
+        check(&applied)?;
         drop(is_over);
         *is_reloaded = true;
         self.run_command()?;

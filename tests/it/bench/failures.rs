@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use crate::support::child::until;
+use crate::support::home::usual_backend;
 use crate::support::server::Failure::{BreaksOff, Crashes, IsSilent, OutOfMemory};
 use crate::support::server::Meddle;
 
 use super::{
-    MODEL, NONE, begins, column, failed, failing, has, json, keeps, ran, rows, runs, stage,
+    MODEL, NONE, begins, column, ended, failed, failing, has, json, keeps, ran, rows, runs, stage,
 };
 
 #[test]
@@ -44,6 +46,20 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
         assert!(runs(&results, 1).len() <= most);
         keeps(&results, 4096);
     }
+}
+
+#[test]
+fn a_backend_that_is_not_in_use_costs_no_size() {
+    let stage = stage();
+    let other = usual_backend(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31");
+    let child = stage.start("--sizes 512,4096 --runs 1 --json");
+    until("a size is set", || stage.chunk() == Some(4096));
+    // As an update of LM Studio does.
+    fs::remove_dir_all(&other.root).unwrap();
+    let results = ended(child).exits(1).json();
+    assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    keeps(&results, 512);
+    has(&results["error"], "@31: it is gone");
 }
 
 #[test]
