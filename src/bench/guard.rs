@@ -143,6 +143,8 @@ impl Guard {
         self.run_command()?;
         if let Some(model) = &self.wanted {
             self.load(model)?;
+            drop(is_reloaded);
+            self.reloader.wait_idle(model)?;
         }
         self.instances()
     }

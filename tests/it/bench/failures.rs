@@ -49,6 +49,17 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
 }
 
 #[test]
+fn a_client_that_uses_the_model_right_after_a_load_costs_no_size() {
+    let stage = stage();
+    let child = stage.start("--sizes 512,4096 --runs 1 --json");
+    until("a model is being loaded", || stage.state().loads() == 1);
+    stage.state().odd.busy_looks = 30;
+    let results = ended(child).exits(0).json();
+    assert_eq!(column(&results, "failed"), [NONE, NONE]);
+    keeps(&results, 512);
+}
+
+#[test]
 fn a_backend_that_is_not_in_use_costs_no_size() {
     let stage = stage();
     let other = usual_backend(&stage.env.lmstudio(), "app-mlx-generate-mac14-arm64@31");
