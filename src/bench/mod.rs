@@ -172,6 +172,7 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     let (start, budget) = (Instant::now(), benchmark.args.budget);
     let (output, sets_best) = (benchmark.output, benchmark.args.apply_best);
     let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
+    *results = benchmark.results.known();
     let (sender, known) = mpsc::channel();
     let measuring = thread::spawn(move || benchmark.run(&sender));
     let mut is_stopped = false;

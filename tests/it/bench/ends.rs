@@ -244,6 +244,11 @@ fn a_budget_that_is_over_at_once_has_measured_nothing() {
     let stage = failing(2048, Failure::IsSilent);
     let ran = stage.run("--budget 0.005 --quiet").exits(1);
     ran.says("error: no size could be measured");
+    // Not even the first prompt has ended.
+    let stage = stage.pace(&[(2048, 3000)]);
+    let results = stage.json("--budget 0.005", 1);
+    assert_eq!(results["error"], "no size could be measured");
+    assert_eq!(results["model"], "qwen/tiny");
 }
 
 #[test]
