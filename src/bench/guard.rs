@@ -41,8 +41,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Keeps what restoring needs, of these backends as they are under the lock, and tells others that a benchmark is
-    /// running, and how to restore the sizes if it does not come to its end. Fails if a sweep could not work.
+    /// Keeps what restoring needs, of these backends as they are under the lock. Fails if a sweep could not work; changes
+    /// nothing yet.
     pub fn new(
         home: &Path,
         lock: Lock,
@@ -88,9 +88,14 @@ impl Guard {
         if results.is_reloading() && args.reload.is_none() {
             guard.find_model(results)?;
         }
-        let commands = marker::commands(guard.before.iter(), args.backend.is_empty());
-        marker::add(home, commands).context("cannot write beside the backends")?;
         Ok(guard)
+    }
+
+    /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
+    pub fn begin(&self) -> Result<()> {
+        let is_all = self.args.backend.is_empty();
+        let commands = marker::commands(self.before.iter(), is_all);
+        marker::add(&self.reloader.home, commands).context("cannot write beside the backends")
     }
 
     /// Finds the measured model. Fails if it could not be loaded again, with a context that is enough.

@@ -174,7 +174,9 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
     *results = benchmark.results.known();
     let (sender, known) = mpsc::channel();
-    let measuring = thread::spawn(move || benchmark.run(&sender));
+    // Not before signals are caught, which would leave that behind.
+    let begun = guard.as_ref().map_or(Ok(()), |guard| guard.begin());
+    let measuring = thread::spawn(move || begun.and_then(|()| benchmark.run(&sender)));
     let mut is_stopped = false;
     let ended = wait(measuring, || {
         is_stopped = signals.pending().next().is_some();

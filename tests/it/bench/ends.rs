@@ -90,6 +90,28 @@ fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent()
 }
 
 #[test]
+fn a_signal_at_the_very_beginning_leaves_nothing_behind() {
+    let stage = failing(512, Failure::IsSilent);
+    let vendor = stage.env.lmstudio().join("extensions/backends/vendor");
+    let names = || {
+        fs::read_dir(&vendor)
+            .unwrap()
+            .map(|one| one.unwrap().file_name())
+    };
+    let count = names().count();
+    for _ in 0..8 {
+        let mut child = stage.start("--sizes 512,1024 --runs 1");
+        // The way back is being written. This must not take any time.
+        while names().count() == count {
+            assert_eq!(child.try_wait().unwrap(), None);
+        }
+        signal(&child, "-INT");
+        ended(child).exits(1);
+        assert_eq!(names().count(), count);
+    }
+}
+
+#[test]
 fn a_second_signal_ends_it_after_the_files() {
     let stage = stage().odd(|odd| odd.load_hangs = true);
     let before = stage.before();
@@ -203,6 +225,7 @@ fn after_a_kill_the_way_back_is_known() {
 fn a_backend_that_is_gone_is_told() {
     let stage = exact(&[]);
     let guard = stage.prepared("--sizes 4096 --reload true").guard.unwrap();
+    guard.begin().unwrap();
     guard.switch_to(4096).unwrap();
     let (there, away) = (&stage.backend.root, stage.env.user().join("elsewhere"));
     fs::rename(there, &away).unwrap();
