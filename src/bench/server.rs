@@ -3,7 +3,7 @@
 //! Fields as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`. Engines that speak only the
 //! `OpenAI` interface tell their progress in comments: `: keepalive 512/2019` (mlx-lm), `: prompt-progress` (mlx-engine).
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ use crate::{command, files};
 
 /// For a list of models.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// No answer is longer, in bytes.
+const MAX_LENGTH: u64 = 64 << 20;
 /// The least and the most that any tokenizer makes a token of, on average.
 const CHARACTERS_OF_A_TOKEN: (f64, f64) = (0.25, 16.0);
 
@@ -144,6 +146,13 @@ impl Server {
         }
     }
 
+    fn broken_off(&self, error: io::Error) -> Error {
+        match error.into() {
+            ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),
+            error => anyhow!("the server broke off ({error}); did the model or the app end?"),
+        }
+    }
+
     /// The answer to a request for one token, with nothing random and nothing stored.
     fn stream(&self, prompt: &str) -> Result<impl BufRead> {
         let model = &self.model;
@@ -170,7 +179,7 @@ impl Server {
             let said: String = said.trim().chars().take(200).collect();
             bail!("the server answered {}: {said}", status.as_u16());
         }
-        Ok(BufReader::new(response.into_body().into_reader()))
+        Ok(BufReader::new(response.into_body().into_reader()).take(MAX_LENGTH))
     }
 }
 
@@ -179,7 +188,7 @@ impl Engine for Server {
         let prompt = engine::new_prompt(&self.text, self.characters(tokens as f64));
         let (start, mut run) = (Instant::now(), Run::default());
         for line in self.stream(&prompt)?.lines() {
-            let line = line.map_err(|error| self.explain(error))?;
+            let line = line.map_err(|error| self.broken_off(error))?;
             let position = run.line(&line, start.elapsed().as_secs_f64(), tokens)?;
             // Leaving here closes the connection.
             ensure!(position.is_none_or(&mut *on_progress), "stopped");

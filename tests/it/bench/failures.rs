@@ -1,6 +1,9 @@
 //! Sizes, loads and runs that fail or do not count, and models that do not come back as they were.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener};
+use std::thread;
 
 use crate::support::child::until;
 use crate::support::home::usual_backend;
@@ -45,6 +48,45 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
         has(&best["disturbed"][0], "Failed to load model");
         assert!(runs(&results, 1).len() <= most);
         keeps(&results, 4096);
+    }
+}
+
+/// The URL of a server that has only the interface of `OpenAI`, and begins to answer every chat with this.
+fn begins_with(answer: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let start =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = vec![0; 1 << 16];
+            let length = stream.read(&mut request).unwrap();
+            let is_chat = request[..length].starts_with(b"POST");
+            let list = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+            let text = if is_chat {
+                [start, &answer].concat()
+            } else {
+                list.to_owned()
+            };
+            // The client may go at any moment.
+            let _ = stream.write_all(text.as_bytes());
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    url
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_told_as_one() {
+    let stage = stage();
+    let broken = "13\r\n: keepalive 0/1536\n\r\n".to_owned();
+    // 70 million bytes of one line are not waited for.
+    let endless = format!("{:x}\r\n{}", 80_000_000, "x".repeat(70_000_000));
+    for (answer, why) in [(broken, "broke off ("), (endless, "broke off before")] {
+        let url = begins_with(answer);
+        let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
+        ran.exits(1).says(&format!("error: the server {why}"));
     }
 }
 
