@@ -180,14 +180,14 @@ impl Row {
 /// The chunk and the number of steps that a prefill shows, of which `set` is the likely one.
 ///
 /// An engine that reports every chunk makes equal steps, the last ones possibly smaller. If a server leaves some out,
-/// steps grow again after a smaller one, or there are none: then nothing is claimed. If steps were only counted, so many
-/// are the proof of the chunk that was set, or else the chunk is about their average.
+/// steps grow again after a smaller one, or there are none: then nothing is claimed. If steps were only counted, the
+/// chunk is the one that was set, or else the power of two that makes so many.
 fn observed(run: &Run, set: u64) -> Option<(u64, u64)> {
     let (tokens, count) = (run.prompt_tokens, run.bare_steps);
     if count > 0 {
-        let is_set = set * (count - 1) < tokens && tokens <= set * count + 1;
-        let chunk = if is_set { set } else { tokens / count };
-        return Some((chunk, count));
+        let power = tokens.div_ceil(count).next_power_of_two();
+        let fits = |chunk: &u64| chunk * (count - 1) < tokens && tokens <= chunk * count + 1;
+        return Some(([set, power].into_iter().find(fits)?, count));
     }
     let steps = steps(&run.positions);
     let chunk = *steps.first()?;

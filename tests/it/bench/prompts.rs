@@ -2,7 +2,7 @@
 
 use lmpatch::bench::engine::Run;
 
-use super::{NONE, column, exact, keeps, openai, runs, stage};
+use super::{NONE, column, exact, failed, keeps, openai, runs, stage};
 
 #[test]
 fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
@@ -43,6 +43,18 @@ fn the_first_token_is_the_first_that_has_a_text() {
     }
     let run = run.end().unwrap();
     assert_eq!((run.prefill_seconds, run.tokens_per_second), (2.0, 50.0));
+}
+
+#[test]
+fn a_count_of_steps_that_no_chunk_makes_says_nothing() {
+    let stage = openai().odd(|odd| (odd.has_bare_comments, odd.has_last_step) = (true, true));
+    let results = stage.json("--model qwen/tiny --runs 1 --prompt-tokens 10000", 0);
+    assert_eq!(column(&results, "failed"), [NONE]);
+    assert_eq!(column(&results, "observed_chunk"), [NONE]);
+    // What is not what was set is told where it is clear.
+    let stage = openai().odd(|odd| (odd.has_bare_comments, odd.stuck_at) = (true, Some(512)));
+    let results = stage.json("--model qwen/tiny --runs 1 --prompt-tokens 10000", 1);
+    failed(&results, 0, "it did not take effect: the engine used 512;");
 }
 
 #[test]

@@ -234,6 +234,9 @@ fn chat(
             return Ok(());
         }
         if done == tokens {
+            if odd.has_last_step {
+                write!(stream, ": prompt-progress\n\n")?;
+            }
             break;
         }
         match failure.filter(|_| number == 1) {

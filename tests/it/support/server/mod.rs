@@ -95,6 +95,8 @@ pub struct Odd {
     /// Progress comes with the seconds of the table, as from `direct.py`, so that a busy machine makes no difference.
     pub tells_seconds: bool,
     pub has_bare_comments: bool,
+    /// The last token is a step of its own, as in the sequential kit of mlx-engine.
+    pub has_last_step: bool,
     pub has_no_usage: bool,
     pub always_hits: bool,
     /// The list of models does not say what context they were loaded with.
