@@ -232,7 +232,10 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
     } else if output.is_quiet || results.rows.is_empty() {
         Ok(())
     } else {
-        output.print(&results::table(results, 8.0))
+        output.print(&results::table(
+            results,
+            output.width().unwrap_or(80).into(),
+        ))
     };
     // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {

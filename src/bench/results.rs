@@ -175,10 +175,13 @@ pub fn write(paths: &[PathBuf], results: &Results) -> Result<()> {
     Ok(())
 }
 
-/// The table for people, with a bar in each row that has at most this many characters.
-pub fn table(results: &Results, longest: f64) -> String {
+/// The table for people, with a bar in each row, in as many columns as there are.
+pub fn table(results: &Results, columns: usize) -> String {
     let trimmed = |line: String| line.trim_end().to_owned() + "\n";
-    cells(results, longest).lines().map(trimmed).collect()
+    let header = cells(results, 0.0).lines().next().unwrap_or_default();
+    let room = columns.saturating_sub(header.trim_end().chars().count() + 2);
+    let table = cells(results, room.min(24) as f64);
+    table.lines().map(trimmed).collect()
 }
 
 fn cells(results: &Results, longest: f64) -> Table {
@@ -266,7 +269,7 @@ const STYLE: &str = "text{font:13px ui-monospace,monospace;fill:#24292f}rect{fil
 /// A picture of all that is said, which looks right on a light and on a dark background.
 fn svg(results: &Results) -> String {
     let remarks = results.remarks().into_iter().chain(results.error.clone());
-    let texts = heading(results).into_iter().chain([table(results, 24.0)]);
+    let texts = heading(results).into_iter().chain([table(results, 100)]);
     let text = texts.chain(remarks).collect::<Vec<_>>().join("\n");
     let (lines, mut body) = (textwrap::wrap(&text, 100), String::new());
     let size = format!("width=\"840\" height=\"{}\"", 20 * lines.len() + 28);

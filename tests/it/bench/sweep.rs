@@ -6,6 +6,8 @@ use std::sync::mpsc;
 use crate::support::child::until;
 use crate::support::lines_on_terminal;
 use crate::support::server::Odd;
+use lmpatch::bench::engine::Run;
+use lmpatch::bench::results::{Cut, Results, Row, table};
 use serde_json::Value;
 
 use super::{NONE, Steady, begins, benchmark, column, exact, failed, keeps, rows, runs, stage};
@@ -180,6 +182,32 @@ fn after_a_crash_every_size_is_warmed_up_again() {
         (8192, 16_384),
     ];
     assert_eq!(calls.iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn no_row_is_wider_than_the_terminal() {
+    let row = |size: u64| Row {
+        size: Some(size),
+        median_tokens_per_second: Some(99.9),
+        peak_memory_bytes: Some(12 << 30),
+        runs: vec![Run::default()],
+        ..Row::default()
+    };
+    let mut results = Results::new([]);
+    (results.stock, results.rows) = (Some(2048), vec![row(2048), row(4096)]);
+    results.rows[0].cut = Some(Cut {
+        tokens: 1.0,
+        tokens_per_second: 1.0,
+        best_tokens_per_second: 1.0,
+        estimated_tokens_per_second: 1.0,
+    });
+    // The fastest has a bar where there is room for one.
+    for (columns, observed, width) in [(80, Some(4096), 80), (100, None, 100), (80, None, 80)] {
+        (0..2).for_each(|n| results.rows[n].observed_chunk = observed);
+        let table = table(&results, columns);
+        let widths = table.lines().map(|line| line.chars().count());
+        assert_eq!(widths.max(), Some(width), "{table}");
+    }
 }
 
 #[test]
