@@ -228,6 +228,11 @@ fn usual_url(home: Option<&Path>) -> String {
 fn find(wanted: Option<&str>, mut loaded: Vec<LoadedModel>) -> Result<LoadedModel> {
     let is_wanted = |one: &LoadedModel, name| name == one.identifier || name == one.model;
     loaded.retain(|one| wanted.is_none_or(|name| is_wanted(one, name)));
+    // The identifier of one may be the key of others, too: a second instance is `KEY:2`.
+    let is_named = |one: &LoadedModel| wanted == Some(&*one.identifier);
+    if loaded.iter().any(is_named) {
+        loaded.retain(is_named);
+    }
     let ids: Vec<_> = loaded.iter().map(|one| &*one.identifier).collect();
     let ids = ids.join(", ");
     let what = "several MLX models are loaded";

@@ -33,6 +33,13 @@ fn the_model_is_resolved_before_anything_is_touched() {
     stage.json("--model mine --sizes 512,2048 --runs 1", 0);
     // And by key.
     stage.json("--model qwen/tiny --runs 1", 0);
+    // Which may be the identifier of one and the key of two.
+    stage.state().models[0].loaded[0].id = "qwen/tiny".to_owned();
+    stage.state().load("qwen/tiny", "qwen/tiny:2", 65_536);
+    for name in ["qwen/tiny", "qwen/tiny:2"] {
+        let results = stage.json(&format!("--model {name} --runs 1"), 0);
+        assert_eq!(results["model"], name);
+    }
 }
 
 #[test]
