@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::runtimes::{self, Runtime, Selections};
+use super::runtimes::{self, Runtime, Selections, unknown_runtime};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
@@ -136,6 +136,19 @@ pub fn find(home: &Path) -> Result<(Vec<Backend>, Absent)> {
         }
     }
     for runtime in &runtimes {
+        let is_backend = |name: &String| backends.iter().any(|one| one.name == *name);
+        let is_engine = |name: &String| name.starts_with(NAME_PREFIX) || is_backend(name);
+        if !runtime.packages.iter().any(is_engine) {
+            let why = "name one whose manifest lists no MLX backend";
+            let Selections { unknown, since } = &mut absent.selections;
+            since.retain(|(app, _)| !runtime.selected_by.contains(app));
+            unknown.extend(
+                runtime
+                    .selected_by
+                    .iter()
+                    .map(|app| unknown_runtime(app, why)),
+            );
+        }
         for name in &runtime.packages {
             let path = directory.join(name);
             if matches!(is_dir(&path), Ok(false)) && !path.is_symlink() {

@@ -86,12 +86,15 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
                 selections.since.extend(since.map(|since| (app, since)));
             }
             Err(why) => {
-                let what = format!("the runtime of {app} is unknown: its preferences {why}");
-                selections.unknown.push(what);
+                selections.unknown.push(unknown_runtime(app, &why));
             }
         }
     }
     (runtimes, selections)
+}
+
+pub fn unknown_runtime(app: &str, why: &str) -> String {
+    format!("the runtime of {app} is unknown: its preferences {why}")
 }
 
 /// Marks the runtime that an app's preferences select for safetensors, the format of MLX models. Fails with the reason if
@@ -109,10 +112,6 @@ fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Re
     let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
     let selected = runtimes.iter_mut().find(is_it);
     let selected = selected.ok_or("name one that is not there")?;
-    let mut packages = selected.packages.iter();
-    if packages.all(|name| name.starts_with("cpython")) {
-        return Err("name one whose manifest lists no MLX backend".to_owned());
-    }
     selected.selected = true;
     selected.selected_by.push(app);
     Ok(())

@@ -200,6 +200,24 @@ fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
 }
 
 #[test]
+fn a_selected_runtime_without_an_mlx_backend_is_told() {
+    let env = Env::new();
+    env.backend(NAME);
+    let told = "the runtime of LM Studio is unknown: its preferences name one whose manifest lists no MLX backend";
+    fs::create_dir_all(env.amphibian().join("mlx-engine@1")).unwrap();
+    env.runtime("1.12.0", &["mlx-engine@1"]);
+    env.select("1.12.0");
+    env.run(["--check"]).exits(0).says(told);
+    // A part of it that is missing is missed all the same.
+    env.runtime("1.12.0", &["cpython3.11-mac-arm64@10"]);
+    env.run(["--check"]).exits(0).says(told);
+    env.run(["4096"])
+        .exits(1)
+        .says("needs cpython3.11-mac-arm64@10");
+    env.run(["--check", "4096"]).exits(3);
+}
+
+#[test]
 fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
     let (env, backend) = Env::in_use();
     fs::remove_dir_all(&backend.root).unwrap();
