@@ -68,7 +68,7 @@ impl Guard {
         ensure!(!before.is_empty(), "there is no backend that can be set");
         let mut lms = Lms::of(home);
         // A prefill that was cut short goes on to the end of its chunk.
-        lms.wait_timeout = Duration::from_secs(args.timeout);
+        lms.wait_timeout = lms.wait_timeout.max(Duration::from_secs(args.timeout));
         let mut guard = Self {
             lock,
             args: args.clone(),

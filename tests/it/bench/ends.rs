@@ -161,6 +161,18 @@ fn signals_also_end_the_last_load() {
 }
 
 #[test]
+fn a_model_that_is_still_at_work_is_waited_for_however_short_the_timeout_is() {
+    let stage = stage();
+    let before = stage.before();
+    let child = stage.start("--sizes 512,4096 --runs 1 --timeout 1");
+    let is_measured = || stage.whole().contains(&512);
+    until("the second size is measured", is_measured);
+    stage.state().odd.busy_looks = 40;
+    ended(child).says("qwen/tiny is loaded again.");
+    stage.is_as(&before);
+}
+
+#[test]
 fn where_nothing_can_be_printed_the_model_comes_back_all_the_same() {
     let stage = stage();
     let before = stage.before();
