@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
+use wait_timeout::ChildExt as _;
 
 use super::args::BenchArgs;
 use super::engine::{self, Engine, OnProgress, Run, silent};
@@ -147,13 +148,15 @@ impl Process {
     }
 
     fn ending(&mut self) -> String {
-        let status = self.child.wait().map(|status| status.to_string());
+        let Ok(Some(status)) = self.child.wait_timeout(Duration::from_secs(1)) else {
+            return "closed its output".to_owned();
+        };
         // Errors that cannot be read count as not printed.
         let _ = self.errors.rewind();
         let said = io::read_to_string(&self.errors).unwrap_or_default();
         let last = said.trim_end().lines().last().unwrap_or("it said nothing");
         let last: String = last.trim().chars().take(200).collect();
-        format!("ended ({}): {last}", status.unwrap_or_default())
+        format!("ended ({status}): {last}")
     }
 }
 

@@ -106,6 +106,7 @@ fn a_python_that_does_not_answer_is_given_up() {
     fs::write(env.user().join("text"), "\u{6f22}".repeat(100_000)).unwrap();
     for (body, why) in [
         ("exec sleep 60", "said nothing for 1 seconds"),
+        ("exec >&- <&-; exec sleep 60", "closed its output"),
         ("false", "exit status: 1"),
     ] {
         executable(&python, body);
