@@ -47,7 +47,11 @@ impl Server {
         let silence = Duration::from_secs(args.timeout);
         let base = args.url.clone().unwrap_or_else(|| usual_url(home));
         let mut server = Self {
-            base: base.trim_end_matches('/').to_owned(),
+            // As other programs are given it.
+            base: base
+                .trim_end_matches('/')
+                .trim_end_matches("/v1")
+                .to_owned(),
             silence,
             agent: agent(None, Some(silence)),
             is_v1: false,

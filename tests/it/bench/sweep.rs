@@ -89,8 +89,10 @@ fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
     assert_eq!(column(&results, "size"), [2048]);
     assert_eq!(results["verdict"]["keep"], NONE);
     assert_eq!(results["error"], NONE);
-    let url = format!("{}/", stage.fake.url());
-    stage.env.run(["bench", "--url", &url]).exits(0);
+    for path in ["/", "/v1", "/v1/"] {
+        let url = stage.fake.url() + path;
+        stage.env.run(["bench", "--url", &url]).exits(0);
+    }
     // Four chunks of the size that is set, at least 8192 tokens.
     for (set, tokens) in [("4096", 16_384), ("512", 8192)] {
         stage.env.run([set]).exits(0);
