@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,19 +25,11 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         .stderr(stderr.try_clone()?)
         .process_group(0)
         .spawn()?;
-    // Looked at again and again: waiting for SIGCHLD fails where whoever started lmpatch blocks or ignores it.
-    let deadline = Instant::now() + timeout;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() >= deadline {
-            let _ = child.kill();
-            let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-        }
-        thread::sleep(BETWEEN_LOOKS);
-    };
+    let status = wait(&mut child, timeout)?.ok_or_else(|| {
+        let _ = child.kill();
+        let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
+        io::Error::new(io::ErrorKind::TimedOut, why)
+    })?;
     let printed = |file: &mut File| -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.rewind()?;
@@ -49,6 +41,19 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
         stdout: printed(&mut stdout)?,
         stderr: printed(&mut stderr)?,
     })
+}
+
+/// Waits until `child` ends, but no longer than `limit`; `None` if it still runs then.
+pub fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let ended = child.try_wait()?;
+        if ended.is_some() || Instant::now() >= deadline {
+            return Ok(ended);
+        }
+        // Waiting for SIGCHLD fails where whoever started lmpatch blocks or ignores it.
+        thread::sleep(BETWEEN_LOOKS);
+    }
 }
 
 /// Describes a failure in one line, with what the program said; `name` is what was run.

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use wait_timeout::ChildExt as _;
 
 use super::args::BenchArgs;
 use super::engine::{self, Engine, OnProgress, Run, silent};
 use super::results::Results;
+use crate::command;
 use crate::lmstudio::backends::Backend;
 
 const SCRIPT: &str = include_str!("direct.py");
@@ -148,7 +148,8 @@ impl Process {
     }
 
     fn ending(&mut self) -> String {
-        let Ok(Some(status)) = self.child.wait_timeout(Duration::from_secs(1)) else {
+        let ended = command::wait(&mut self.child, Duration::from_secs(1));
+        let Ok(Some(status)) = ended else {
             return "closed its output".to_owned();
         };
         // Errors that cannot be read count as not printed.
