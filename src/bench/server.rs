@@ -36,8 +36,8 @@ pub struct Server {
     is_v1: bool,
     model: String,
     text: String,
-    /// The characters and the tokens of two prompts of different lengths, the last one and one before.
-    past: [(f64, f64); 2],
+    /// The characters and the tokens of past prompts.
+    counted: Vec<(f64, f64)>,
 }
 
 impl Server {
@@ -57,7 +57,7 @@ impl Server {
             is_v1: false,
             model: args.model.clone().unwrap_or_default(),
             text: engine::prompt_text(args.prompt_file.as_deref())?,
-            past: [(engine::CHARACTERS_PER_TOKEN, 1.0), (0.0, 0.0)],
+            counted: Vec::new(),
         };
         results.api = "openai";
         if let Some(loaded) = server.loaded()? {
@@ -106,12 +106,22 @@ impl Server {
         Ok(Some(loaded))
     }
 
-    /// How many characters make a prompt of `tokens` tokens, going by two past prompts: a template's tokens count, too.
+    /// How many characters make a prompt of `tokens` tokens. Goes by two past prompts, since the template's count, too.
     fn characters(&self, tokens: f64) -> f64 {
-        let [last, before] = self.past;
-        let of_a_token = (last.0 - before.0) / (last.1 - before.1);
-        let (few, many) = CHARACTERS_OF_A_TOKEN;
-        (last.0 + (tokens - last.1) * of_a_token).clamp(few * tokens, many * tokens)
+        let distance = |from: f64, past: &(f64, f64)| (past.1 - from).abs();
+        let by_length = |a: &&_, b: &&_| distance(tokens, a).total_cmp(&distance(tokens, b));
+        let Some(near) = self.counted.iter().min_by(by_length) else {
+            return tokens * engine::CHARACTERS_PER_TOKEN;
+        };
+        let by_difference = |a: &&_, b: &&_| distance(near.1, a).total_cmp(&distance(near.1, b));
+        let far = self.counted.iter().max_by(by_difference);
+        // Lengths that are alike say nothing of what lies beyond them.
+        let far = far.filter(|far| distance(near.1, far) > 0.1 * near.1);
+        let (fewer, few) = far.copied().unwrap_or_default();
+        let slope = (near.0 - fewer) / (near.1 - few);
+        let (least, most) = CHARACTERS_OF_A_TOKEN;
+        let characters = near.0 + (tokens - near.1) * slope.clamp(least, most);
+        characters.clamp(least * tokens, most * tokens)
     }
 
     /// Waits until it answers: a restarted server takes a while.
@@ -201,10 +211,8 @@ impl Engine for Server {
         let answered = run.model.as_ref().unwrap_or(model);
         let other = format!("the model that answered is {answered}, not {model}");
         ensure!(answered == model, other);
-        let [last, before] = self.past;
-        let now = (prompt.chars().count() as f64, run.prompt_tokens as f64);
-        let is_alike = (now.1 - last.1).abs() < 0.1 * now.1;
-        self.past = [now, if is_alike { before } else { last }];
+        let (characters, counted) = (prompt.chars().count() as f64, run.prompt_tokens as f64);
+        self.counted.push((characters, counted));
         Ok(run)
     }
 }

@@ -87,6 +87,16 @@ fn prompts_of_another_length_do_not_count() {
 }
 
 #[test]
+fn a_text_whose_tokens_are_uneven_costs_no_size_after_a_cut() {
+    let stage = exact(&[(4096, 8), (2048, 40), (1024, 40), (512, 40)]);
+    stage.write("mixed.txt", &("a".repeat(20_000) + &"日".repeat(100_000)));
+    let words = "--sizes 512,1024,2048,4096 --prompt-file mixed.txt";
+    let results = stage.json(words, 0);
+    keeps(&results, 4096);
+    assert_eq!(column(&results, "failed"), [NONE; 4]);
+}
+
+#[test]
 fn a_template_out_of_the_cache_is_no_hit() {
     let stage = openai().odd(|odd| (odd.template, odd.caches_template) = (50, true));
     let results = stage.json("--model qwen/tiny --runs 1", 0);
