@@ -25,7 +25,6 @@ Exit codes:
   1  something failed, or a size did not take effect
   2  the command line is wrong";
 
-/// What is measured, and how.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
     /// The model's key or identifier [default: the one MLX model that is loaded]; with --direct its directory

@@ -219,7 +219,6 @@ impl Row {
         self.spread = spread(&speeds);
     }
 
-    /// The runs that count.
     pub fn valid(&self) -> impl DoubleEndedIterator<Item = &Run> {
         self.runs.iter().filter(|run| run.ignored.is_none())
     }
