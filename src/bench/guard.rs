@@ -226,6 +226,9 @@ impl Guard {
         };
         // A model that is still at work on a prompt could not be loaded again.
         server.hang_up();
+        if self.is_reloaded.try_lock().is_ok_and(|done| !*done) {
+            return Ok(());
+        }
         self.output.say("Restoring the models …");
         if !*locked(&self.is_reloaded) {
             return Ok(());
