@@ -48,6 +48,11 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether an error of [`read`] says that there is no file that could be read.
+pub fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData)
+}
+
 /// Writes a small file of lmpatch's own, so that it is at any instant wholly old or wholly new.
 pub fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let directory = path.parent().unwrap_or(path);

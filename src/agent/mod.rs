@@ -16,7 +16,6 @@ use crate::lmstudio::home;
 use crate::lock::Lock;
 use crate::output::{Exit, Output, flag, printable, quoted};
 use crate::patch::backend::{Goal, Surveyed};
-use crate::patch::file::State;
 use crate::patch::settings::{DEFAULT_SIZE, Site, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
@@ -231,13 +230,17 @@ fn is_for_us(one: &Surveyed, size: u64) -> bool {
     is_open && one.sites().all(is_ours) && !one.came_edited()
 }
 
+/// Whether the agent sets a backend that stays as it is now.
+pub fn will_set(one: &Surveyed, size: u64) -> bool {
+    one.is_whole() && is_for_us(one, size) && one.blocked().is_none() && !one.differs_from_record()
+}
+
 /// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
 fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let packages = one.backend.site_packages.iter().flatten();
     let paths = packages.chain(one.files.iter().map(|file| &file.path));
     let mut changes = paths.filter_map(|path| files::last_change(path));
-    let is_whole = one.state() != State::Incomplete && one.files.len() != 1;
-    is_whole && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
+    one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
 }
 
 /// Sets every backend that has its stock values, perhaps in part, and has been settled for `age`, to `size` tokens; tells

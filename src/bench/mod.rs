@@ -232,10 +232,8 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
     } else if output.is_quiet || results.rows.is_empty() {
         Ok(())
     } else {
-        output.print(&results::table(
-            results,
-            output.width().unwrap_or(80).into(),
-        ))
+        let width = output.width().unwrap_or(80);
+        output.print(&results::table(results, width.into()))
     };
     // Even if stdout failed: people must learn what became of their files.
     for remark in results.remarks() {

@@ -247,6 +247,11 @@ fn heading(results: &Results) -> [String; 3] {
     ]
 }
 
+fn below(results: &Results) -> impl Iterator<Item = String> {
+    let remarks = results.remarks().into_iter();
+    remarks.chain(results.error.clone())
+}
+
 fn markdown(results: &Results) -> String {
     let escape = |text: String, c: char| text.replace(c, &format!("\\{c}"));
     let escaped = |text: String| "|<*_`".chars().fold(printable(&text), escape);
@@ -257,7 +262,7 @@ fn markdown(results: &Results) -> String {
     }
     let mut text = heading(results).map(escaped).join(", ");
     text += &format!("\n\n{table}\n\n");
-    for remark in results.remarks().into_iter().chain(results.error.clone()) {
+    for remark in below(results) {
         text += &format!("- {}\n", escaped(remark));
     }
     text
@@ -268,9 +273,8 @@ const STYLE: &str = "text{font:13px ui-monospace,monospace;fill:#24292f}rect{fil
 
 /// A picture of all that is said, which looks right on a light and on a dark background.
 fn svg(results: &Results) -> String {
-    let remarks = results.remarks().into_iter().chain(results.error.clone());
     let texts = heading(results).into_iter().chain([table(results, 100)]);
-    let text = texts.chain(remarks).collect::<Vec<_>>().join("\n");
+    let text = texts.chain(below(results)).collect::<Vec<_>>().join("\n");
     let (lines, mut body) = (textwrap::wrap(&text, 100), String::new());
     let size = format!("width=\"840\" height=\"{}\"", 20 * lines.len() + 28);
     for (line, y) in lines.iter().zip((28..).step_by(20)) {

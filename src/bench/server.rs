@@ -3,7 +3,7 @@
 //! Fields as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`. Engines that speak only the
 //! `OpenAI` interface tell their progress in comments: `: keepalive 512/2019` (mlx-lm), `: prompt-progress` (mlx-engine).
 
-use std::io::{self, BufRead, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _};
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ impl Server {
         let request = Request::get(format!("{}/api/v1/models", self.base)).body(())?;
         let response = self.send(&agent(Some(TIMEOUT), None), request)?;
         let body = response.into_body().read_to_string();
-        let body = body.map_err(|error| self.explain(error))?;
+        let body = body.map_err(|error| self.broken_off(error))?;
         let list: Value = serde_json::from_str(&body).unwrap_or_default();
         let Some(models) = list["models"].as_array() else {
             return Ok(None);
@@ -160,7 +160,7 @@ impl Server {
         }
     }
 
-    fn broken_off(&self, error: io::Error) -> Error {
+    fn broken_off(&self, error: impl Into<ureq::Error>) -> Error {
         match error.into() {
             ureq::Error::Timeout(Timeout::PerRead) => silent(self.silence),
             error => anyhow!("the server broke off ({error}); did the model or the app end?"),

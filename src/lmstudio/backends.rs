@@ -142,12 +142,9 @@ pub fn find(home: &Path) -> Result<(Vec<Backend>, Absent)> {
             let why = "name one whose manifest lists no MLX backend";
             let Selections { unknown, since } = &mut absent.selections;
             since.retain(|(app, _)| !runtime.selected_by.contains(app));
-            unknown.extend(
-                runtime
-                    .selected_by
-                    .iter()
-                    .map(|app| unknown_runtime(app, why)),
-            );
+            for app in &runtime.selected_by {
+                unknown.push(unknown_runtime(app, why));
+            }
         }
         for name in &runtime.packages {
             let path = directory.join(name);

@@ -45,6 +45,11 @@ impl Surveyed {
         }
     }
 
+    /// Whether all of it is there, both packages too.
+    pub fn is_whole(&self) -> bool {
+        self.state() != State::Incomplete && self.files.len() != 1
+    }
+
     /// Whether a file of it was edited before lmpatch, so that stock numbers in it are somebody's choice.
     pub fn came_edited(&self) -> bool {
         let mut sources = self.files.iter().filter_map(VendorFile::source);

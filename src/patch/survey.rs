@@ -132,8 +132,8 @@ fn record(site_packages: &Path, setting: &Setting) -> Result<Evidence, String> {
         let path = site_packages.join(&name).join("RECORD");
         match files::read(&path) {
             Ok(record) => rows.extend(parse_record(&record, &setting.record_path())),
-            Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => {}
-            Err(why) => return Err(cannot("read", &path, &why).to_string()),
+            Err(error) if files::is_no_file(&error) => {}
+            Err(error) => return Err(cannot("read", &path, &error).to_string()),
         }
     }
     Ok(rows)

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
@@ -142,7 +142,7 @@ fn restore(edit: &Edit) -> Result<()> {
         }
         // It is as it was, or somebody else has changed or removed it.
         Ok(_) => Ok(()),
-        Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) => Ok(()),
+        Err(error) if files::is_no_file(&error) => Ok(()),
         Err(error) => Err(cannot("read", path, &error)),
     }
 }

@@ -81,13 +81,8 @@ pub fn on_change(report: &mut Report, applied: &[Applied]) {
     on_missing(found, &report.absent, level);
     let agent = agent_of(report.home.as_deref()).filter(|agent| agent.problem.is_none());
     if let Some(size) = agent.and_then(|agent| agent.size) {
-        let mut pairs = rows.iter().zip(applied);
-        // What had been edited before lmpatch, or is not as its RECORD says, the agent leaves alone.
-        let will_set = pairs.any(|(row, Applied { after, .. })| {
-            let is_its = !after.came_edited() && !after.differs_from_record();
-            row.state == State::Stock && !row.has(size) && is_its
-        });
-        if !report.dry_run && will_set {
+        let will_set = |one: &Applied| agent::will_set(&one.after, size);
+        if !report.dry_run && applied.iter().any(will_set) {
             let what = format!("the agent will set {size} again");
             found.add(Note, None, &what, "`lmpatch agent uninstall` ends that");
         }

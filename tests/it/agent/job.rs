@@ -86,6 +86,11 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
     ran.says_nothing_of("the agent will set");
     user.job_exits(0, SOON);
     user.has_chunks([2048]);
+    // As is what has only one of its packages.
+    let half = BackendDir::new(&user.env.lmstudio(), NEW);
+    half.with_listed_generate(stock_generate());
+    let ran = user.run(&["--revert", "--backend", NEW]).exits(0);
+    ran.says_nothing_of("the agent will set");
     user.agent("uninstall").exits(0);
     let ran = user.run(&["--revert"]).exits(0);
     ran.says_nothing_of("agent");
