@@ -10,7 +10,7 @@ use crate::cli::Cli;
 use crate::effect;
 use crate::lmstudio::lms::Lms;
 use crate::marker;
-use crate::output::{Exit, Output};
+use crate::output::{Exit, Level, Output};
 use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::sites::compile_patterns;
@@ -131,16 +131,15 @@ fn print_reloaded(output: &Output, report: &ReloadReport) {
     }
     let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
     for one in &report.models {
-        let id = &one.model.identifier;
-        if let Some(why) = &one.failed {
-            output.error(&format!("{id} was not loaded again: {why}"));
-            continue;
+        let (id, mut level) = (&one.model.identifier, Level::Error);
+        if one.failed.is_none() {
+            let (context, parallel) = (one.model.context_length, one.model.parallel);
+            let with = format!("context {}, parallel {}", number(context), number(parallel));
+            output.say(&format!("{id} was reloaded ({with})."));
+            level = Level::Note;
         }
-        let (context, parallel) = (number(one.model.context_length), number(one.model.parallel));
-        let with = format!("context {context}, parallel {parallel}");
-        output.say(&format!("{id} was reloaded ({with})."));
-        if let Some(note) = &one.note {
-            output.note(&format!("{id}: {note}"));
+        if let Some(problem) = one.problem() {
+            output.message(level, &problem);
         }
     }
 }

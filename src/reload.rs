@@ -36,9 +36,17 @@ pub struct Reloaded {
     pub model: LoadedModel,
     pub failed: Option<String>,
     pub note: Option<String>,
-    /// Whether something else loaded it first, and otherwise than wanted.
-    #[serde(skip)]
-    pub is_foreign: bool,
+}
+
+impl Reloaded {
+    /// What is not as it was, if anything.
+    pub fn problem(&self) -> Option<String> {
+        let id = &self.model.identifier;
+        let failed = self.failed.as_ref();
+        let failed = failed.map(|why| format!("{id} was not loaded again: {why}"));
+        let note = || Some(format!("{id}: {}", self.note.as_ref()?));
+        failed.or_else(note)
+    }
 }
 
 pub struct Reloader {
@@ -75,11 +83,33 @@ impl Reloader {
             model: wanted.clone(),
             failed: Some(format!("{error:#}")),
             note: None,
-            is_foreign: false,
         })
     }
 
+    /// Loads those models again that are not loaded as they were, and in any case one that is `stale`.
+    pub fn restore(&self, before: &[LoadedModel], stale: Option<&LoadedModel>) -> Vec<Reloaded> {
+        let stale = stale.map(|model| &model.identifier);
+        let restore = |was: &LoadedModel| {
+            let now = self.loaded().unwrap_or_default();
+            let now = find_loaded(&now, &was.identifier);
+            let now = now.map(|now| with_differences(now, was, Vec::new()));
+            let as_it_was = now.filter(|now| now.note.is_none() && stale != Some(&was.identifier));
+            // Nothing else brings it back, and memory may be short for a moment.
+            let load = || self.try_reload(was).unwrap_or_else(|_| self.reload(was));
+            as_it_was.unwrap_or_else(load)
+        };
+        before.iter().map(restore).collect()
+    }
+
+    /// Unloads and loads a model; once more if another client was first to load it, otherwise than wanted.
     pub fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
+        match self.unload_and_load(wanted)? {
+            (_, true) => Ok(self.unload_and_load(wanted)?.0),
+            (now, false) => Ok(now),
+        }
+    }
+
+    fn unload_and_load(&self, wanted: &LoadedModel) -> Result<(Reloaded, bool)> {
         let before = self.wait_idle(wanted)?;
         if find_loaded(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
@@ -108,8 +138,7 @@ impl Reloader {
         };
         let is_foreign = error.is_some() && with_differences(now, wanted, vec![]).note.is_some();
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
-        let now = with_differences(now, wanted, notes);
-        Ok(Reloaded { is_foreign, ..now })
+        Ok((with_differences(now, wanted, notes), is_foreign))
     }
 
     /// What is loaded. One failure of `lms` says nothing.
@@ -185,14 +214,8 @@ impl Reloader {
             retry(opening, || call("open", &["-a", app])).with_context(was)?;
         }
         let back = ended.and_then(|()| retry(limit, || self.lms.loaded()));
-        let back = back.with_context(was)?;
-        let reload = |model: &LoadedModel| {
-            let now = find_loaded(&back, &model.identifier);
-            let now = now.map(|now| with_differences(now, model, Vec::new()));
-            let as_it_was = now.filter(|now| now.note.is_none());
-            as_it_was.unwrap_or_else(|| self.reload(model))
-        };
-        Ok(before.iter().map(reload).collect())
+        back.with_context(was)?;
+        Ok(self.restore(before, None))
     }
 }
 
@@ -201,16 +224,15 @@ fn with_differences(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<Stri
     let mut compare = |what, before, now| {
         if before != now {
             let (before, now) = (shown(before), shown(now));
-            notes.push(format!("{what} {now} instead of {before}"));
+            notes.push(format!("its {what} is {now} instead of {before}"));
         }
     };
     compare("context length", before.context_length, now.context_length);
-    compare("parallel", before.parallel, now.parallel);
+    compare("parallelism", before.parallel, now.parallel);
     compare("TTL in ms", before.ttl_ms, now.ttl_ms);
     Reloaded {
         model: now.clone(),
         failed: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
-        is_foreign: false,
     }
 }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
-use super::engine::{self, Engine, OnProgress, Run, silent};
+use super::engine::{self, Engine, OnProgress, Run};
 use super::results::Results;
 use crate::command;
 use crate::lmstudio::backends::Backend;
@@ -97,7 +97,12 @@ impl Engine for Direct {
             // Returning early drops the process, which ends it.
             match process.stream.read_until(b'\n', &mut line) {
                 Ok(1..) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => bail!(silent(self.silence)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    bail!(
+                        "{python} said nothing for {} seconds",
+                        self.silence.as_secs()
+                    )
+                }
                 _ => bail!("{python} {}", process.ending()),
             }
             let line = String::from_utf8_lossy(&line);

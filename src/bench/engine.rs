@@ -4,13 +4,13 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::files;
+use crate::lmstudio::api::reason;
 
 /// How far a prefill is: prompt tokens done, and seconds since the request was sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -50,10 +50,6 @@ pub trait Engine: Send {
     /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
     /// the engine lets that be chosen. Also fails if `on_progress` ends it.
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
-}
-
-pub fn silent(limit: Duration) -> Error {
-    anyhow!("the engine said nothing for {} seconds", limit.as_secs())
 }
 
 /// One event of LM Studio's own stream; anything else is `OpenAI`'s.
@@ -160,13 +156,6 @@ impl Run {
         self.bare_steps = self.bare_steps.saturating_sub(1);
         Ok(self)
     }
-}
-
-/// The reason in `{"error":{"message":…}}` or `{"error":…}`.
-pub fn reason(data: &Value) -> Option<String> {
-    let error = data.get("error").filter(|error| !error.is_null())?;
-    let told = error.get("message").unwrap_or(error);
-    Some(String::deserialize(told).unwrap_or_else(|_| told.to_string()))
 }
 
 /// Words of ordinary prose, so that tokenizers split it as they split ordinary prose.

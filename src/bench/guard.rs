@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use super::args::BenchArgs;
 use super::engine::context_for;
 use super::results::{Results, Row};
-use super::server::Server;
 use crate::command;
+use crate::lmstudio::api::Api;
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lock::Lock;
 use crate::marker;
@@ -37,7 +37,7 @@ pub struct Guard {
     is_over: Mutex<bool>,
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
-    server: Option<Server>,
+    server: Option<Api>,
 }
 
 impl Guard {
@@ -49,7 +49,7 @@ impl Guard {
         backends: Vec<Surveyed>,
         args: &BenchArgs,
         results: &Results,
-        server: Option<Server>,
+        server: Option<Api>,
         output: Output,
     ) -> Result<Self> {
         let mut before = Vec::new();
@@ -147,19 +147,11 @@ impl Guard {
         *is_reloaded = true;
         self.run_command()?;
         if let Some(model) = &self.wanted {
-            self.load(model)?;
+            self.reloader.try_reload(model)?;
             drop(is_reloaded);
             self.reloader.wait_idle(model)?;
         }
         self.instances()
-    }
-
-    /// Loads a model; once more if another client was first, with a context of its own.
-    fn load(&self, model: &LoadedModel) -> Result<Reloaded> {
-        match self.reloader.try_reload(model) {
-            Ok(now) if now.is_foreign => self.reloader.try_reload(model),
-            ended => ended,
-        }
     }
 
     fn apply(&self, goal: Goal<'_>) -> Vec<Applied> {
@@ -235,23 +227,12 @@ impl Guard {
         }
         let restored = self.run_command();
         restored.context("the model was not loaded again")?;
-        let measured = self.wanted.as_ref().map(|model| &model.identifier);
-        let mut whys = Vec::new();
-        for was in &self.loaded {
-            let name = &was.identifier;
-            let now = self.reloader.loaded().unwrap_or_default();
-            if Some(name) != measured && find_loaded(&now, name).is_some() {
-                continue;
-            }
-            let load = || self.load(was);
-            // Nothing else brings it back, and memory may be short for a moment.
-            match load().or_else(|_| load()).map(|now| now.note) {
-                Ok(None) => self.output.say(&format!("{name} is loaded again.")),
-                Ok(Some(note)) => whys.push(format!("{name} is not as it was: {note}")),
-                Err(why) => whys.push(format!("{name} was not loaded again: {why:#}")),
-            }
+        let models = self.reloader.restore(&self.loaded, self.wanted.as_ref());
+        let problems: Vec<_> = models.iter().filter_map(Reloaded::problem).collect();
+        ensure!(problems.is_empty(), problems.join("; "));
+        if self.wanted.is_some() {
+            self.output.say("Every model is as it was.");
         }
-        ensure!(whys.is_empty(), whys.join("; "));
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
 
 use crate::command;
+use crate::lmstudio::api::Api;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
@@ -91,17 +92,18 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     });
     let is_known = |one: &&Surveyed| args.direct || one.backend.selected;
     let mut results = initial_results(args, in_use.filter(is_known))?;
-    let (engine, server): (Box<dyn Engine>, _) = if args.direct {
+    let mut api = None;
+    let engine: Box<dyn Engine> = if args.direct {
         let backend = in_use.map(|one| &one.backend);
-        let direct = Direct::new(args, backend, &mut results)?;
-        (Box::new(direct), None)
+        Box::new(Direct::new(args, backend, &mut results)?)
     } else {
-        let server = Server::new(args, home, &mut results)?;
-        (Box::new(server.clone()), Some(server))
+        let silence = Duration::from_secs(args.timeout);
+        let server = api.insert(Api::new(args.url.as_deref(), home, silence));
+        Box::new(Server::new(args, server.clone(), &mut results)?)
     };
     let mut guard = None;
     if let (Some(home), Some(lock), true) = (home, lock, sets) {
-        let made = Guard::new(home, lock, backends, args, &results, server, *output)?;
+        let made = Guard::new(home, lock, backends, args, &results, api, *output)?;
         guard = Some(Arc::new(made));
     }
     Ok(Benchmark {

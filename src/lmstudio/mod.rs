@@ -1,5 +1,6 @@
-//! What LM Studio is: its files, its processes and its `lms`; knows nothing of patching.
+//! What LM Studio is: its files, its processes, its `lms` and its server; knows nothing of patching.
 
+pub mod api;
 pub mod backends;
 pub mod home;
 pub mod lms;

@@ -170,7 +170,7 @@ fn a_model_that_is_still_at_work_is_waited_for_however_short_the_timeout_is() {
     let is_measured = || stage.whole().contains(&512);
     until("the second size is measured", is_measured);
     stage.state().odd.busy_looks = 40;
-    ended(child).says("qwen/tiny is loaded again.");
+    ended(child).says("Every model is as it was.");
     stage.is_as(&before);
 }
 
@@ -200,7 +200,7 @@ fn files_that_could_not_be_restored_are_told_with_the_results() {
     let end = "`lmpatch --revert` restores them";
     assert!(error.ends_with(end), "{error}");
     ran.says("error: sizes not restored")
-        .says_nothing_of("as it was.");
+        .says_nothing_of("Every backend is as it was.");
 }
 
 /// Waits for the lock to be free. What other tests start has its file, too, until it is another program.

@@ -126,7 +126,7 @@ fn a_list_that_fails_once_costs_no_size() {
 
 #[test]
 fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
-    let again = "qwen/tiny is loaded again.";
+    let again = "Every model is as it was.";
     let smaller = "with 4096 the model has a context of 20000 instead of 65536";
     for (stage, said) in [
         // The last load fails once; `lms` fails for a while; another client is the first to load the
@@ -209,7 +209,7 @@ fn a_command_reloads_where_it_is_asked_for() {
 fn a_model_that_comes_back_otherwise_is_told() {
     let otherwise = || stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
     let words = "--sizes 512,4096 --runs 1";
-    let why = "qwen/tiny is not as it was: context length 9000 instead of 65536";
+    let why = "qwen/tiny: its context length is 9000 instead of 65536";
     let ran = ran(&mut otherwise().command(words)).exits(1);
     ran.says(why);
     // In the JSON, too, which is printed when all is done.

@@ -76,7 +76,7 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
         .says("qwen/tiny was reloaded (context 12345, parallel 3)")
         .says("my chat was reloaded (context 5000, parallel 1)")
         .says("gemma/tiny was reloaded")
-        .says("qwen/tiny: TTL in ms 91000 instead of 90500")
+        .says("qwen/tiny: its TTL in ms is 91000 instead of 90500")
         .says_nothing_of("copy");
     fake.has([
         ("far", 12345, 0),
@@ -207,8 +207,8 @@ fn what_is_not_as_it_was_is_named() {
     env.run(["4096", "--reload"])
         .exits(0)
         .says("qwen/tiny was reloaded (context 34304, parallel 4)")
-        .says("context length 34304 instead of 129536")
-        .says("parallel 4 instead of 2")
+        .says("its context length is 34304 instead of 129536")
+        .says("its parallelism is 4 instead of 2")
         .says_nothing_of("TTL in ms");
     let report = env.json(["8192", "--reload"]);
     let model = &report["reload"]["models"][0];

@@ -105,7 +105,7 @@ fn a_reload_that_failed_is_not_advised_again_and_after_one_that_worked_all_is_in
 
 #[test]
 fn a_model_that_loads_itself_again_in_between_is_noticed() {
-    let differs = "context length 4096 instead of 12345";
+    let differs = "its context length is 4096 instead of 12345";
     let copy = "another copy was loaded in between: `lms unload 'qwen'` ends it";
     // Under its own name, before it could be loaded: it stays, and no second copy is loaded.
     let same = json!({ "path": "qwen/tiny", "contextLength": 4096 });
@@ -113,8 +113,13 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
     reload_with(faults, [("qwen/tiny", 4096, 4096)])
         .fails("or something loaded it again")
         .says(differs);
-    // Under its own name, while it was being loaded: refused, or a second copy.
+    // Under its own name, while it was being loaded: refused and done once more, or a second copy.
     let faults = json!({ "jit-after-load": same, "identifier-taken-fails": true });
+    reload_with(faults, [("qwen/tiny", 12345, 4096)])
+        .exits(0)
+        .says("qwen/tiny was reloaded (context 12345")
+        .says_nothing_of("instead of");
+    let faults = json!({ "jit-after-load": same, "jit-times": 2, "identifier-taken-fails": true });
     reload_with(faults, [("qwen/tiny", 4096, 4096)])
         .exits(0)
         .says("something else loaded it in between")

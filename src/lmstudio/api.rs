@@ -1,0 +1,168 @@
+//! LM Studio's HTTP interface (REST, 0.4.0 and later), as far as its server or another one has it.
+//!
+//! Fields as in lmstudio-ai/docs, `1_developer/2_rest/list.md`.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::num::NonZeroU16;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Error, Result, anyhow, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+use ureq::http::{Request, Response};
+use ureq::{Agent, AsSendBody, Body, Timeout};
+
+use super::lms::LoadedModel;
+use crate::{command, files};
+
+/// For a list of models.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// No answer is longer, in bytes.
+const MAX_LENGTH: u64 = 64 << 20;
+
+/// A server.
+#[derive(Clone)]
+pub struct Api {
+    base: String,
+    silence: Duration,
+    agent: Agent,
+}
+
+impl Api {
+    /// The server at `url`, or that of an LM Studio home: this machine, at the port in its settings. A stream may be silent
+    /// for `silence`.
+    pub fn new(url: Option<&str>, home: Option<&Path>, silence: Duration) -> Self {
+        let base = url.map_or_else(|| usual_url(home), str::to_owned);
+        // As other programs are given it.
+        let base = base.trim_end_matches('/').trim_end_matches("/v1");
+        Self {
+            base: base.to_owned(),
+            silence,
+            agent: agent(None, Some(silence)),
+        }
+    }
+
+    /// Its loaded MLX models; `None` if it has only the `OpenAI` interface.
+    pub fn loaded(&self) -> Result<Option<Vec<LoadedModel>>> {
+        let request = Request::get(format!("{}/api/v1/models", self.base)).body(())?;
+        let response = self.send(&agent(Some(TIMEOUT), None), request)?;
+        let body = response.into_body().read_to_string();
+        let body = body.map_err(|error| self.broken_off(error))?;
+        let list: Value = serde_json::from_str(&body).unwrap_or_default();
+        let Some(models) = list["models"].as_array() else {
+            return Ok(None);
+        };
+        let mut loaded = Vec::new();
+        for model in models.iter().filter(|model| model["format"] == "mlx") {
+            for one in model["loaded_instances"].as_array().into_iter().flatten() {
+                loaded.push(LoadedModel {
+                    model: String::deserialize(&model["key"])?,
+                    identifier: String::deserialize(&one["id"])?,
+                    context_length: one["config"]["context_length"].as_u64(),
+                    max_context_length: model["max_context_length"].as_u64(),
+                    ..LoadedModel::default()
+                });
+            }
+        }
+        Ok(Some(loaded))
+    }
+
+    /// Waits until it answers: a restarted server takes a while.
+    pub fn wait(&self) -> Result<()> {
+        command::retry(self.silence, || self.loaded().map(drop))
+    }
+
+    /// Closes the connections of streams, which ends what is generated for them.
+    pub fn hang_up(&self) {
+        self.agent.clone().shutdown();
+    }
+
+    /// The lines of the answer to a request for a stream of events. Fails if it is refused.
+    pub fn stream(
+        &self,
+        path: &str,
+        request: &Value,
+    ) -> Result<impl Iterator<Item = Result<String>>> {
+        let post = Request::post(format!("{}/{path}", self.base));
+        let post = post.header("Content-Type", "application/json");
+        let mut response = self.send(&self.agent, post.body(request.to_string())?)?;
+        let (status, body) = (response.status(), response.body_mut());
+        if status != 200 || body.mime_type() != Some("text/event-stream") {
+            // What cannot be read of a refusal is not shown.
+            let said = body.read_to_string().unwrap_or_default();
+            let value: Value = serde_json::from_str(&said).unwrap_or_default();
+            let said = reason(&value).unwrap_or(said);
+            let said: String = said.trim().chars().take(200).collect();
+            bail!("the server answered {}: {said}", status.as_u16());
+        }
+        let body = BufReader::new(response.into_body().into_reader());
+        let lines = body.take(MAX_LENGTH).lines();
+        Ok(lines.map(|line| line.map_err(|error| self.broken_off(error))))
+    }
+
+    /// The answer to a request. Fails if there is none, or if the token is refused.
+    fn send(&self, agent: &Agent, mut request: Request<impl AsSendBody>) -> Result<Response<Body>> {
+        if let Ok(token) = std::env::var("LM_API_TOKEN") {
+            let token = format!("Bearer {}", token.trim()).parse()?;
+            request.headers_mut().insert("Authorization", token);
+        }
+        let response = agent.run(request);
+        let response = response.map_err(|error| self.explain(error))?;
+        ensure!(
+            !matches!(response.status().as_u16(), 401 | 403),
+            "the server asks for a valid API token; set LM_API_TOKEN to one from LM Studio's Developer settings"
+        );
+        Ok(response)
+    }
+
+    fn explain(&self, error: impl Into<ureq::Error>) -> Error {
+        let base = &self.base;
+        match error.into() {
+            ureq::Error::Timeout(Timeout::PerRead) => self.silent(),
+            error => anyhow!(
+                "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
+                 `lms server start`, or name it with --url"
+            ),
+        }
+    }
+
+    fn broken_off(&self, error: impl Into<ureq::Error>) -> Error {
+        match error.into() {
+            ureq::Error::Timeout(Timeout::PerRead) => self.silent(),
+            error => anyhow!("the server broke off ({error}); did the model or the app end?"),
+        }
+    }
+
+    fn silent(&self) -> Error {
+        let seconds = self.silence.as_secs();
+        anyhow!("the server said nothing for {seconds} seconds")
+    }
+}
+
+/// No proxy and no redirects: they could only lead away from this machine.
+fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .max_redirects(0)
+        .timeout_connect(Some(Duration::from_secs(2)))
+        .timeout_per_read(silence)
+        .timeout_global(timeout);
+    config.build().into()
+}
+
+fn usual_url(home: Option<&Path>) -> String {
+    let settings = home.map(|home| home.join(".internal/http-server-config.json"));
+    let bytes = settings.and_then(|path| files::read(&path).ok());
+    let settings: Value = serde_json::from_slice(&bytes.unwrap_or_default()).unwrap_or_default();
+    let port = NonZeroU16::deserialize(&settings["port"]).map_or(1234, NonZeroU16::get);
+    format!("http://127.0.0.1:{port}")
+}
+
+/// The reason in `{"error":{"message":…}}` or `{"error":…}`.
+pub fn reason(data: &Value) -> Option<String> {
+    let error = data.get("error").filter(|error| !error.is_null())?;
+    let told = error.get("message").unwrap_or(error);
+    Some(String::deserialize(told).unwrap_or_else(|_| told.to_string()))
+}
