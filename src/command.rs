@@ -1,13 +1,16 @@
 //! Runs another program, never waiting for it forever.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
@@ -28,19 +31,20 @@ pub fn run(command: &mut Command, timeout: Duration) -> io::Result<Output> {
     let status = wait(&mut child, timeout)?.ok_or_else(|| {
         let _ = child.kill();
         let why = format!("it took longer than {} seconds", timeout.as_secs_f64());
-        io::Error::new(io::ErrorKind::TimedOut, why)
+        io::Error::new(ErrorKind::TimedOut, why)
     })?;
-    let printed = |file: &mut File| -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        file.rewind()?;
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
     Ok(Output {
         status,
         stdout: printed(&mut stdout)?,
         stderr: printed(&mut stderr)?,
     })
+}
+
+fn printed(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Waits until `child` ends, but no longer than `limit`; `None` if it still runs then.
@@ -87,5 +91,68 @@ pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Resu
             return result;
         }
         thread::sleep(BETWEEN_ATTEMPTS.min(limit));
+    }
+}
+
+/// A program that is talked to line by line. It is killed when this is dropped.
+pub struct Dialogue {
+    child: Child,
+    stream: BufReader<UnixStream>,
+    stderr: File,
+}
+
+impl Dialogue {
+    /// Starts `command`. Whether it does not listen or does not answer, it is given up after `timeout`.
+    pub fn start(command: &mut Command, timeout: Duration) -> io::Result<Self> {
+        let stderr = tempfile::tempfile()?;
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(timeout))?;
+        ours.set_write_timeout(Some(timeout))?;
+        command
+            .stdin(OwnedFd::from(theirs.try_clone()?))
+            .stdout(OwnedFd::from(theirs))
+            .stderr(stderr.try_clone()?)
+            .process_group(0);
+        let child = command.spawn();
+        // Closes this side's handles of the child's end, so that the output ends when the child does.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Ok(Self {
+            child: child?,
+            stream: BufReader::new(ours),
+            stderr,
+        })
+    }
+
+    /// Sends a line. If nobody listens any more, the end of the output says so.
+    pub fn say(&mut self, line: impl Display) {
+        let _ = writeln!(self.stream.get_ref(), "{line}");
+    }
+
+    /// The next line of its output. Fails with the last line of its errors if it has ended.
+    pub fn line(&mut self) -> Result<String> {
+        let mut line = Vec::new();
+        match self.stream.read_until(b'\n', &mut line) {
+            Ok(1..) => return Ok(String::from_utf8_lossy(&line).into_owned()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let timeout = self.stream.get_ref().read_timeout()?.unwrap_or_default();
+                bail!("said nothing for {} seconds", timeout.as_secs());
+            }
+            _ => {}
+        }
+        let ended = wait(&mut self.child, Duration::from_secs(1))?;
+        let status = ended.context("closed its output")?;
+        let said = printed(&mut self.stderr)?;
+        let said = String::from_utf8_lossy(&said);
+        let last = said.trim_end().lines().last().unwrap_or("it said nothing");
+        let last: String = last.trim().chars().take(MAX_ERROR).collect();
+        bail!("ended ({status}): {last}")
+    }
+}
+
+impl Drop for Dialogue {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

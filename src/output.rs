@@ -10,6 +10,7 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
 use glob::Pattern;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use textwrap::{Options, WordSplitter};
 
@@ -68,6 +69,15 @@ impl Output {
 
     pub fn print_json(&self, value: &impl Serialize) -> Result<()> {
         self.print_raw((serde_json::to_string_pretty(value)? + "\n").as_bytes())
+    }
+
+    /// A progress bar with a message; the library shows it on a terminal only.
+    pub fn progress_bar(&self) -> ProgressBar {
+        if self.is_quiet {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
+        ProgressBar::no_length().with_style(style.expect("it is well-formed"))
     }
 
     /// Says something that is good to know.

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use glob::Pattern;
 
 use super::results::parse_path;
 use crate::patch::settings::parse_size;
@@ -34,10 +33,6 @@ pub struct BenchArgs {
     /// Chunk sizes to compare, e.g. 512,1024,2048,4096,8192
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_size)]
     pub sizes: Vec<u64>,
-
-    /// Set sizes only in backends whose name matches, e.g. 'app-mlx-generate-mac14-arm64@*'; repeatable
-    #[arg(long, value_name = "GLOB", value_parser = Pattern::new)]
-    pub backend: Vec<Pattern>,
 
     /// Use the backend's own Python and mlx-lm; LM Studio is not needed
     #[arg(long, requires = "sizes")]

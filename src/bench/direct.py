@@ -76,5 +76,7 @@ tell(type="ready")
 for turn, request in enumerate(iter(requests.get, None)):
     try:
         prefill(request["size"], request["tokens"], turn)
+    except InterruptedError:
+        pass
     except Exception as error:
         tell(error=f"{type(error).__name__}: {error}")

@@ -1,22 +1,17 @@
 //! Prefills through a backend's own Python and mlx-lm: nothing is changed or reloaded, and no server is needed.
 
-use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, ErrorKind, Seek as _, Write as _};
 use std::iter;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
 use super::engine::{self, Engine, OnProgress, Run};
 use super::results::Results;
-use crate::command;
+use crate::command::Dialogue;
 use crate::lmstudio::backends::Backend;
 
 const SCRIPT: &str = include_str!("direct.py");
@@ -27,7 +22,7 @@ pub struct Direct {
     /// The model, and what prompts are made of.
     job: Value,
     silence: Duration,
-    process: Option<Process>,
+    process: Option<Dialogue>,
 }
 
 impl Direct {
@@ -47,8 +42,8 @@ impl Direct {
         let missing = "there is no MLX backend whose Python could be used; name one with --python";
         let mut command = command.context(missing)?;
         command.args(["-c", SCRIPT]);
-        // Ctrl-C is for lmpatch alone, and no bytecode is left in the backend.
-        command.process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
+        // No bytecode is left in the backend.
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
         let text = engine::prompt_text(args.prompt_file.as_deref())?;
         let text = engine::new_prompt(&text, 8192.0 * engine::CHARACTERS_PER_TOKEN);
         Ok(Self {
@@ -59,25 +54,10 @@ impl Direct {
         })
     }
 
-    fn start(&mut self) -> Result<Process> {
-        let errors = tempfile::tempfile()?;
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(self.silence))?;
-        // A process that does not listen is noticed by its silence.
-        ours.set_write_timeout(Some(self.silence))?;
-        let command = self.command.stderr(errors.try_clone()?);
-        command
-            .stdin(OwnedFd::from(theirs.try_clone()?))
-            .stdout(OwnedFd::from(theirs));
-        let child = command.spawn();
-        // Drops this side's handles of the child's end, so that it closes when the child exits.
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let python = command.get_program().display();
-        let mut process = Process {
-            child: child.with_context(|| format!("cannot run {python}"))?,
-            stream: BufReader::new(ours),
-            errors,
-        };
+    fn start(&mut self) -> Result<Dialogue> {
+        let name = self.command.get_program().display().to_string();
+        let started = Dialogue::start(&mut self.command, self.silence);
+        let mut process = started.with_context(|| format!("cannot run {name}"))?;
         process.say(&self.job);
         Ok(process)
     }
@@ -85,36 +65,26 @@ impl Direct {
 
 impl Engine for Direct {
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let mut process = match self.process.take() {
-            Some(running) => running,
-            None => self.start()?,
-        };
-        process.say(&json!({ "size": chunk, "tokens": tokens }));
-        let python = self.command.get_program().display();
+        let name = self.command.get_program().display().to_string();
+        let running = self.process.take();
+        let mut process = running.map_or_else(|| self.start(), Ok)?;
+        process.say(json!({ "size": chunk, "tokens": tokens }));
         let (start, mut run) = (Instant::now(), Run::default());
         let ended = loop {
-            let mut line = Vec::new();
             // Returning early drops the process, which ends it.
-            match process.stream.read_until(b'\n', &mut line) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    bail!(
-                        "{python} said nothing for {} seconds",
-                        self.silence.as_secs()
-                    )
-                }
-                _ => bail!("{python} {}", process.ending()),
-            }
-            let line = String::from_utf8_lossy(&line);
+            let line = process.line().map_err(|why| anyhow!("{name} {why}"))?;
             // Whatever else is printed is not an answer.
             if !line.starts_with("data: {") {
                 continue;
             }
             match run.line(&line, start.elapsed().as_secs_f64(), tokens) {
-                Ok(Some(position)) if on_progress(position) => process.say(&json!("go")),
-                Ok(Some(_)) => process.say(&json!("stop")),
-                Ok(None) if run.prompt_tokens == 0 => {}
-                Ok(None) => break run.end(),
+                Ok(true) if on_progress(&run) => process.say("\"go\""),
+                Ok(true) => {
+                    process.say("\"stop\"");
+                    break Ok(run);
+                }
+                Ok(false) if run.prompt_tokens == 0 => {}
+                Ok(false) => break run.end(),
                 Err(why) => break Err(why),
             }
         };
@@ -138,38 +108,4 @@ fn python_of(backend: &Backend) -> Option<Command> {
     command.env("PYTHONPATH", packages).env_remove("PYTHONHOME");
     command.env("PYTHONNOUSERSITE", "1");
     Some(command)
-}
-
-struct Process {
-    child: Child,
-    stream: BufReader<UnixStream>,
-    errors: File,
-}
-
-impl Process {
-    fn say(&mut self, what: &Value) {
-        // If it has ended, the end of its output says so.
-        let _ = writeln!(self.stream.get_ref(), "{what}");
-    }
-
-    fn ending(&mut self) -> String {
-        let ended = command::wait(&mut self.child, Duration::from_secs(1));
-        let Ok(Some(status)) = ended else {
-            return "closed its output".to_owned();
-        };
-        // Errors that cannot be read count as not printed.
-        let _ = self.errors.rewind();
-        let said = io::read_to_string(&self.errors).unwrap_or_default();
-        let last = said.trim_end().lines().last().unwrap_or("it said nothing");
-        let last: String = last.trim().chars().take(200).collect();
-        format!("ended ({status}): {last}")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

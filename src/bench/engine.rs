@@ -43,12 +43,12 @@ pub struct Run {
     pub bare_steps: u64,
 }
 
-/// Called with every position; returns whether to go on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
+/// Called with the run so far, at every position; returns whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(&Run) -> bool;
 
 pub trait Engine: Send {
     /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
-    /// the engine lets that be chosen. Also fails if `on_progress` ends it.
+    /// the engine lets that be chosen. Returns the run so far if `on_progress` ends it.
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
 }
 
@@ -71,9 +71,9 @@ enum Event {
 }
 
 impl Run {
-    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns the position that the
-    /// line reports.
-    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<Option<Position>> {
+    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns whether it reports a
+    /// position.
+    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<bool> {
         let mut position = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             self.bare_steps += u64::from(comment == "prompt-progress");
@@ -89,7 +89,7 @@ impl Run {
             position = self.event(&data, seconds, tokens as f64);
         }
         self.positions.extend(position);
-        Ok(position)
+        Ok(position.is_some())
     }
 
     fn event(&mut self, data: &Value, now: f64, tokens: f64) -> Option<Position> {

@@ -93,8 +93,7 @@ impl Guard {
 
     /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
     pub fn begin(&self) -> Result<()> {
-        let is_all = self.args.backend.is_empty();
-        let commands = marker::commands(self.before.iter(), is_all);
+        let commands = marker::commands(self.before.iter(), true);
         marker::add(&self.reloader.home, commands).context("cannot write beside the backends")
     }
 

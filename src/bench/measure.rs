@@ -47,11 +47,15 @@ impl Benchmark {
             if let Err(why) = self.measure(size) {
                 // What is loaded is unknown, and a process has been replaced.
                 self.results.warm.clear();
-                let row = self.results.row(size);
+                let (row, why) = (self.results.row(size), Some(format!("{why:#}")));
                 if row.has_worked() {
-                    row.disturbed.push(format!("{why:#}"));
+                    let ignored = why;
+                    row.add(Run {
+                        ignored,
+                        ..Run::default()
+                    });
                 } else {
-                    row.failed = Some(format!("{why:#}"));
+                    row.failed = why;
                 }
             }
         }
@@ -119,21 +123,21 @@ impl Benchmark {
         let chunk = results.row(size).chunk();
         let (bar, before) = (&self.bar, self.bar.position());
         bar.set_message(chunk.to_string());
-        let (mut cut, mut partial) = (None, Run::default());
-        let run = self.engine.prefill(chunk, tokens, &mut |position| {
-            bar.set_position(before.saturating_add(position.tokens as u64));
-            partial.positions.push(position);
+        let mut cut = None;
+        let run = self.engine.prefill(chunk, tokens, &mut |run| {
+            let done = run.positions.last().map_or(0.0, |last| last.tokens);
+            bar.set_position(before.saturating_add(done as u64));
             if tokens == results.prompt_tokens {
-                cut = results.cut(size, &partial.positions);
+                cut = results.cut(size, &run.positions);
             }
             cut.is_none()
-        });
+        })?;
         if cut.is_none() {
-            return run.map(Some);
+            return Ok(Some(run));
         }
         let row = results.row(size);
         row.cut = cut;
-        row.note_chunk(&partial)?;
+        row.note_chunk(&run)?;
         row.observed_steps = None;
         Ok(None)
     }

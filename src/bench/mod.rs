@@ -27,7 +27,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::iterator::Signals;
 
 use crate::command;
@@ -35,10 +34,10 @@ use crate::lmstudio::api::Api;
 use crate::lmstudio::home;
 use crate::lmstudio::runtimes::LM_STUDIO;
 use crate::marker;
-use crate::output::{Exit, Output, flags};
+use crate::output::{Exit, Output};
+use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
-use crate::patch::{self, Survey};
 use crate::signals;
 use args::BenchArgs;
 use direct::Direct;
@@ -79,12 +78,8 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     if let Some(commands) = home.and_then(marker::restore_commands) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
-    let survey = home.map(|home| patch::survey(home, &args.backend));
-    let Survey { backends, absent } = survey.transpose()?.unwrap_or_default();
-    let mut left_out = absent.left_out.iter().filter(|one| one.selected);
-    if let (Some(one), false) = (left_out.next_back(), args.direct) {
-        bail!("{} is selected, but --backend omits it", one.name);
-    }
+    let survey = home.map(|home| patch::survey(home, &[]));
+    let backends = survey.transpose()?.unwrap_or_default().backends;
     // The one that LM Studio has selected, or else one that another app has, or else the newest.
     let in_use = backends.iter().max_by_key(|one| {
         let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
@@ -113,7 +108,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         guard,
         results,
         loaded: Vec::new(),
-        bar: bar(output),
+        bar: output.progress_bar(),
     })
 }
 
@@ -157,15 +152,6 @@ fn machine() -> String {
         }
         _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
     }
-}
-
-/// A progress bar over prompt tokens; the library shows it on a terminal only.
-fn bar(output: &Output) -> ProgressBar {
-    if output.is_quiet {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {elapsed}");
-    ProgressBar::no_length().with_style(style.expect("it is well-formed"))
 }
 
 /// Lets `benchmark` measure until it ends, the budget runs out or a signal comes, then restores what there was; what is known
@@ -243,8 +229,7 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
     }
     let is_settable = results.stock.is_some() && !args.apply_best;
     if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
-        let flags = flags(&args.backend);
-        output.say(&format!("`lmpatch {size}{flags} --reload` sets it."));
+        output.say(&format!("`lmpatch {size} --reload` sets it."));
     }
     results.error.iter().for_each(|error| output.error(error));
     let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.speed() == 0.0);

@@ -34,7 +34,7 @@ impl Results {
             (1000 * large / small, row.size)
         });
         Self {
-            schema: 4,
+            schema: 5,
             lmpatch: env!("CARGO_PKG_VERSION"),
             rows,
             ..Self::default()
@@ -67,8 +67,7 @@ impl Results {
     pub fn next_row(&self) -> Option<&Row> {
         let can_run = |row: &&Row| {
             // What does not count has had its turn all the same.
-            let tries = row.runs.len() + row.disturbed.len();
-            row.failed.is_none() && tries < self.runs_per_size as usize
+            row.failed.is_none() && row.runs.len() < self.runs_per_size as usize
         };
         // What is warm needs neither another load nor another warm-up.
         let turn = |row: &&Row| (row.valid().count(), !self.warm.contains(&row.size));

@@ -69,8 +69,6 @@ pub struct Row {
     pub context_length: Option<u64>,
     pub cut: Option<Cut>,
     pub failed: Option<String>,
-    /// Why it could not be loaded or prefilled again, after it had worked.
-    pub disturbed: Vec<String>,
     pub runs: Vec<Run>,
 }
 
@@ -128,8 +126,7 @@ impl Results {
                 let with = format!("with {name} the model has a context");
                 said.push(format!("{with} of {now} instead of {before}"));
             }
-            let ignored = row.runs.iter().filter_map(|run| run.ignored.as_ref());
-            let whys = ignored.chain(&row.disturbed);
+            let whys = row.runs.iter().filter_map(|run| run.ignored.as_ref());
             said.extend(whys.map(|why| format!("a run does not count: {why}")));
         }
         said.extend(self.notes.iter().cloned());

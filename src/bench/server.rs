@@ -94,9 +94,11 @@ impl Engine for Server {
         };
         let (start, mut run) = (Instant::now(), Run::default());
         for line in self.api.stream(path, &request)? {
-            let position = run.line(&line?, start.elapsed().as_secs_f64(), tokens)?;
-            // Leaving here closes the connection.
-            ensure!(position.is_none_or(&mut *on_progress), "stopped");
+            let is_position = run.line(&line?, start.elapsed().as_secs_f64(), tokens)?;
+            if is_position && !on_progress(&run) {
+                // Which closes the connection.
+                return Ok(run);
+            }
         }
         let run = run.end()?;
         let answered = run.model.as_ref().unwrap_or(model);

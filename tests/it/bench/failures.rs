@@ -44,9 +44,11 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
         let results = stage.json("--sizes 2048,4096", 0);
         let best = &rows(&results)[1];
         assert_eq!(best["failed"], NONE, "{results:#}");
-        assert_eq!(best["disturbed"].as_array().unwrap().len(), fails.len());
-        has(&best["disturbed"][0], "Failed to load model");
-        assert!(runs(&results, 1).len() <= most);
+        let whys = runs(&results, 1).iter().map(|run| &run["ignored"]);
+        let whys: Vec<_> = whys.filter(|why| **why != NONE).collect();
+        assert_eq!(whys.len(), fails.len());
+        has(whys[0], "Failed to load model");
+        assert!(runs(&results, 1).len() - fails.len() <= most);
         keeps(&results, 4096);
     }
 }

@@ -245,7 +245,7 @@ Verdict: 4096 is the fastest, and no smaller size comes within the noise of it.
 ";
     assert_eq!(ran.stderr, expected);
     let results: Value = serde_json::from_str(&stage.read("o.json")).unwrap();
-    assert_eq!(results["schema"], 4);
+    assert_eq!(results["schema"], 5);
     assert_eq!(rows(&results).len(), 3);
     let csv = stage.read("o.csv");
     let lines: Vec<_> = csv.lines().collect();
