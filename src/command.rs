@@ -96,6 +96,7 @@ pub fn retry<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Resu
 
 /// A program that is talked to line by line. It is killed when this is dropped.
 pub struct Dialogue {
+    name: String,
     child: Child,
     stream: BufReader<UnixStream>,
     stderr: File,
@@ -103,7 +104,8 @@ pub struct Dialogue {
 
 impl Dialogue {
     /// Starts `command`. Whether it does not listen or does not answer, it is given up after `timeout`.
-    pub fn start(command: &mut Command, timeout: Duration) -> io::Result<Self> {
+    pub fn start(command: &mut Command, timeout: Duration) -> Result<Self> {
+        let name = command.get_program().display().to_string();
         let stderr = tempfile::tempfile()?;
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(timeout))?;
@@ -117,7 +119,8 @@ impl Dialogue {
         // Closes this side's handles of the child's end, so that the output ends when the child does.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         Ok(Self {
-            child: child?,
+            child: child.with_context(|| format!("cannot run {name}"))?,
+            name,
             stream: BufReader::new(ours),
             stderr,
         })
@@ -130,22 +133,22 @@ impl Dialogue {
 
     /// The next line of its output. Fails with the last line of its errors if it has ended.
     pub fn line(&mut self) -> Result<String> {
-        let mut line = Vec::new();
+        let (name, mut line) = (&self.name, Vec::new());
         match self.stream.read_until(b'\n', &mut line) {
             Ok(1..) => return Ok(String::from_utf8_lossy(&line).into_owned()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let timeout = self.stream.get_ref().read_timeout()?.unwrap_or_default();
-                bail!("said nothing for {} seconds", timeout.as_secs());
+                bail!("{name} said nothing for {} seconds", timeout.as_secs());
             }
             _ => {}
         }
         let ended = wait(&mut self.child, Duration::from_secs(1))?;
-        let status = ended.context("closed its output")?;
+        let status = ended.with_context(|| format!("{name} closed its output"))?;
         let said = printed(&mut self.stderr)?;
         let said = String::from_utf8_lossy(&said);
         let last = said.trim_end().lines().last().unwrap_or("it said nothing");
         let last: String = last.trim().chars().take(MAX_ERROR).collect();
-        bail!("ended ({status}): {last}")
+        bail!("{name} ended ({status}): {last}")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Makes new values take effect: loads models again, or restarts the app and loads what was loaded.
+//! Makes new values take effect: loads models again, restarts the app and loads what was loaded, or runs a command.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -65,11 +65,8 @@ impl Reloader {
             ([], None) => return Ok(Vec::new()),
             _ => {}
         }
-        let lms = self.lms.program.display();
         let by_hand = "unload and load the models in LM Studio, or restart it";
-        ensure!(self.lms.program.is_file(), "{lms} is not there; {by_hand}");
-        let mut loaded = self.lms.loaded()?;
-        loaded.retain(LoadedModel::is_here);
+        let mut loaded = self.loaded_here(by_hand)?;
         if how == How::App {
             return self.restart(&seen.workers, &loaded);
         }
@@ -141,9 +138,37 @@ impl Reloader {
         Ok((with_differences(now, wanted, notes), is_foreign))
     }
 
+    /// What is loaded on this Mac. Fails if `lms` does not tell; if it is not there, with what to do `instead`.
+    pub fn loaded_here(&self, instead: &str) -> Result<Vec<LoadedModel>> {
+        let lms = self.lms.program.display();
+        ensure!(self.lms.program.is_file(), "{lms} is not there; {instead}");
+        let mut loaded = self.lms.loaded()?;
+        loaded.retain(LoadedModel::is_here);
+        Ok(loaded)
+    }
+
     /// What is loaded. One failure of `lms` says nothing.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
         retry(GRACE, || self.lms.loaded())
+    }
+
+    /// The model under each of its names on this Mac. Fails if something else uses it.
+    pub fn instances(&self, of: &LoadedModel) -> Result<Vec<LoadedModel>> {
+        // LM Studio may call a model busy a moment after the answer.
+        retry(GRACE, || {
+            let mut loaded = self.lms.loaded()?;
+            loaded.retain(|model| model.is_here() && model.path == of.path);
+            let is_used = loaded.iter().any(LoadedModel::is_busy);
+            ensure!(!is_used, "something else uses the model");
+            Ok(loaded)
+        })
+    }
+
+    /// Runs a command that makes new values take effect in its own way.
+    pub fn run_command(&self, text: &str) -> Result<()> {
+        let mut shell = Command::new("sh");
+        let ran = command::output(shell.args(["-c", text]), self.lms.load_timeout);
+        ran.with_context(|| format!("--reload '{text}'")).map(drop)
     }
 
     /// The model if it does not go after an unload. What cannot be seen may be unloaded, so that it has to be loaded.

@@ -17,12 +17,7 @@ Examples:
   lmpatch bench --direct --model PATH --sizes 512,4096    without LM Studio
 
 The verdict is the smallest size within the noise of the fastest (2 % or more).
-A server that asks for an API token gets the one in $LM_API_TOKEN.
-
-Exit codes:
-  0  the sizes were compared, or the one size was measured
-  1  something failed, or a size did not take effect
-  2  the command line is wrong";
+A server that asks for an API token gets the one in $LM_API_TOKEN.";
 
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
@@ -55,9 +55,7 @@ impl Direct {
     }
 
     fn start(&mut self) -> Result<Dialogue> {
-        let name = self.command.get_program().display().to_string();
-        let started = Dialogue::start(&mut self.command, self.silence);
-        let mut process = started.with_context(|| format!("cannot run {name}"))?;
+        let mut process = Dialogue::start(&mut self.command, self.silence)?;
         process.say(&self.job);
         Ok(process)
     }
@@ -65,14 +63,13 @@ impl Direct {
 
 impl Engine for Direct {
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run> {
-        let name = self.command.get_program().display().to_string();
         let running = self.process.take();
         let mut process = running.map_or_else(|| self.start(), Ok)?;
         process.say(json!({ "size": chunk, "tokens": tokens }));
         let (start, mut run) = (Instant::now(), Run::default());
         let ended = loop {
             // Returning early drops the process, which ends it.
-            let line = process.line().map_err(|why| anyhow!("{name} {why}"))?;
+            let line = process.line()?;
             // Whatever else is printed is not an answer.
             if !line.starts_with("data: {") {
                 continue;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::files;
-use crate::lmstudio::api::reason;
+use crate::lmstudio::api::{Event, reason};
 
 /// How far a prefill is: prompt tokens done, and seconds since the request was sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -50,24 +50,6 @@ pub trait Engine: Send {
     /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
     /// the engine lets that be chosen. Returns the run so far if `on_progress` ends it.
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
-}
-
-/// One event of LM Studio's own stream; anything else is `OpenAI`'s.
-#[derive(Deserialize)]
-#[serde(tag = "type")]
-enum Event {
-    #[serde(rename = "chat.start")]
-    Start { model_instance_id: String },
-    #[serde(rename = "model_load.start")]
-    Load,
-    #[serde(rename = "prompt_processing.progress")]
-    Progress { progress: f64, seconds: Option<f64> },
-    #[serde(rename = "reasoning.delta", alias = "message.delta")]
-    Token,
-    #[serde(rename = "chat.end")]
-    End { result: Value },
-    #[serde(other)]
-    Other,
 }
 
 impl Run {

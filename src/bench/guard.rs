@@ -1,7 +1,6 @@
 //! Owns what a sweep changes, the backends' files and the loaded models, and restores it whatever happens.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +9,6 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use super::args::BenchArgs;
 use super::engine::context_for;
 use super::results::{Results, Row};
-use crate::command;
 use crate::lmstudio::api::Api;
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lock::Lock;
@@ -19,9 +17,6 @@ use crate::output::Output;
 use crate::patch::backend::{Goal, Surveyed};
 use crate::patch::{self, Applied};
 use crate::reload::{Reloaded, Reloader};
-
-/// For what `lms ps` tells: LM Studio may call a model busy a moment after the answer.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
@@ -99,23 +94,18 @@ impl Guard {
 
     /// Finds the measured model. Fails if it could not be loaded again, with a context that is enough.
     fn find_model(&mut self, results: &Results) -> Result<()> {
-        let (lms, name) = (&self.reloader.lms, &results.model);
-        let next = "cannot load a model again; give --reload a command that does";
-        ensure!(results.api == "v1", "this server {next}");
-        let program = lms.program.display();
-        ensure!(
-            lms.program.is_file(),
-            "{program} is not there, and lmpatch {next}"
-        );
-        let loaded = lms.loaded()?;
+        let name = &results.model;
+        let other = "this server cannot load a model; give --reload a command that does";
+        ensure!(results.api == "v1", other);
+        let next = "give --reload a command that loads the model";
+        let loaded = self.reloader.loaded_here(next)?;
         let wanted = find_loaded(&loaded, name).filter(|model| model.is_mlx());
         let missing = || format!("`lms ps` lists no MLX model {name} on this Mac");
         let mut wanted = wanted.with_context(missing)?.clone();
         let advice = "try again when it is idle";
         ensure!(!wanted.is_busy(), "{name} is at work; {advice}");
-        let loaded = self.reloader.wait_idle(&wanted);
-        let mut loaded = loaded.with_context(|| name.clone())?;
-        loaded.retain(LoadedModel::is_here);
+        let checked = self.reloader.wait_idle(&wanted);
+        checked.with_context(|| name.clone())?;
         let has = wanted.context_length.unwrap_or_default();
         let needed = context_for(results.prompt_tokens);
         if has < needed {
@@ -161,10 +151,7 @@ impl Guard {
     /// Runs the command that loads the model again, if there is one, and waits until the server is back.
     fn run_command(&self) -> Result<()> {
         if let (Some(text), Some(server)) = (&self.args.reload, &self.server) {
-            let mut shell = Command::new("sh");
-            let limit = self.reloader.lms.load_timeout;
-            let ran = command::output(shell.args(["-c", text]), limit);
-            ran.with_context(|| format!("--reload '{text}'"))?;
+            self.reloader.run_command(text)?;
             server.wait()?;
         }
         Ok(())
@@ -172,16 +159,8 @@ impl Guard {
 
     /// The measured model under each of its names, if `lms` tells. Fails if something else uses it.
     pub fn instances(&self) -> Result<Vec<LoadedModel>> {
-        let Some(wanted) = &self.wanted else {
-            return Ok(Vec::new());
-        };
-        command::retry(GRACE, || {
-            let mut loaded = self.reloader.lms.loaded()?;
-            loaded.retain(|model| model.is_here() && model.path == wanted.path);
-            let is_used = loaded.iter().any(LoadedModel::is_busy);
-            ensure!(!is_used, "something else uses the model");
-            Ok(loaded)
-        })
+        let wanted = self.wanted.as_ref();
+        wanted.map_or(Ok(vec![]), |model| self.reloader.instances(model))
     }
 
     /// Restores the files, then sets `keep`; no size is set afterwards.
@@ -217,9 +196,6 @@ impl Guard {
         };
         // A model that is still at work on a prompt could not be loaded again.
         server.hang_up();
-        if self.is_reloaded.try_lock().is_ok_and(|done| !*done) {
-            return Ok(());
-        }
         self.output.say("Restoring the models …");
         if !*locked(&self.is_reloaded) {
             return Ok(());
@@ -237,15 +213,9 @@ impl Guard {
 }
 
 fn check(applied: &[Applied]) -> Result<()> {
-    let mut whys = Vec::new();
-    for Applied { before, why, .. } in applied {
-        let name = &before.backend.name;
-        match why {
-            Some(_) if !before.backend.path.exists() => whys.push(format!("{name}: it is gone")),
-            Some(why) => whys.push(format!("{name}: {why}")),
-            None => {}
-        }
-    }
+    let name = |one: &Applied| one.before.backend.name.clone();
+    let why = |one: &Applied| Some(name(one) + ": " + one.why.as_ref()?);
+    let whys: Vec<_> = applied.iter().filter_map(why).collect();
     ensure!(whys.is_empty(), whys.join("; "));
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
+use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
-use std::{iter, mem};
 
 use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
@@ -40,7 +40,7 @@ impl Benchmark {
     pub fn run(mut self, known: &Sender<Results>) -> Result<()> {
         self.probe()?;
         loop {
-            known.send(self.results.known()).context("stopped")?;
+            known.send(self.results.clone()).context("stopped")?;
             let Some(size) = self.results.next_row().map(|row| row.size) else {
                 return Ok(());
             };
@@ -69,11 +69,11 @@ impl Benchmark {
         let seconds = at_most as f64 / probe.tokens_per_second;
         let budget = self.args.budget.unwrap_or(Duration::MAX).as_secs_f64();
         let minutes = (seconds.min(budget) / 60.0).ceil();
-        let (model, count) = (&results.model, results.rows.len());
-        let sizes = if count == 1 { "size" } else { "sizes" };
-        self.output.say(&format!(
-            "{model}, {count} {sizes}, {tokens} prompt tokens; about {minutes} min of prefill at most (going by a short prompt)"
-        ));
+        let sizes: Vec<_> = results.rows.iter().map(Row::name).collect();
+        let what = format!("{} ({})", results.model, sizes.join(", "));
+        let time = format!("{minutes} min of prefill at most (going by a short prompt)");
+        self.output
+            .say(&format!("{what}: {tokens} prompt tokens, about {time}"));
         self.bar.set_length(at_most);
         // The clock keeps running even if a server reports no progress.
         self.bar.enable_steady_tick(Duration::from_millis(250));
@@ -93,10 +93,10 @@ impl Benchmark {
                 let context = model.and_then(|model| model.context_length);
                 self.results.row(size).context_length = context;
                 let (context, needed) = (context.unwrap_or(u64::MAX), self.results.prompt_tokens);
+                let what = format!("LM Studio gave the model a context of {context} at this size");
                 ensure!(
                     context >= needed,
-                    "LM Studio gave the model a context of {context} at this size, less than the {needed} tokens of \
-                     the prompt"
+                    "{what}, less than the {needed} tokens of the prompt"
                 );
             }
             self.prefill(size, chunk)?;
@@ -106,6 +106,8 @@ impl Benchmark {
             return Ok(());
         };
         if let (None, Err(why)) = (&run.ignored, self.check(&run)) {
+            // What is loaded may be otherwise than it was.
+            self.results.warm.clear();
             run.ignored = Some(format!("{why:#}"));
         }
         let row = self.results.row(size);
@@ -143,13 +145,10 @@ impl Benchmark {
     }
 
     /// Fails if a run does not count.
-    fn check(&mut self, run: &Run) -> Result<()> {
+    fn check(&self, run: &Run) -> Result<()> {
         if let Some(guard) = &self.guard {
-            // If it is not as it was loaded, it has to be loaded again.
-            let warm = mem::take(&mut self.results.warm);
             let is_same = guard.instances()? == self.loaded;
             ensure!(is_same, "something else loaded or unloaded the model");
-            self.results.warm = warm;
         }
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
         let is_new = run.cached_tokens <= Some(tokens / 20);

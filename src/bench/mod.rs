@@ -44,10 +44,8 @@ use direct::Direct;
 use engine::Engine;
 use guard::Guard;
 use measure::Benchmark;
-use results::Results;
+use results::{Results, Row};
 use server::Server;
-
-const TICK: Duration = Duration::from_millis(50);
 
 /// Runs a benchmark and reports on it. Fails if stdout cannot be written.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
@@ -58,15 +56,11 @@ pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output
         Ok(())
     });
     results.note_error(ended);
-    if !results.verdict.is_answer && results.error.is_none() {
-        results.error = Some(results.verdict.reason.clone());
-    }
     report(&mut results, is_json, args, *output)
 }
 
 /// The benchmark that `args` ask for. Fails if it could not work.
 pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result<Benchmark> {
-    results::check(&args.output)?;
     let sets = args.apply_best || !args.direct && !args.sizes.is_empty();
     let home = match home::find(home) {
         Err(error) if home.is_some() || sets => return Err(error),
@@ -122,12 +116,12 @@ fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Result
     let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
     let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
-    let least = 2 * largest;
-    ensure!(
-        tokens >= least,
-        "a prompt of {tokens} tokens says nothing about a chunk of {largest}: it takes at least {least}; give more \
-         with --prompt-tokens, or smaller --sizes"
+    let least = format!(
+        "a chunk of {largest} takes a prompt of at least {}",
+        2 * largest
     );
+    let advice = "give more --prompt-tokens, or smaller --sizes";
+    ensure!(tokens >= 2 * largest, "{least} tokens; {advice}");
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Ok(Results {
@@ -160,7 +154,7 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     let (start, budget) = (Instant::now(), benchmark.args.budget);
     let (output, sets_best) = (benchmark.output, benchmark.args.apply_best);
     let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
-    *results = benchmark.results.known();
+    *results = benchmark.results.clone();
     let (sender, known) = mpsc::channel();
     // Not before signals are caught, which would leave that behind.
     let begun = guard.as_ref().map_or(Ok(()), |guard| guard.begin());
@@ -175,12 +169,16 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     if let Some(last) = known.try_iter().last() {
         *results = last;
     }
-    results.seconds = start.elapsed().as_secs_f64();
     if let Ok(false) = ended {
         let note = "The budget ran out before the verdict was settled.";
         results.notes.push(note.to_owned());
     }
     results.note_error(ended);
+    match results.verdict() {
+        Err(why) if results.error.is_none() => results.error = Some(why.to_string()),
+        judged => results.verdict = judged.unwrap_or_default(),
+    }
+    results.rows.sort_by_key(|row| row.size);
     let Some(guard) = guard else {
         return;
     };
@@ -205,7 +203,7 @@ fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool
         if !goes_on()? {
             return Ok(false);
         }
-        thread::sleep(TICK);
+        thread::sleep(Duration::from_millis(50));
     }
     let broken = |_| Err(anyhow!("lmpatch itself failed; please report this"));
     thread.join().unwrap_or_else(broken).map(|()| true)
@@ -215,9 +213,10 @@ fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool
 fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output) -> Result<Exit> {
     let written = results::write(&args.output, results);
     results.note_error(written);
+    let is_unknown = |row: &Row| row.failed.is_none() && row.speed() == 0.0;
     let printed = if is_json {
         output.print_json(results)
-    } else if output.is_quiet || results.rows.is_empty() {
+    } else if output.is_quiet || results.rows.iter().all(is_unknown) {
         Ok(())
     } else {
         let width = output.width().unwrap_or(80);
@@ -232,6 +231,7 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
         output.say(&format!("`lmpatch {size} --reload` sets it."));
     }
     results.error.iter().for_each(|error| output.error(error));
-    let has_failed = results.error.is_some() || results.rows.iter().any(|row| row.speed() == 0.0);
+    let has_failed = results.rows.iter().any(|row| row.failed.is_some());
+    let has_failed = has_failed || results.error.is_some();
     printed.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }

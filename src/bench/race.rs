@@ -41,23 +41,6 @@ impl Results {
         }
     }
 
-    /// What is known so far, with a row for each size that was measured or given up, the smallest first.
-    #[must_use]
-    pub fn known(&self) -> Self {
-        let mut known = self.clone();
-        known.verdict = self.verdict();
-        let is_out = |row: &Row| row.cut.is_some() || row.failed.is_some();
-        known.rows.retain(|row| is_out(row) || !row.runs.is_empty());
-        known.rows.sort_by_key(|row| row.size);
-        let is_stock = |row: &&Row| row.size.is_some() && row.size == self.stock;
-        let stock = self.rows.iter().find(is_stock).map_or(0.0, Row::speed);
-        for row in &mut known.rows {
-            let times = row.speed() / stock;
-            row.times_stock = Some(times).filter(|times| times.is_normal());
-        }
-        known
-    }
-
     /// Whether a change of the size loads the model again, which makes it cold.
     pub fn is_reloading(&self) -> bool {
         self.api != "direct"
@@ -152,23 +135,15 @@ impl Results {
         u64::from(self.runs_per_size) * self.rows.iter().map(of_row).sum::<u64>()
     }
 
-    /// Which size to keep, and why; none if the measurements do not tell.
-    pub fn verdict(&self) -> Verdict {
-        let judged = self.judge();
-        let is_answer = judged.is_ok();
-        let (keep, reason) = judged.unwrap_or_else(|why| (None, why.to_string()));
-        Verdict {
-            keep,
-            reason,
-            is_answer,
-        }
-    }
-
-    fn judge(&self) -> Result<(Option<u64>, String)> {
+    /// Which size to keep, and why. Fails if the measurements do not tell.
+    pub fn verdict(&self) -> Result<Verdict> {
         let (keep, best) = self.standing().context("no size could be measured")?;
         let alone = "one size was measured, so there is nothing to compare it with";
         if self.rows.len() == 1 {
-            return Ok((None, format!("{alone}; --sizes takes several")));
+            return Ok(Verdict {
+                keep: None,
+                reason: format!("{alone}; --sizes takes several"),
+            });
         }
         let compared = self.rows.iter().filter(|row| row.speed() > 0.0).count();
         ensure!(compared > 1, alone);
@@ -183,21 +158,19 @@ impl Results {
             noise <= MOST_NOISE || is_best,
             "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
         );
-        let mut reason = String::new();
-        if compared < self.rows.len() {
-            reason += "of the sizes that could be measured, ";
-        }
-        reason += &name;
-        if is_best {
-            reason += " is the fastest, and no smaller size comes within the noise of it";
-        } else {
-            let best = best.name();
-            reason += &format!(
-                " is the smallest size within the noise ({percent:.1} %) of the fastest, {best}"
+        let are_all = compared == self.rows.len();
+        let of = ["of the sizes that could be measured, ", ""][usize::from(are_all)];
+        let mut why = "the fastest, and no smaller size comes within the noise of it".to_owned();
+        if !is_best {
+            let noise = format!("the noise ({percent:.1} %) of the fastest, {}", best.name());
+            why = format!(
+                "the smallest size within {noise}; a larger chunk costs memory and context"
             );
-            reason += "; a larger chunk costs memory and context";
         }
-        Ok((keep.size, reason))
+        Ok(Verdict {
+            keep: keep.size,
+            reason: format!("{of}{name} is {why}"),
+        })
     }
 }
 

@@ -28,7 +28,6 @@ pub struct Results {
     pub runs_per_size: u32,
     /// The chunk that the backend in use ships with, in tokens.
     pub stock: Option<u64>,
-    pub seconds: f64,
     #[serde(rename = "results")]
     pub rows: Vec<Row>,
     pub verdict: Verdict,
@@ -40,14 +39,11 @@ pub struct Results {
     pub warm: Vec<Option<u64>>,
 }
 
-/// Which size to keep, in tokens, and why; `None` if the measurements do not tell.
+/// Which size to keep, in tokens, and why; `None` without a reason if the measurements do not tell.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Verdict {
     pub keep: Option<u64>,
     pub reason: String,
-    /// Whether it is all that was asked for: of one size there is nothing to keep.
-    #[serde(skip)]
-    pub is_answer: bool,
 }
 
 /// What was found about one size.
@@ -62,8 +58,6 @@ pub struct Row {
     pub median_prefill_seconds: Option<f64>,
     /// As a fraction of the median: 0.01 is 1 %.
     pub spread: Option<f64>,
-    /// The speed, as a table shows it, as a multiple of that of the stock size.
-    pub times_stock: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
     /// What LM Studio loaded the model with at this size, in tokens.
     pub context_length: Option<u64>,
@@ -130,32 +124,25 @@ impl Results {
             said.extend(whys.map(|why| format!("a run does not count: {why}")));
         }
         said.extend(self.notes.iter().cloned());
-        if self.verdict.is_answer {
+        if !self.verdict.reason.is_empty() {
             said.push(format!("Verdict: {}.", self.verdict.reason));
         }
         said
     }
 }
 
-/// The path of a file to write, whose extension names the format.
+/// The path of a file to write, whose extension names the format. Fails if it could not be written; writes nothing yet.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
-    match path.rsplit('.').next() {
-        Some("json" | "csv" | "md" | "svg") => Ok(path.into()),
-        _ => Err("the name must end in .json, .csv, .md or .svg".to_owned()),
-    }
-}
-
-/// Fails if one of these files could not be written; writes nothing yet.
-pub fn check(paths: &[PathBuf]) -> Result<()> {
-    for path in paths {
-        let there = Path::new(".").join(path);
-        let tried = match there.parent() {
-            Some(directory) if !there.exists() => tempfile::tempfile_in(directory),
-            _ => File::options().append(true).open(path),
-        };
-        tried.with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    let Some("json" | "csv" | "md" | "svg") = path.rsplit('.').next() else {
+        return Err("the name must end in .json, .csv, .md or .svg".to_owned());
+    };
+    let there = Path::new(".").join(path);
+    let tried = match there.parent() {
+        Some(directory) if !there.exists() => tempfile::tempfile_in(directory),
+        _ => File::options().append(true).open(path),
+    };
+    tried.map_err(|error| format!("it cannot be written ({error})"))?;
+    Ok(path.into())
 }
 
 /// Writes every file, if there are results.
@@ -186,9 +173,10 @@ fn cells(results: &Results, longest: f64) -> Table {
     let mut table = layout(header.split('|').collect(), 1..7);
     let speeds = results.rows.iter().map(Row::speed);
     let fastest = speeds.fold(f64::MIN_POSITIVE, f64::max);
+    let is_stock = |row: &&Row| row.size.is_some() && row.size == results.stock;
+    let at_stock = results.rows.iter().find(is_stock).map_or(0.0, Row::speed);
     for row in &results.rows {
-        let is_stock = row.size.is_some() && row.size == results.stock;
-        let stock = if is_stock { " (stock)" } else { "" };
+        let stock = if is_stock(&row) { " (stock)" } else { "" };
         let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
         let unseen = row.has_worked().then(|| "not observable".to_owned());
         let speed = row.speed();
@@ -202,7 +190,7 @@ fn cells(results: &Results, longest: f64) -> Table {
             Some(row.name() + stock),
             row.median_prefill_seconds.map(|s| format!("{s:.2}")),
             (speed > 0.0).then_some(shown),
-            row.times_stock.map(|times| format!("{times:.2}")),
+            (speed * at_stock > 0.0).then(|| format!("{:.2}", speed / at_stock)),
             row.spread.map(|part| format!("±{:.1} %", part * 100.0)),
             row.peak_memory_bytes.map(gigabytes),
             row.observed_chunk.map(|c| c.to_string()).or(unseen),
@@ -233,15 +221,14 @@ fn csv(results: &Results) -> Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-fn heading(results: &Results) -> [String; 3] {
+fn heading(results: &Results) -> String {
     let (tokens, runs) = (results.prompt_tokens, results.runs_per_size);
-    let (machine, lmpatch) = (&results.machine, results.lmpatch);
+    let (model, machine, lmpatch) = (&results.model, &results.machine, results.lmpatch);
     let runtime = results.runtime.as_deref().unwrap_or("unknown runtime");
-    [
-        format!("Prefill speed of {}", results.model),
-        format!("{tokens} prompt tokens, at most {runs} runs per size"),
-        format!("{machine}, {runtime}, lmpatch {lmpatch}"),
-    ]
+    format!(
+        "Prefill speed of {model}\n{tokens} prompt tokens, at most {runs} runs per size\n\
+         {machine}, {runtime}, lmpatch {lmpatch}"
+    )
 }
 
 fn below(results: &Results) -> impl Iterator<Item = String> {
@@ -257,7 +244,8 @@ fn markdown(results: &Results) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((1, 1));
     }
-    let mut text = heading(results).map(escaped).join(", ");
+    let heading = heading(results).replace('\n', ", ");
+    let mut text = escaped(heading);
     text += &format!("\n\n{table}\n\n");
     for remark in below(results) {
         text += &format!("- {}\n", escaped(remark));
@@ -270,8 +258,12 @@ const STYLE: &str = "text{font:13px ui-monospace,monospace;fill:#24292f}rect{fil
 
 /// A picture of all that is said, which looks right on a light and on a dark background.
 fn svg(results: &Results) -> String {
-    let texts = heading(results).into_iter().chain([table(results, 100)]);
-    let text = texts.chain(below(results)).collect::<Vec<_>>().join("\n");
+    let texts = [heading(results), table(results, 100)];
+    let text = texts
+        .into_iter()
+        .chain(below(results))
+        .collect::<Vec<_>>()
+        .join("\n");
     let (lines, mut body) = (textwrap::wrap(&text, 100), String::new());
     let size = format!("width=\"840\" height=\"{}\"", 20 * lines.len() + 28);
     for (line, y) in lines.iter().zip((28..).step_by(20)) {

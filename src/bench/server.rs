@@ -27,18 +27,11 @@ pub struct Server {
 impl Server {
     /// The loaded model that `args` name. Fails if prompts would not fit.
     pub fn new(args: &BenchArgs, api: Api, results: &mut Results) -> Result<Self> {
-        let mut server = Self {
-            is_v1: false,
-            model: args.model.clone().unwrap_or_default(),
-            text: engine::prompt_text(args.prompt_file.as_deref())?,
-            counted: Vec::new(),
-            api,
-        };
-        results.api = "openai";
-        if let Some(loaded) = server.api.loaded()? {
-            let model = find(args.model.as_deref(), loaded)?;
-            (server.is_v1, results.api) = (true, "v1");
-            server.model = model.identifier;
+        let text = engine::prompt_text(args.prompt_file.as_deref())?;
+        let (mut name, loaded) = (args.model.clone(), api.loaded()?);
+        results.api = if loaded.is_some() { "v1" } else { "openai" };
+        if let Some(loaded) = loaded {
+            let model = find(name.as_deref(), loaded)?;
             results.context_length = model.context_length;
             let needed = context_for(results.prompt_tokens);
             let what = format!("prompts need a context of {needed}, the model has");
@@ -49,11 +42,18 @@ impl Server {
             let advice = "with --sizes, lmpatch raises it and then restores it";
             let is_enough = needed <= has || !args.sizes.is_empty();
             ensure!(is_enough, "{what} {has}; {advice}");
+            name = Some(model.identifier);
         }
-        let unknown = "this server does not tell its models; name one with --model";
-        ensure!(!server.model.is_empty(), unknown);
-        results.model.clone_from(&server.model);
-        Ok(server)
+        let model = name.context("this server does not tell its models; name one with --model")?;
+        results.model.clone_from(&model);
+        let (is_v1, counted) = (results.api == "v1", Vec::new());
+        Ok(Self {
+            api,
+            is_v1,
+            model,
+            text,
+            counted,
+        })
     }
 
     /// How many characters make a prompt of `tokens` tokens. Goes by two past prompts, since the template's count, too.

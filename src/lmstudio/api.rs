@@ -1,6 +1,6 @@
 //! LM Studio's HTTP interface (REST, 0.4.0 and later), as far as its server or another one has it.
 //!
-//! Fields as in lmstudio-ai/docs, `1_developer/2_rest/list.md`.
+//! Fields as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::num::NonZeroU16;
@@ -20,6 +20,24 @@ use crate::{command, files};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer is longer, in bytes.
 const MAX_LENGTH: u64 = 64 << 20;
+
+/// One event of LM Studio's own stream of an answer; anything else is `OpenAI`'s.
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+pub enum Event {
+    #[serde(rename = "chat.start")]
+    Start { model_instance_id: String },
+    #[serde(rename = "model_load.start")]
+    Load,
+    #[serde(rename = "prompt_processing.progress")]
+    Progress { progress: f64, seconds: Option<f64> },
+    #[serde(rename = "reasoning.delta", alias = "message.delta")]
+    Token,
+    #[serde(rename = "chat.end")]
+    End { result: Value },
+    #[serde(other)]
+    Other,
+}
 
 /// A server.
 #[derive(Clone)]

@@ -64,7 +64,7 @@ impl Surveyed {
 
     /// Why it cannot be edited as it is, whatever the goal.
     pub fn blocked(&self) -> Option<(State, String)> {
-        let stuck = "it holds no mlx_engine and no mlx_lm: a download that is stuck";
+        let stuck = "it holds no mlx_engine and no mlx_lm: a stuck download, or it is gone";
         let blocked = self.files.iter().filter_map(VendorFile::blocked);
         match &self.backend.site_packages {
             Err(why) => Some((State::Refused, why.clone())),

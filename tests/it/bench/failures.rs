@@ -114,7 +114,10 @@ fn a_backend_that_is_not_in_use_costs_no_size() {
     let results = ended(child).exits(1).json();
     assert_eq!(column(&results, "failed"), [NONE, NONE]);
     keeps(&results, 512);
-    has(&results["error"], "@31: it is gone");
+    has(
+        &results["error"],
+        "@31: it holds no mlx_engine and no mlx_lm: a stuck download, or it is gone",
+    );
 }
 
 #[test]
