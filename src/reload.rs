@@ -36,6 +36,9 @@ pub struct Reloaded {
     pub model: LoadedModel,
     pub failed: Option<String>,
     pub note: Option<String>,
+    /// Whether something else loaded it first, and otherwise than wanted.
+    #[serde(skip)]
+    pub is_foreign: bool,
 }
 
 impl Reloaded {
@@ -80,33 +83,26 @@ impl Reloader {
             model: wanted.clone(),
             failed: Some(format!("{error:#}")),
             note: None,
+            is_foreign: false,
         })
     }
 
-    /// Loads those models again that are not loaded as they were, and in any case one that is `stale`.
-    pub fn restore(&self, before: &[LoadedModel], stale: Option<&LoadedModel>) -> Vec<Reloaded> {
-        let stale = stale.map(|model| &model.identifier);
+    /// Loads those models again that are gone, or that are not to be kept as they are now.
+    pub fn restore(
+        &self,
+        before: &[LoadedModel],
+        keeps: impl Fn(&Reloaded) -> bool,
+    ) -> Vec<Reloaded> {
         let restore = |was: &LoadedModel| {
             let now = self.loaded().unwrap_or_default();
             let now = find_loaded(&now, &was.identifier);
             let now = now.map(|now| with_differences(now, was, Vec::new()));
-            let as_it_was = now.filter(|now| now.note.is_none() && stale != Some(&was.identifier));
-            // Nothing else brings it back, and memory may be short for a moment.
-            let load = || self.try_reload(was).unwrap_or_else(|_| self.reload(was));
-            as_it_was.unwrap_or_else(load)
+            now.filter(&keeps).unwrap_or_else(|| self.reload(was))
         };
         before.iter().map(restore).collect()
     }
 
-    /// Unloads and loads a model; once more if another client was first to load it, otherwise than wanted.
     pub fn try_reload(&self, wanted: &LoadedModel) -> Result<Reloaded> {
-        match self.unload_and_load(wanted)? {
-            (_, true) => Ok(self.unload_and_load(wanted)?.0),
-            (now, false) => Ok(now),
-        }
-    }
-
-    fn unload_and_load(&self, wanted: &LoadedModel) -> Result<(Reloaded, bool)> {
         let before = self.wait_idle(wanted)?;
         if find_loaded(&before, &wanted.identifier).is_some() {
             let unloaded = self.lms.unload(&wanted.identifier);
@@ -135,7 +131,8 @@ impl Reloader {
         };
         let is_foreign = error.is_some() && with_differences(now, wanted, vec![]).note.is_some();
         notes.extend(error.map(|error| format!("something else loaded it in between ({error})")));
-        Ok((with_differences(now, wanted, notes), is_foreign))
+        let now = with_differences(now, wanted, notes);
+        Ok(Reloaded { is_foreign, ..now })
     }
 
     /// What is loaded on this Mac. Fails if `lms` does not tell; if it is not there, with what to do `instead`.
@@ -240,7 +237,7 @@ impl Reloader {
         }
         let back = ended.and_then(|()| retry(limit, || self.lms.loaded()));
         back.with_context(was)?;
-        Ok(self.restore(before, None))
+        Ok(self.restore(before, |now| now.note.is_none()))
     }
 }
 
@@ -259,5 +256,6 @@ fn with_differences(now: &LoadedModel, before: &LoadedModel, mut notes: Vec<Stri
         model: now.clone(),
         failed: None,
         note: (!notes.is_empty()).then(|| notes.join("; ")),
+        is_foreign: false,
     }
 }

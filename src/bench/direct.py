@@ -76,7 +76,5 @@ tell(type="ready")
 for turn, request in enumerate(iter(requests.get, None)):
     try:
         prefill(request["size"], request["tokens"], turn)
-    except InterruptedError:
-        pass
     except Exception as error:
         tell(error=f"{type(error).__name__}: {error}")

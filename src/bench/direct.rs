@@ -75,13 +75,10 @@ impl Engine for Direct {
                 continue;
             }
             match run.line(&line, start.elapsed().as_secs_f64(), tokens) {
-                Ok(true) if on_progress(&run) => process.say("\"go\""),
-                Ok(true) => {
-                    process.say("\"stop\"");
-                    break Ok(run);
-                }
-                Ok(false) if run.prompt_tokens == 0 => {}
-                Ok(false) => break run.end(),
+                Ok(Some(position)) if on_progress(position) => process.say("\"go\""),
+                Ok(Some(_)) => process.say("\"stop\""),
+                Ok(None) if run.prompt_tokens == 0 => {}
+                Ok(None) => break run.end(),
                 Err(why) => break Err(why),
             }
         };

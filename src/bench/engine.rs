@@ -43,19 +43,19 @@ pub struct Run {
     pub bare_steps: u64,
 }
 
-/// Called with the run so far, at every position; returns whether to go on.
-pub type OnProgress<'a> = &'a mut dyn FnMut(&Run) -> bool;
+/// Called with every position; returns whether to go on.
+pub type OnProgress<'a> = &'a mut dyn FnMut(Position) -> bool;
 
 pub trait Engine: Send {
     /// Generates one token after a new prompt of about `tokens` tokens, which is prefilled `chunk` tokens at a time if
-    /// the engine lets that be chosen. Returns the run so far if `on_progress` ends it.
+    /// the engine lets that be chosen. Also fails if `on_progress` ends it.
     fn prefill(&mut self, chunk: u64, tokens: u64, on_progress: OnProgress<'_>) -> Result<Run>;
 }
 
 impl Run {
-    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns whether it reports a
-    /// position.
-    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<bool> {
+    /// Takes a line that came after `seconds`; `tokens` is about how many the prompt has. Returns the position that the
+    /// line reports.
+    pub fn line(&mut self, line: &str, seconds: f64, tokens: u64) -> Result<Option<Position>> {
         let mut position = None;
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             self.bare_steps += u64::from(comment == "prompt-progress");
@@ -71,7 +71,7 @@ impl Run {
             position = self.event(&data, seconds, tokens as f64);
         }
         self.positions.extend(position);
-        Ok(position.is_some())
+        Ok(position)
     }
 
     fn event(&mut self, data: &Value, now: f64, tokens: f64) -> Option<Position> {

@@ -136,7 +136,10 @@ impl Guard {
         *is_reloaded = true;
         self.run_command()?;
         if let Some(model) = &self.wanted {
-            self.reloader.try_reload(model)?;
+            if self.reloader.try_reload(model)?.is_foreign {
+                // Another client was first, with a context of its own.
+                self.reloader.try_reload(model)?;
+            }
             drop(is_reloaded);
             self.reloader.wait_idle(model)?;
         }
@@ -196,18 +199,25 @@ impl Guard {
         };
         // A model that is still at work on a prompt could not be loaded again.
         server.hang_up();
-        self.output.say("Restoring the models …");
+        if self.is_reloaded.try_lock().map_or(true, |done| *done) {
+            self.output.say("Restoring the models …");
+        }
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
         let restored = self.run_command();
         restored.context("the model was not loaded again")?;
-        let models = self.reloader.restore(&self.loaded, self.wanted.as_ref());
+        let Some(wanted) = &self.wanted else {
+            return Ok(());
+        };
+        let is_other = |now: &Reloaded| now.model.identifier != wanted.identifier;
+        self.reloader.restore(&self.loaded, is_other);
+        // Nothing else brings them back: another client may have been first, or a load may have made another model go.
+        let keeps = |now: &Reloaded| is_other(now) || now.note.is_none();
+        let models = self.reloader.restore(&self.loaded, keeps);
         let problems: Vec<_> = models.iter().filter_map(Reloaded::problem).collect();
         ensure!(problems.is_empty(), problems.join("; "));
-        if self.wanted.is_some() {
-            self.output.say("Every model is as it was.");
-        }
+        self.output.say("Every model is loaded as it was.");
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! Measures sizes in the order that the race asks for, with any engine.
 
-use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
+use std::{iter, mem};
 
 use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
@@ -94,10 +94,7 @@ impl Benchmark {
                 self.results.row(size).context_length = context;
                 let (context, needed) = (context.unwrap_or(u64::MAX), self.results.prompt_tokens);
                 let what = format!("LM Studio gave the model a context of {context} at this size");
-                ensure!(
-                    context >= needed,
-                    "{what}, less than the {needed} tokens of the prompt"
-                );
+                ensure!(context >= needed, "{what}, too little for {needed} tokens");
             }
             self.prefill(size, chunk)?;
             self.results.warm.push(size);
@@ -106,8 +103,6 @@ impl Benchmark {
             return Ok(());
         };
         if let (None, Err(why)) = (&run.ignored, self.check(&run)) {
-            // What is loaded may be otherwise than it was.
-            self.results.warm.clear();
             run.ignored = Some(format!("{why:#}"));
         }
         let row = self.results.row(size);
@@ -125,30 +120,33 @@ impl Benchmark {
         let chunk = results.row(size).chunk();
         let (bar, before) = (&self.bar, self.bar.position());
         bar.set_message(chunk.to_string());
-        let mut cut = None;
-        let run = self.engine.prefill(chunk, tokens, &mut |run| {
-            let done = run.positions.last().map_or(0.0, |last| last.tokens);
-            bar.set_position(before.saturating_add(done as u64));
+        let (mut cut, mut partial) = (None, Run::default());
+        let run = self.engine.prefill(chunk, tokens, &mut |position| {
+            bar.set_position(before.saturating_add(position.tokens as u64));
+            partial.positions.push(position);
             if tokens == results.prompt_tokens {
-                cut = results.cut(size, &run.positions);
+                cut = results.cut(size, &partial.positions);
             }
             cut.is_none()
-        })?;
+        });
         if cut.is_none() {
-            return Ok(Some(run));
+            return run.map(Some);
         }
         let row = results.row(size);
         row.cut = cut;
-        row.note_chunk(&run)?;
+        row.note_chunk(&partial)?;
         row.observed_steps = None;
         Ok(None)
     }
 
     /// Fails if a run does not count.
-    fn check(&self, run: &Run) -> Result<()> {
+    fn check(&mut self, run: &Run) -> Result<()> {
         if let Some(guard) = &self.guard {
+            // If it is not as it was loaded, it has to be loaded again.
+            let warm = mem::take(&mut self.results.warm);
             let is_same = guard.instances()? == self.loaded;
             ensure!(is_same, "something else loaded or unloaded the model");
+            self.results.warm = warm;
         }
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
         let is_new = run.cached_tokens <= Some(tokens / 20);

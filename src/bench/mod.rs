@@ -116,12 +116,11 @@ fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Result
     let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
     let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
-    let least = format!(
-        "a chunk of {largest} takes a prompt of at least {}",
-        2 * largest
+    let (least, advice) = (2 * largest, "give more --prompt-tokens, or smaller --sizes");
+    ensure!(
+        tokens >= least,
+        "a chunk of {largest} takes at least {least} prompt tokens; {advice}"
     );
-    let advice = "give more --prompt-tokens, or smaller --sizes";
-    ensure!(tokens >= 2 * largest, "{least} tokens; {advice}");
     let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
     let runtime = runtimes.max_by_key(|runtime| runtime.selected);
     Ok(Results {
@@ -213,10 +212,9 @@ fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool
 fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output) -> Result<Exit> {
     let written = results::write(&args.output, results);
     results.note_error(written);
-    let is_unknown = |row: &Row| row.failed.is_none() && row.speed() == 0.0;
     let printed = if is_json {
         output.print_json(results)
-    } else if output.is_quiet || results.rows.iter().all(is_unknown) {
+    } else if output.is_quiet || results.is_empty() {
         Ok(())
     } else {
         let width = output.width().unwrap_or(80);
@@ -231,7 +229,7 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
         output.say(&format!("`lmpatch {size} --reload` sets it."));
     }
     results.error.iter().for_each(|error| output.error(error));
-    let has_failed = results.rows.iter().any(|row| row.failed.is_some());
-    let has_failed = has_failed || results.error.is_some();
+    let is_bad = |row: &Row| row.failed.is_some() || !row.runs.is_empty() && row.speed() == 0.0;
+    let has_failed = results.error.is_some() || results.rows.iter().any(is_bad);
     printed.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }

@@ -137,13 +137,11 @@ impl Results {
 
     /// Which size to keep, and why. Fails if the measurements do not tell.
     pub fn verdict(&self) -> Result<Verdict> {
+        let verdict = |keep, reason| Ok(Verdict { keep, reason });
         let (keep, best) = self.standing().context("no size could be measured")?;
         let alone = "one size was measured, so there is nothing to compare it with";
         if self.rows.len() == 1 {
-            return Ok(Verdict {
-                keep: None,
-                reason: format!("{alone}; --sizes takes several"),
-            });
+            return verdict(None, format!("{alone}; --sizes takes several"));
         }
         let compared = self.rows.iter().filter(|row| row.speed() > 0.0).count();
         ensure!(compared > 1, alone);
@@ -167,10 +165,7 @@ impl Results {
                 "the smallest size within {noise}; a larger chunk costs memory and context"
             );
         }
-        Ok(Verdict {
-            keep: keep.size,
-            reason: format!("{of}{name} is {why}"),
-        })
+        verdict(keep.size, format!("{of}{name} is {why}"))
     }
 }
 

@@ -98,6 +98,12 @@ impl Results {
         }
     }
 
+    /// Whether nothing was found about any size.
+    pub fn is_empty(&self) -> bool {
+        let is_unknown = |row: &Row| row.failed.is_none() && row.speed() == 0.0;
+        self.rows.iter().all(is_unknown)
+    }
+
     /// What is said below the rows.
     pub fn remarks(&self) -> Vec<String> {
         let mut said = Vec::new();
@@ -147,7 +153,7 @@ pub fn parse_path(path: &str) -> Result<PathBuf, String> {
 
 /// Writes every file, if there are results.
 pub fn write(paths: &[PathBuf], results: &Results) -> Result<()> {
-    for path in paths.iter().filter(|_| !results.rows.is_empty()) {
+    for path in paths.iter().filter(|_| !results.is_empty()) {
         let text = match path.extension().and_then(OsStr::to_str) {
             Some("csv") => csv(results)?,
             Some("md") => markdown(results),

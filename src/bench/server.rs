@@ -94,11 +94,9 @@ impl Engine for Server {
         };
         let (start, mut run) = (Instant::now(), Run::default());
         for line in self.api.stream(path, &request)? {
-            let is_position = run.line(&line?, start.elapsed().as_secs_f64(), tokens)?;
-            if is_position && !on_progress(&run) {
-                // Which closes the connection.
-                return Ok(run);
-            }
+            let position = run.line(&line?, start.elapsed().as_secs_f64(), tokens)?;
+            // Leaving here closes the connection.
+            ensure!(position.is_none_or(&mut *on_progress), "stopped");
         }
         let run = run.end()?;
         let answered = run.model.as_ref().unwrap_or(model);
@@ -111,8 +109,7 @@ impl Engine for Server {
 }
 
 fn find(wanted: Option<&str>, mut loaded: Vec<LoadedModel>) -> Result<LoadedModel> {
-    let is_wanted = |one: &LoadedModel, name| name == one.identifier || name == one.model;
-    loaded.retain(|one| wanted.is_none_or(|name| is_wanted(one, name)));
+    loaded.retain(|one| wanted.is_none_or(|name| name == one.identifier || name == one.model));
     // The identifier of one may be the key of others, too: a second instance is `KEY:2`.
     let is_named = |one: &LoadedModel| wanted == Some(&*one.identifier);
     if loaded.iter().any(is_named) {

@@ -11,7 +11,7 @@ use crate::support::home::{BackendDir, NAME};
 use crate::support::standins::{MADE_UP_PYTHON, executable};
 use crate::support::{Before, Env, interpreter, text};
 
-use super::{column, failed, json, keeps, make_read_only, ran, rows, signal};
+use super::{NONE, column, failed, json, keeps, make_read_only, ran, rows, signal};
 
 /// `lmpatch bench --direct` with this Python, not yet started.
 fn direct(env: &Env, python: &Path, words: &str) -> Command {
@@ -52,6 +52,20 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     let told = ran(&mut direct(&env, &python, apply)).exits(1);
     told.says(&format!("{NAME} is selected but cannot be set: "))
         .says_nothing_of("512 is set in");
+}
+
+#[test]
+fn a_process_that_ends_when_it_is_cut_short_costs_no_size() {
+    let env = Env::new();
+    let python = env.user().join("python");
+    let body = MADE_UP_PYTHON.replace("Cut: \"}'; continue", "Cut: \"}'; kill -ABRT $$");
+    assert_ne!(body, MADE_UP_PYTHON);
+    executable(&python, &body.replace("say '{\"error\":\"Cut: \"}'; ", ""));
+    let sweep = "--prompt-tokens 16384 --sizes 512,4096,8192 --runs 1";
+    let results = json(&mut direct(&env, &python, sweep), 0);
+    assert_eq!(rows(&results)[2]["cut"]["tokens"], 8192.0);
+    assert_eq!(column(&results, "failed"), [NONE; 3]);
+    keeps(&results, 512);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent()
             let ran = ran.says("stopped before the verdict was settled");
             let ran = ran.says("Every backend is as it was.");
             // Before a size is set no model was loaded.
-            assert_eq!(ran.stderr.contains("Every model is as"), prompts > 1);
+            assert_eq!(ran.stderr.contains("Restoring the models"), prompts > 1);
             assert!(!marker.exists());
             stage.is_as(&before);
             taken
@@ -170,7 +170,7 @@ fn a_model_that_is_still_at_work_is_waited_for_however_short_the_timeout_is() {
     let is_measured = || stage.whole().contains(&512);
     until("the second size is measured", is_measured);
     stage.state().odd.busy_looks = 40;
-    ended(child).says("Every model is as it was.");
+    ended(child).says("Every model is loaded as it was.");
     stage.is_as(&before);
 }
 
@@ -284,7 +284,9 @@ fn a_budget_that_is_over_at_once_has_measured_nothing() {
     ran.says("error: no size could be measured");
     // Not even the first prompt has ended.
     let stage = stage.pace(&[(2048, 3000)]);
-    let results = stage.json("--budget 0.005", 1);
+    stage.write("o.csv", "of an earlier one");
+    let results = stage.json("--budget 0.005 --output o.csv", 1);
+    assert_eq!(stage.read("o.csv"), "of an earlier one");
     assert_eq!(results["error"], "no size could be measured");
     assert_eq!(results["model"], "qwen/tiny");
 }

@@ -131,7 +131,7 @@ fn a_list_that_fails_once_costs_no_size() {
 
 #[test]
 fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
-    let again = "Every model is as it was.";
+    let again = "Every model is loaded as it was.";
     let smaller = "with 4096 the model has a context of 20000 instead of 65536";
     for (stage, said) in [
         // The last load fails once; `lms` fails for a while; another client is the first to load the
@@ -188,6 +188,39 @@ fn disturbed_runs_do_not_count() {
     let unloads: Meddle = |state| state.models[0].loaded.clear();
     ignores(2, unloads, "", "LM Studio loaded the model first");
     ignores(3, unloads, sweep, loaded);
+}
+
+#[test]
+fn a_size_of_which_no_run_counts_is_a_failure() {
+    let too: Meddle = |state| {
+        state.load(MODEL, "qwen/tiny:2", 8192);
+    };
+    let stage = stage().odd(|odd| odd.meddles = Some((4, too)));
+    let words = "--sizes 512,2048,4096 --runs 1 --apply-best";
+    let ran = ran(&mut stage.command(words)).exits(1);
+    ran.says("Verdict: of the sizes that could be measured, 512");
+}
+
+#[test]
+fn a_model_that_the_last_load_evicts_comes_back() {
+    let evicts: Meddle = |state| state.odd.evicts = true;
+    let stage = stage().odd(|odd| odd.meddles = Some((5, evicts)));
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    let ran = stage.run("--model gemma/tiny --sizes 512,2048 --runs 1");
+    ran.exits(0).says("Every model is loaded as it was.");
+    assert!(!stage.state().odd.evicts);
+}
+
+#[test]
+fn a_model_that_another_client_loads_otherwise_is_left_alone_and_told() {
+    let otherwise: Meddle = |state| state.models[1].loaded[0].context = 4096;
+    let stage = stage().odd(|odd| odd.meddles = Some((3, otherwise)));
+    stage.fake.load("gemma/tiny", "mlx", 8192);
+    let words = "--model qwen/tiny --sizes 512,2048 --runs 1";
+    let ran = ran(&mut stage.command(words)).exits(1);
+    ran.says("error: gemma/tiny: its context length is 4096 instead of 8192")
+        .says_nothing_of("Every model");
+    assert_eq!(stage.fake.loaded()[1].context, 4096);
 }
 
 #[test]

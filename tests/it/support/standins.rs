@@ -100,7 +100,7 @@ while read -r request; do
     read -r goes; [ "$goes" = '"stop"' ] && break
     done=$((done + size))
   done
-  if [ "$goes" = '"stop"' ]; then continue; fi
+  if [ "$goes" = '"stop"' ]; then say '{"error":"Cut: "}'; continue; fi
   stats='"input_tokens":'$tokens',"time_to_first_token_seconds":'$((tokens * size))',"peak_memory_bytes":'${size}000
   say '{"type":"chat.end","result":{"stats":{'$stats'}}}'
 done
