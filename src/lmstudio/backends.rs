@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::runtimes::{self, Runtime, Selections, unknown_runtime};
+use super::runtimes::{self, Runtime, Selections};
 use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
 
 /// The start of every MLX backend's name that has been seen so far.
@@ -140,10 +140,8 @@ pub fn find(home: &Path) -> Result<(Vec<Backend>, Absent)> {
         let is_engine = |name: &String| name.starts_with(NAME_PREFIX) || is_backend(name);
         if !runtime.packages.iter().any(is_engine) {
             let why = "name one whose manifest lists no MLX backend";
-            let Selections { unknown, since } = &mut absent.selections;
-            since.retain(|(app, _)| !runtime.selected_by.contains(app));
             for app in &runtime.selected_by {
-                unknown.push(unknown_runtime(app, why));
+                absent.selections.insert(app, Err(why.to_owned()));
             }
         }
         for name in &runtime.packages {

@@ -3,6 +3,7 @@
 //! All of this is LM Studio's private format: if something is missing or odd, this module says less and never fails.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -40,14 +41,8 @@ pub struct Runtime {
     pub selected_by: Vec<&'static str>,
 }
 
-/// What each app has selected.
-#[derive(Debug, Default)]
-pub struct Selections {
-    /// Why it is unknown: a sentence for each such app.
-    pub unknown: Vec<String>,
-    /// Since when, at the latest, the others have had it, in seconds since 1970.
-    pub since: Vec<(&'static str, u64)>,
-}
+/// Since when, at the latest, each app has had its runtime, in seconds since 1970; or why its runtime is unknown.
+pub type Selections = BTreeMap<&'static str, Result<u64, String>>;
 
 /// Every MLX runtime of `home`, newest first, and which are selected.
 pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
@@ -73,28 +68,18 @@ pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
         parts.map(|part| part.parse().unwrap_or(0)).collect()
     };
     runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
-    let mut selections = Selections::default();
+    let mut selections = Selections::new();
     for (app, preferences) in APPS {
         let preferences = home.join(preferences);
         // Without its file an app is not installed, as most people have no Bionic.
         if app != LM_STUDIO && !preferences.exists() {
             continue;
         }
-        match select(&mut runtimes, app, &preferences) {
-            Ok(()) => {
-                let since = files::modified(&preferences);
-                selections.since.extend(since.map(|since| (app, since)));
-            }
-            Err(why) => {
-                selections.unknown.push(unknown_runtime(app, &why));
-            }
-        }
+        let selected = select(&mut runtimes, app, &preferences);
+        let since = || files::modified(&preferences).unwrap_or(u64::MAX);
+        selections.insert(app, selected.map(|()| since()));
     }
     (runtimes, selections)
-}
-
-pub fn unknown_runtime(app: &str, why: &str) -> String {
-    format!("the runtime of {app} is unknown: its preferences {why}")
 }
 
 /// Marks the runtime that an app's preferences select for safetensors, the format of MLX models. Fails with the reason if

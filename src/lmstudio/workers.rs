@@ -139,8 +139,8 @@ impl WorkerSnapshot {
             let Worker { pid, started, app } = worker;
             // The headless daemon has LM Studio's choice.
             let app = app.replace("llmster", LM_STUDIO);
-            let selected = selections.since.iter().find(|(of, _)| app.contains(of));
-            let Some((app, since)) = selected else {
+            let Some((app, Ok(since))) = selections.iter().find(|(of, _)| app.contains(**of))
+            else {
                 return Unknown(format!("the runtime of worker {pid} is unknown"));
             };
             if started <= since {

@@ -34,10 +34,12 @@ pub fn on_check(report: &mut Report) {
         on_values(found, row, others);
     }
     on_missing(found, &report.absent, Warning);
-    for why in &report.absent.selections.unknown {
+    for (app, selected) in &report.absent.selections {
+        let Err(why) = selected else { continue };
+        let what = format!("the runtime of {app} is unknown: its preferences {why}");
         let next =
             "choose one under Runtime in that app (for LM Studio also with `lms runtime select`)";
-        found.add(Note, None, why, next);
+        found.add(Note, None, &what, next);
     }
     let Some(agent) = agent_of(report.home.as_deref()) else {
         return;

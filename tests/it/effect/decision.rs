@@ -38,10 +38,7 @@ fn seen(workers: &[&Worker]) -> WorkerSnapshot {
 }
 
 fn selections() -> Selections {
-    Selections {
-        since: vec![("LM Studio", 10), ("Bionic", 10)],
-        ..Selections::default()
-    }
+    Selections::from([("LM Studio", Ok(10)), ("Bionic", Ok(10))])
 }
 
 fn needs(older: &[&Worker]) -> LoadState {
