@@ -11,7 +11,7 @@ use crate::effect;
 use crate::lmstudio::lms::Lms;
 use crate::marker;
 use crate::output::{Exit, Level, Output};
-use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged};
+use crate::patch::Outcome::{Changed, Unchanged};
 use crate::patch::backend::Goal;
 use crate::patch::sites::compile_patterns;
 use crate::patch::{self, Applied, Outcome};
@@ -68,16 +68,11 @@ fn selected_is(report: &Report, outcomes: &[Outcome]) -> bool {
     rows.any(|row| row.backend.selected || !is_known)
 }
 
-/// Whether the run failed. An unfinished backend is no failure, unless it is the selected one or there is no other.
 fn has_failed(report: &Report) -> bool {
-    let is_failure = |row: &BackendReport| match row.result {
-        Some(Incomplete) => row.backend.selected,
-        result => matches!(result, Some(Refused | Failed)),
-    };
     // A backend that is not on disk needs no revert.
     let is_missing = report.action != Action::Revert && report.is_selected_missing();
-    let are_all_incomplete = report.with(&[Incomplete]).count() == report.backends.len();
-    is_missing || are_all_incomplete || report.backends.iter().any(is_failure)
+    let rows: Vec<_> = report.counted().collect();
+    is_missing || rows.is_empty() || rows.iter().any(|row| row.why.is_some())
 }
 
 /// With `--reload`, makes the values take effect, if they are those of the selected backend. Returns whether loaded models

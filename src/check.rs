@@ -82,16 +82,11 @@ pub fn survey(cli: &Cli, home: &Path, report: &mut Report) -> Result<Vec<Surveye
 }
 
 fn exit(report: &Report) -> Exit {
-    let rows = &report.backends;
-    // As in a set, an unfinished backend that is not in use does not count.
-    let counts = |row: &&BackendReport| row.state != State::Incomplete || row.backend.selected;
-    let is_set = |size| {
-        let has = |row: &BackendReport| row.has(size);
-        !report.is_selected_missing() && rows.iter().any(has) && rows.iter().filter(counts).all(has)
-    };
+    let rows: Vec<_> = report.counted().collect();
+    let is_part = rows.is_empty() || report.is_selected_missing();
     match report.size {
         _ if rows.iter().any(|row| row.state == State::Refused) => Exit::Failed,
-        Some(size) if !is_set(size) => Exit::OtherValue,
+        Some(size) if is_part || !rows.iter().all(|row| row.has(size)) => Exit::OtherValue,
         _ => Exit::Done,
     }
 }

@@ -81,6 +81,14 @@ impl Report {
         self.backends.iter().filter(is_such)
     }
 
+    /// The backends that a run has to do with: all but those that are unfinished and not in use.
+    pub fn counted(&self) -> impl Iterator<Item = &BackendReport> {
+        let is_unfinished = |row: &BackendReport| row.state == State::Incomplete;
+        let has_failed = |row: &BackendReport| row.result == Some(Outcome::Failed);
+        let rows = self.backends.iter();
+        rows.filter(move |row| row.backend.selected || has_failed(row) || !is_unfinished(row))
+    }
+
     pub fn is_selected_missing(&self) -> bool {
         self.absent.missing.iter().any(|one| one.selected)
     }
