@@ -1,6 +1,5 @@
 //! What is edited: the settings, where each stands, how many sites are expected, and what the vendor ships.
 
-use std::fmt;
 use std::ops::{Range, RangeInclusive};
 
 use memchr::memmem;
@@ -86,19 +85,6 @@ pub enum FormPlace {
 
 const fn form(name: &'static str, place: FormPlace) -> Form {
     Form { name, place }
-}
-
-impl fmt::Display for Form {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.name;
-        match self.place {
-            FormPlace::ModuleConstant => write!(f, "constant {name}"),
-            FormPlace::MethodParameter(class) => {
-                write!(f, "parameter {name} of a method of {class}")
-            }
-            FormPlace::AnyDefinition => write!(f, "definition of {name}"),
-        }
-    }
 }
 
 /// Every setting, the one that governs first.

@@ -29,12 +29,13 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
         found.iter().any(Result::is_ok) || !found.is_empty() && !is_optional
     });
     let Some((form, found)) = present.pop() else {
-        let names: Vec<_> = setting.forms.iter().map(Form::to_string).collect();
-        let names = names.join(" and no ");
-        return Err(format!("no {names} with an integer value found"));
+        let names: Vec<_> = setting.forms.iter().map(|form| form.name).collect();
+        let names = names.join(" or ");
+        return Err(format!("no definition of {names} with an integer value"));
     };
+    let name = form.name;
     if let Some((other, _)) = present.pop() {
-        return Err(format!("has both {other} and {form}: ambiguous"));
+        return Err(format!("has both {} and {name}: ambiguous", other.name));
     }
     let mut sites = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (mut line, mut counted) = (1, 0);
@@ -46,7 +47,7 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     if sites.len() > 1 && form.place != AnyDefinition {
         let lines: Vec<_> = sites.iter().take(5).map(|s| s.line.to_string()).collect();
         let (times, lines) = (sites.len(), lines.join(", "));
-        return Err(format!("{form} is set {times} times, in lines {lines}"));
+        return Err(format!("{name} is set {times} times, in lines {lines}"));
     }
     Ok(sites)
 }

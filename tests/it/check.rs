@@ -220,7 +220,7 @@ fn the_state_of_each_backend_is_judged() {
     env.run(["--revert"]).exits(0);
 
     fs::write(backend.engine(), "x = 1\n").unwrap();
-    let refused = "no constant PROMPT_PROCESSING_CHUNK_SIZE";
+    let refused = "no definition of PROMPT_PROCESSING_CHUNK_SIZE";
     finds(&env, "error", &[NAME], refused, "");
     let ran = env.run(["--check"]).exits(1).shows("refused");
     ran.says("; if nobody edited it, a newer lmpatch may know it\n");

@@ -146,7 +146,7 @@ fn engines_from_before_the_constant_have_a_parameter() {
     let elsewhere = "class Other:\n    def f(self, chunk_size: int = 1): pass\ndef g(chunk_size: int = 2): pass\n";
     let both = elsewhere.to_owned() + &plain;
     has(ENGINE, &both, &[("CacheWrapper._prefill", 5, 512)]);
-    let none = "no constant @N and no parameter chunk_size";
+    let none = "no definition of @N or chunk_size with an integer value";
     refuses(ENGINE, elsewhere, none);
 
     // The engine of 2025-01-23 gave the parameter a value again, so that its default decided nothing.

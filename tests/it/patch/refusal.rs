@@ -13,7 +13,7 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
     let why = "no definition of prefill_step_size";
     let call = "def generate_step(prompt):\n    return other(prefill_step_size=2048)\n";
     is_refused(&engine_since_2026("2048"), call, why);
-    let why = "no constant PROMPT_PROCESSING_CHUNK_SIZE";
+    let why = "no definition of PROMPT_PROCESSING_CHUNK_SIZE";
     is_refused("x = 1\n", &stock_generate(), why);
     let why = "line 2: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`";
     is_refused(&engine_with_constant("4 * 512"), &stock_generate(), why);
