@@ -16,7 +16,7 @@ use crate::output::quoted;
 
 const GRACE: Duration = Duration::from_secs(2);
 const LEAVING: Duration = Duration::from_secs(10);
-/// After this long a new worker is known to be newer than an edit: start times are whole seconds, on Linux one less at times.
+/// After this long a new worker is known to be newer than an edit: start times are whole seconds, on Linux at times one early.
 const UNTIL_NEWER: Duration = Duration::from_secs(2);
 
 /// What makes new values take effect.

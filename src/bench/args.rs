@@ -59,6 +59,7 @@ pub struct BenchArgs {
 
     /// Run this command after each change instead of loading the model again through `lms`
     #[arg(long, value_name = "CMD", requires = "sizes")]
+    #[arg(conflicts_with = "direct")]
     pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long

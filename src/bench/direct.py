@@ -21,10 +21,12 @@ requests = queue.SimpleQueue()
 
 
 def listen():
-    for line in sys.stdin:
-        requests.put(json.loads(line))
-    # lmpatch is gone, and nobody waits for a prefill any more.
-    os._exit(1)
+    try:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+    finally:
+        # lmpatch is gone, and nobody waits for a prefill any more.
+        os._exit(1)
 
 
 threading.Thread(target=listen, daemon=True).start()

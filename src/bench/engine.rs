@@ -105,7 +105,8 @@ impl Run {
     }
 
     fn openai_event(&mut self, data: &Value, seconds: f64) {
-        self.model = String::deserialize(&data["model"]).ok();
+        let model = String::deserialize(&data["model"]).ok();
+        self.model = model.or(self.model.take());
         let choice = &data["choices"][0];
         let delta = &choice["delta"];
         let (content, reasoning) = (&delta["content"], &delta["reasoning_content"]);
@@ -144,7 +145,6 @@ impl Run {
 const WORDS: &str = "the river of a morning and seven letters in quiet houses that carry bread through winter \
 from one station to another while nobody counts stones under their bridge with paper lamps again ";
 
-/// As in ordinary prose.
 pub const CHARACTERS_PER_TOKEN: f64 = 4.5;
 
 /// What prompts are made of: a text file, or words. Fails if the file has no text.

@@ -21,7 +21,8 @@ use crate::reload::{Reloaded, Reloader};
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
     lock: Lock,
-    args: BenchArgs,
+    /// What makes sizes take effect instead of `lms`.
+    command: Option<String>,
     output: Output,
     before: Vec<Surveyed>,
     reloader: Reloader,
@@ -66,7 +67,7 @@ impl Guard {
         lms.wait_timeout = lms.wait_timeout.max(Duration::from_secs(args.timeout));
         let mut guard = Self {
             lock,
-            args: args.clone(),
+            command: args.reload.clone(),
             output,
             before,
             reloader: Reloader {
@@ -80,7 +81,7 @@ impl Guard {
             is_reloaded: Mutex::default(),
             server,
         };
-        if results.is_reloading() && args.reload.is_none() {
+        if !results.is_direct() && args.reload.is_none() {
             guard.find_model(results)?;
         }
         Ok(guard)
@@ -153,7 +154,7 @@ impl Guard {
 
     /// Runs the command that loads the model again, if there is one, and waits until the server is back.
     fn run_command(&self) -> Result<()> {
-        if let (Some(text), Some(server)) = (&self.args.reload, &self.server) {
+        if let (Some(text), Some(server)) = (&self.command, &self.server) {
             self.reloader.run_command(text)?;
             server.wait()?;
         }

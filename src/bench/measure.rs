@@ -13,6 +13,7 @@ use super::engine::{Engine, Position, Run};
 use super::guard::Guard;
 use super::results::{Results, Row};
 use crate::lmstudio::lms::{LoadedModel, find_loaded};
+use crate::lock::Lock;
 use crate::output::Output;
 
 /// The tokens of the first prefill, which shows that everything works, and about how fast. No usual size: `Server` learns
@@ -21,13 +22,13 @@ const PROBE_TOKENS: u64 = 1536;
 /// How far a prompt's length may be off, and a chunk that is observed: progress comes as a fraction of that length.
 const TOLERANCE: f64 = 0.05;
 
-/// A benchmark that is under way.
 pub struct Benchmark {
     pub args: BenchArgs,
     pub output: Output,
     pub engine: Box<dyn Engine>,
-    /// Where sizes are changed.
     pub guard: Option<Arc<Guard>>,
+    /// Where no size is changed; the guard has its own.
+    pub lock: Option<Lock>,
     pub results: Results,
     /// How the model was loaded for the current size.
     pub loaded: Vec<LoadedModel>,
@@ -45,10 +46,10 @@ impl Benchmark {
                 return Ok(());
             };
             if let Err(why) = self.measure(size) {
-                // What is loaded is unknown, and a process has been replaced.
+                // It is unknown what is loaded now, and a direct process may have ended.
                 self.results.warm.clear();
                 let (row, why) = (self.results.row(size), Some(format!("{why:#}")));
-                if row.has_worked() {
+                if row.median_tokens_per_second.is_some() {
                     let ignored = why;
                     row.add(Run {
                         ignored,
@@ -85,7 +86,7 @@ impl Benchmark {
         let chunk = self.results.row(size).chunk();
         if !self.results.warm.contains(&size) {
             let guard = self.guard.as_ref();
-            if let Some(guard) = guard.filter(|_| self.results.is_reloading()) {
+            if let Some(guard) = guard.filter(|_| !self.results.is_direct()) {
                 self.results.warm.clear();
                 self.bar.set_message(format!("{chunk}, loading"));
                 self.loaded = guard.switch_to(chunk)?;
@@ -149,7 +150,7 @@ impl Benchmark {
             self.results.warm = warm;
         }
         let (tokens, wanted) = (run.prompt_tokens, self.results.prompt_tokens);
-        let is_new = run.cached_tokens <= Some(tokens / 20);
+        let is_new = run.cached_tokens.unwrap_or(0) <= tokens / 20;
         ensure!(is_new, "a part of it came out of the prompt cache");
         let fits = tokens.abs_diff(wanted) as f64 <= TOLERANCE * wanted as f64;
         ensure!(fits, "its prompt has {tokens} tokens instead of {wanted}");

@@ -68,7 +68,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
     };
     let home = home.as_deref();
     // Two benchmarks at a time would measure each other.
-    let lock = home.map(marker::lock).transpose()?;
+    let mut lock = home.map(marker::lock).transpose()?;
     if let Some(commands) = home.and_then(marker::restore_commands) {
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
@@ -91,7 +91,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         Box::new(Server::new(args, server.clone(), &mut results)?)
     };
     let mut guard = None;
-    if let (Some(home), Some(lock), true) = (home, lock, sets) {
+    if let (Some(home), Some(lock)) = (home, lock.take_if(|_| sets)) {
         let made = Guard::new(home, lock, backends, args, &results, api, *output)?;
         guard = Some(Arc::new(made));
     }
@@ -100,6 +100,7 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         output: *output,
         engine,
         guard,
+        lock,
         results,
         loaded: Vec::new(),
         bar: output.progress_bar(),
@@ -155,7 +156,7 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
     *results = benchmark.results.clone();
     let (sender, known) = mpsc::channel();
-    // Not before signals are caught, which would leave that behind.
+    // Only now that signals are caught: one that ended lmpatch here would leave the marker behind.
     let begun = guard.as_ref().map_or(Ok(()), |guard| guard.begin());
     let measuring = thread::spawn(move || begun.and_then(|()| benchmark.run(&sender)));
     let mut is_stopped = false;
@@ -224,7 +225,7 @@ fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output
     for remark in results.remarks() {
         output.say(&remark);
     }
-    let is_settable = results.stock.is_some() && !args.apply_best;
+    let is_settable = results.stock.is_some() && !args.apply_best && results.error.is_none();
     if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
         output.say(&format!("`lmpatch {size} --reload` sets it."));
     }

@@ -41,15 +41,15 @@ impl Results {
         }
     }
 
-    /// Whether a change of the size loads the model again, which makes it cold.
-    pub fn is_reloading(&self) -> bool {
-        self.api != "direct"
+    /// Whether sizes are arguments, so that nothing is changed or loaded for them.
+    pub fn is_direct(&self) -> bool {
+        self.api == "direct"
     }
 
     /// The size that is measured next; `None` once the answer is settled.
     pub fn next_row(&self) -> Option<&Row> {
         let can_run = |row: &&Row| {
-            // What does not count has had its turn all the same.
+            // A run that does not count still uses up a turn.
             row.failed.is_none() && row.runs.len() < self.runs_per_size as usize
         };
         // What is warm needs neither another load nor another warm-up.
@@ -118,7 +118,7 @@ impl Results {
 
     fn measured(&self) -> impl Iterator<Item = &Row> {
         let rows = self.rows.iter().filter(|row| row.failed.is_none());
-        rows.filter(|row| row.has_worked())
+        rows.filter(|row| row.median_tokens_per_second.is_some())
     }
 
     /// The smallest size within the noise of the fastest, and the fastest; `None` if nothing was measured.
@@ -149,7 +149,7 @@ impl Results {
         let (percent, is_best) = (noise * 100.0, keep.size == best.size);
         // The size of a direct run is an argument: it needs no proof of effect.
         ensure!(
-            !self.is_reloading() || keep.observed_chunk.is_some(),
+            self.is_direct() || keep.observed_chunk.is_some(),
             "the engine's chunk could not be observed at {name}, so nothing shows that it took effect"
         );
         ensure!(
@@ -188,10 +188,6 @@ impl Row {
 
     pub fn valid(&self) -> impl DoubleEndedIterator<Item = &Run> {
         self.runs.iter().filter(|run| run.ignored.is_none())
-    }
-
-    pub fn has_worked(&self) -> bool {
-        self.valid().next().is_some()
     }
 }
 

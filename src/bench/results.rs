@@ -51,7 +51,7 @@ pub struct Verdict {
 pub struct Row {
     /// The chunk that was set, in tokens.
     pub size: Option<u64>,
-    /// The chunk that the engine really used, and the steps of a prefill.
+    /// The chunk that the engine really used (after a cut, the one that was set, if it fits), and the steps of a prefill.
     pub observed_chunk: Option<u64>,
     pub observed_steps: Option<u64>,
     pub median_tokens_per_second: Option<f64>,
@@ -98,7 +98,6 @@ impl Results {
         }
     }
 
-    /// Whether nothing was found about any size.
     pub fn is_empty(&self) -> bool {
         let is_unknown = |row: &Row| row.failed.is_none() && row.speed() == 0.0;
         self.rows.iter().all(is_unknown)
@@ -139,10 +138,10 @@ impl Results {
 
 /// The path of a file to write, whose extension names the format. Fails if it could not be written; writes nothing yet.
 pub fn parse_path(path: &str) -> Result<PathBuf, String> {
-    let Some("json" | "csv" | "md" | "svg") = path.rsplit('.').next() else {
+    let there = Path::new(".").join(path);
+    let Some("json" | "csv" | "md" | "svg") = there.extension().and_then(OsStr::to_str) else {
         return Err("the name must end in .json, .csv, .md or .svg".to_owned());
     };
-    let there = Path::new(".").join(path);
     let tried = match there.parent() {
         Some(directory) if !there.exists() => tempfile::tempfile_in(directory),
         _ => File::options().append(true).open(path),
@@ -184,7 +183,7 @@ fn cells(results: &Results, longest: f64) -> Table {
     for row in &results.rows {
         let stock = if is_stock(&row) { " (stock)" } else { "" };
         let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
-        let unseen = row.has_worked().then(|| "not observable".to_owned());
+        let unseen = row.valid().next().map(|_| "not observable".to_owned());
         let speed = row.speed();
         let digits = usize::from(speed < 100.0);
         let shown = match row.cut {

@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::{Request, Response};
@@ -39,7 +39,6 @@ pub enum Event {
     Other,
 }
 
-/// A server.
 #[derive(Clone)]
 pub struct Api {
     base: String,
@@ -54,8 +53,9 @@ impl Api {
         let base = url.map_or_else(|| usual_url(home), str::to_owned);
         // As other programs are given it.
         let base = base.trim_end_matches('/').trim_end_matches("/v1");
+        let scheme = if base.contains("://") { "" } else { "http://" };
         Self {
-            base: base.to_owned(),
+            base: scheme.to_owned() + base,
             silence,
             agent: agent(None, Some(silence)),
         }
@@ -65,6 +65,8 @@ impl Api {
     pub fn loaded(&self) -> Result<Option<Vec<LoadedModel>>> {
         let request = Request::get(format!("{}/api/v1/models", self.base)).body(())?;
         let response = self.send(&agent(Some(TIMEOUT), None), request)?;
+        let status = response.status();
+        ensure!(!status.is_server_error(), "the server answered {status}");
         let body = response.into_body().read_to_string();
         let body = body.map_err(|error| self.broken_off(error))?;
         let list: Value = serde_json::from_str(&body).unwrap_or_default();
@@ -72,7 +74,8 @@ impl Api {
             return Ok(None);
         };
         let mut loaded = Vec::new();
-        for model in models.iter().filter(|model| model["format"] == "mlx") {
+        let is_ours = |model: &&Value| model["format"] == "mlx" && model["type"] != "embedding";
+        for model in models.iter().filter(is_ours) {
             for one in model["loaded_instances"].as_array().into_iter().flatten() {
                 loaded.push(LoadedModel {
                     model: String::deserialize(&model["key"])?,
@@ -122,7 +125,8 @@ impl Api {
     /// The answer to a request. Fails if there is none, or if the token is refused.
     fn send(&self, agent: &Agent, mut request: Request<impl AsSendBody>) -> Result<Response<Body>> {
         if let Ok(token) = std::env::var("LM_API_TOKEN") {
-            let token = format!("Bearer {}", token.trim()).parse()?;
+            let token = format!("Bearer {}", token.trim()).parse();
+            let token = token.context("LM_API_TOKEN cannot be sent as it is")?;
             request.headers_mut().insert("Authorization", token);
         }
         let response = agent.run(request);

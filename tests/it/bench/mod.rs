@@ -246,6 +246,7 @@ fn benchmark(engine: impl Engine + 'static, sizes: [u64; 2], runs_per_size: u32)
         output: QUIET,
         engine: Box::new(engine),
         guard: None,
+        lock: None,
         results,
         loaded: Vec::new(),
         bar: ProgressBar::hidden(),

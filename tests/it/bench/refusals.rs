@@ -3,11 +3,15 @@
 use std::fs;
 
 use crate::support::Env;
+use crate::support::child::until;
 use crate::support::home::{BackendDir, engine_since_2026, engine_with_constant, stock_generate};
-use crate::support::server::Odd;
+use crate::support::server::{Failure, Odd};
 use lmpatch::lmstudio::runtimes::APPS;
 
-use super::{MARKER, NAME, NONE, begins, column, has, json, make_read_only, openai, ran, stage};
+use super::{
+    MARKER, NAME, NONE, begins, column, ended, failing, has, json, make_read_only, openai, ran,
+    signal, stage,
+};
 
 #[test]
 fn the_model_is_resolved_before_anything_is_touched() {
@@ -117,6 +121,10 @@ fn errors_are_told_as_what_they_are() {
     stage.run("").exits(1).says("set LM_API_TOKEN");
     stage.run("--token secret").exits(2);
     ran(stage.command("").env("LM_API_TOKEN", "secret\n")).exits(0);
+    let ran_with = ran(stage.command("").env("LM_API_TOKEN", "two\nlines"));
+    ran_with
+        .exits(1)
+        .says("LM_API_TOKEN cannot be sent as it is");
     // An early failure leaves no export.
     let nobody = "bench --url http://127.0.0.1:1 --output x.json".split(' ');
     let ran = stage.env.run(nobody.clone()).exits(1);
@@ -151,11 +159,29 @@ fn what_cannot_work_is_said_once_before_the_first_prompt() {
     let ran = stage.run("--sizes 512,2048").exits(1);
     ran.says("is selected but cannot be set");
     fs::create_dir(stage.env.user().join("directory.json")).unwrap();
-    for path in ["no/such.json", "directory.json"] {
+    for path in ["no/such.json", "directory.json", "csv"] {
         let ran = stage.run(&format!("--output {path}")).exits(2);
-        ran.says("it cannot be written (").says(path);
+        let why = if path == "csv" {
+            "the name must end in"
+        } else {
+            "it cannot be written ("
+        };
+        ran.says(why).says(path);
     }
     assert!(stage.state().chats.is_empty());
+}
+
+#[test]
+fn two_benchmarks_do_not_measure_each_other() {
+    let stage = failing(2048, Failure::IsSilent);
+    let child = stage.start("");
+    until("a prompt is being measured", || {
+        !stage.state().chats.is_empty()
+    });
+    let other = ran(&mut stage.command("")).exits(1);
+    other.says("another process has locked");
+    signal(&child, "-INT");
+    ended(child).exits(1);
 }
 
 #[test]
@@ -181,6 +207,7 @@ fn the_command_line_is_refused_where_it_makes_no_sense() {
     for words in [
         "bench --direct --sizes 512",
         "bench --model m --direct",
+        "bench --model m --direct --sizes 512 --reload true",
         "bench --apply-best",
         "bench --sizes 1",
         "bench --runs 0",

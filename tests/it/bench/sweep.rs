@@ -90,6 +90,8 @@ fn as_it_is_nothing_is_changed_and_the_one_model_is_found() {
     for path in ["/", "/v1", "/v1/"] {
         let url = stage.fake.url() + path;
         stage.env.run(["bench", "--url", &url]).exits(0);
+        let url = url.trim_start_matches("http://");
+        stage.env.run(["bench", "--url", url]).exits(0);
     }
     // Four chunks of the size that is set, at least 8192 tokens.
     for (set, tokens) in [("4096", 16_384), ("512", 8192)] {

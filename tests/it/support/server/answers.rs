@@ -66,6 +66,10 @@ fn list(state: &State) -> String {
     // Others have other fields.
     models.push(json!({ "key": "on/disk", "format": "mlx", "loaded_instances": null }));
     models.push(json!({ "type": "embedding", "key": 7 }));
+    let bert = json!([{ "id": "bert", "config": { "context_length": 512 } }]);
+    models.push(
+        json!({ "type": "embedding", "key": "bert", "format": "mlx", "loaded_instances": bert }),
+    );
     json!({ "models": models }).to_string()
 }
 
