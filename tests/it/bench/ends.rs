@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::child::until;
 use crate::support::home::{engine_since_2026, usual_backend};
-use crate::support::server::{Failure, chunk_on_disk};
+use crate::support::server::{Failure, Meddle, chunk_on_disk};
 use crate::support::text;
 use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::results::{Results, Row};
@@ -187,13 +187,13 @@ fn where_nothing_can_be_printed_the_model_comes_back_all_the_same() {
 
 #[test]
 fn files_that_could_not_be_restored_are_told_with_the_results() {
-    let stage = stage().pace(&[(2048, 200)]);
-    let child = stage.start("--sizes 512,2048 --runs 1 --json");
-    until("a size is set", || stage.chunk() == Some(512));
-    let engine = stage.backend.engine();
-    let text = text(&engine);
-    fs::write(&engine, text + "# by another hand\n").unwrap();
-    let ran = ended(child).exits(1);
+    // During the warm-up at 512.
+    let edits: Meddle = |state| {
+        let text = text(&state.engine);
+        fs::write(&state.engine, text + "# by another hand\n").unwrap();
+    };
+    let stage = stage().odd(|odd| odd.meddles = Some((4, edits)));
+    let ran = ran(&mut stage.command("--sizes 512,2048 --runs 1 --json")).exits(1);
     let results = ran.json();
     begins(&results["error"], "sizes not restored: ");
     let error = results["error"].as_str().unwrap();

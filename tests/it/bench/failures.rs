@@ -224,26 +224,6 @@ fn a_model_that_another_client_loads_otherwise_is_left_alone_and_told() {
 }
 
 #[test]
-fn a_command_reloads_where_it_is_asked_for() {
-    let stage = stage();
-    let mut command = stage.command("--sizes 512,2048 --reload");
-    let results = json(command.arg("echo no luck >&2; false"), 1);
-    failed(&results, 0, "no luck");
-    failed(&results, 1, "no luck");
-    assert_eq!(stage.chunk(), Some(2048));
-    // What it leaves running is not waited for.
-    stage.write("alive", "");
-    let server =
-        "(n=0; while [ -e alive ] && [ $((n += 1)) -lt 240 ]; do sleep 0.5; done; : > ended) &";
-    let mut command = stage.command("--model qwen/tiny --sizes 512,2048 --runs 1 --reload");
-    json(command.arg(server), 1);
-    let [alive, ended] = ["alive", "ended"].map(|name| stage.env.user().join(name));
-    assert!(!ended.exists());
-    fs::remove_file(alive).unwrap();
-    assert!(stage.state().lms.is_empty());
-}
-
-#[test]
 fn a_model_that_comes_back_otherwise_is_told() {
     let otherwise = || stage().odd(|odd| odd.fits.extend([(2048, 9000)]));
     let words = "--sizes 512,4096 --runs 1";

@@ -121,7 +121,7 @@ fn what_cannot_be_observed_is_no_verdict_about_sizes() {
         |odd: &mut Odd| odd.has_no_progress = true,
         |odd: &mut Odd| odd.is_throttled = true,
     ] {
-        let stage = stage().odd(change);
+        let stage = exact(&[]).odd(change);
         let ran = stage.run("--sizes 512,2048 --apply-best").exits(1);
         let ran = ran.shows("not observable");
         ran.says("the engine's chunk could not be observed at 512");

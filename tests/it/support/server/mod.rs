@@ -29,7 +29,8 @@ pub struct FakeLmStudio {
 /// Everything that it knows and can be told.
 #[derive(Default)]
 pub struct State {
-    engine: PathBuf,
+    /// The file that has the chunk.
+    pub engine: PathBuf,
     pub models: Vec<Model>,
     pub token: Option<String>,
     /// Whether it has the interface of LM Studio 0.4.0.
