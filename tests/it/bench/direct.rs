@@ -10,8 +10,9 @@ use crate::support::child::until;
 use crate::support::home::{BackendDir, NAME};
 use crate::support::standins::{MADE_UP_PYTHON, executable};
 use crate::support::{Before, Env, interpreter, text};
+use serde_json::Value;
 
-use super::{NONE, column, failed, json, keeps, make_read_only, ran, rows, signal};
+use super::{NONE, column, failed, json, keeps, ran, rows, signal};
 
 /// `lmpatch bench --direct` with this Python, not yet started.
 fn direct(env: &Env, python: &Path, words: &str) -> Command {
@@ -46,9 +47,15 @@ fn a_direct_crash_is_a_row_and_a_new_process_goes_on() {
     let processes = text(env.user().join("python.log"));
     let processes: BTreeSet<_> = processes.lines().collect();
     assert_eq!(processes.len(), 3);
-    // What could not be set in the end is told in the beginning.
+    // One that cannot be set in the end, others being set.
     env.run(["--revert"]).exits(0);
-    make_read_only(&BackendDir::new(&env.lmstudio(), NAME).engine());
+    let engine = BackendDir::new(&env.lmstudio(), NAME).engine();
+    let locks = format!("chmod 444 '{}'\n{MADE_UP_PYTHON}", engine.display());
+    executable(&python, &locks);
+    let told = ran(&mut direct(&env, &python, apply)).exits(1);
+    told.says("512 is set in app-mlx-generate-mac-arm64@8, app-mlx-generate-mac14-arm64@19; ")
+        .says(&format!("error: not set to 512: {NAME}: "));
+    // And one that could not be set, which is told in the beginning.
     let told = ran(&mut direct(&env, &python, apply)).exits(1);
     told.says(&format!("{NAME} is selected but cannot be set: "))
         .says_nothing_of("512 is set in");
@@ -97,20 +104,26 @@ fn the_backend_in_use_lends_its_python_and_its_stock() {
     env.backend("app-mlx-generate-mac14-arm64@40");
     let shared = env.amphibian().join("cpython3.11-mac-arm64@10");
     let python = shared.join("bin/python3.11");
-    executable(
-        &python,
-        &format!("echo $PYTHONPATH >paths\n{MADE_UP_PYTHON}"),
-    );
-    let results = json(&mut env.command(&bench), 0);
+    executable(&python, &format!("env >variables\n{MADE_UP_PYTHON}"));
+    let mut command = env.command(&bench);
+    let results = json(command.env("PYTHONHOME", "/nowhere"), 0);
     let packages = BackendDir::new(&env.lmstudio(), NAME).path("");
-    let expected = packages.to_string_lossy().into_owned();
-    assert_eq!(
-        text(env.user().join("paths")).trim(),
-        expected.trim_end_matches('/')
-    );
+    let packages = packages.to_string_lossy();
+    let packages = format!("PYTHONPATH={}", packages.trim_end_matches('/'));
+    let variables = text(env.user().join("variables"));
+    let mut variables: Vec<_> = variables.lines().collect();
+    variables.retain(|line| line.starts_with("PYTHON"));
+    variables.sort_unstable();
+    let wanted = ["PYTHONDONTWRITEBYTECODE=1", "PYTHONNOUSERSITE=1", &packages];
+    assert_eq!(variables, wanted);
     assert_eq!(results["stock"], 2048);
+    assert_eq!(results["runtime"], "MLX 1.11.0");
     let ran = ran(&mut env.command(&bench)).exits(0);
     ran.shows(" 4.00 ").shows("2048 (stock)").shows(" 1.00 ");
+    // Another Python says nothing of the runtime.
+    let mut command = env.command(&bench);
+    let results = json(command.arg("--python").arg(&python), 0);
+    assert_eq!(results["runtime"], NONE);
 }
 
 #[test]
@@ -132,17 +145,80 @@ fn a_python_that_does_not_answer_is_given_up() {
     }
 }
 
-/// An mlx that is mlx-lm, too, says which process it is in, and then never comes to a token.
-const ENDLESS_MLX: &str = "
+/// An mlx that is mlx-lm, too.
+const MLX: &str = "
 import os, sys, time
 sys.modules['mlx_lm'] = sys.modules['mlx_lm.generate'] = sys.modules[__name__]
 array = list
 def eval(_): pass
 def synchronize(): pass
 class Tokenizer:
-    def encode(self, text): return [1]
+    def encode(self, text): return list(range(100))
 def load(model): return None, Tokenizer()
-def generate_step(tokens, model, max_tokens, prefill_step_size):
+";
+
+/// `lmpatch bench --direct` with a real Python that has such an mlx, which does `more`.
+fn with_mlx(env: &Env, more: &str, words: &str) -> Command {
+    let packages = env.user().join("packages");
+    fs::create_dir_all(packages.join("mlx")).unwrap();
+    fs::write(packages.join("mlx/core.py"), MLX.to_owned() + more).unwrap();
+    let mut command = direct(env, interpreter(), words);
+    command.env("PYTHONPATH", packages);
+    command
+}
+
+/// Notes every prefill: the process, the size, the first token, all tokens, and those that were done. Its clock is made
+/// up. It prints what looks like an answer, and fails at 1024.
+const NOTING: &str = r#"
+clock = 0.0
+time.perf_counter = lambda: clock
+def generate_step(tokens, model, max_tokens, prefill_step_size, prompt_progress_callback):
+    global clock
+    print('data: {"error":"said by a library"}', flush=True)
+    if prefill_step_size == 1024: raise ValueError("no")
+    done, all = 0, len(tokens)
+    try:
+        while done < all:
+            done = min(all, done + prefill_step_size)
+            clock += prefill_step_size * (5 if prefill_step_size == 512 else 1)
+            prompt_progress_callback(done, all)
+    finally:
+        with open("prefills", "a") as file: print(os.getpid(), prefill_step_size, tokens[0], all, done, file=file)
+    yield 0, 0
+"#;
+
+#[test]
+fn one_process_prefills_all_sizes_and_stops_where_one_is_cut_short() {
+    let env = Env::new();
+    let words = "--sizes 256,512,1024,4096 --runs 1";
+    let results = json(&mut with_mlx(&env, NOTING, words), 1);
+    let no = Value::from("ValueError: no");
+    assert_eq!(column(&results, "failed"), [NONE, NONE, no, NONE]);
+    assert_eq!(rows(&results)[1]["cut"]["tokens"], 4096.0);
+    keeps(&results, 256);
+    let prefills = text(env.user().join("prefills"));
+    let words = prefills.lines().map(|line| line.split(' ').collect());
+    let words: Vec<Vec<_>> = words.collect();
+    let done: Vec<_> = words.iter().map(|words| words[1..].join(" ")).collect();
+    // No two prompts begin alike; that of 1024 is the fourth.
+    let wanted = [
+        "4096 0 1536 1536",
+        "4096 1 4096 4096",
+        "4096 2 8192 8192",
+        "512 4 512 512",
+        "512 5 8192 4096",
+        "256 6 256 256",
+        "256 7 8192 8192",
+    ];
+    assert_eq!(done, wanted);
+    let processes: BTreeSet<_> = words.iter().map(|words| words[0]).collect();
+    assert_eq!(processes.len(), 1);
+}
+
+/// Says which process it is in once lmpatch has read everything, and then never comes to a token.
+const ENDLESS: &str = "
+def generate_step(tokens, model, max_tokens, prefill_step_size, prompt_progress_callback):
+    prompt_progress_callback(0, len(tokens))
     with open('process.new', 'w') as file: file.write(str(os.getpid()))
     os.rename('process.new', 'process')
     time.sleep(600)
@@ -152,11 +228,7 @@ def generate_step(tokens, model, max_tokens, prefill_step_size):
 #[test]
 fn a_direct_process_ends_when_lmpatch_is_killed() {
     let env = Env::new();
-    let packages = env.user().join("packages");
-    fs::create_dir_all(packages.join("mlx")).unwrap();
-    fs::write(packages.join("mlx/core.py"), ENDLESS_MLX).unwrap();
-    let mut command = direct(&env, interpreter(), "--sizes 512");
-    let mut child = command.env("PYTHONPATH", &packages).spawn().unwrap();
+    let mut child = with_mlx(&env, ENDLESS, "--sizes 512").spawn().unwrap();
     let process = env.user().join("process");
     until("a prefill has begun", || process.exists());
     let process = text(process);

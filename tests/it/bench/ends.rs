@@ -18,26 +18,8 @@ use signal_hook::iterator::Signals;
 
 use super::{
     MARKER, NAME, Stage, Steady, begins, benchmark, column, ended, exact, failing, has, json,
-    keeps, make_read_only, ran, signal, stage,
+    keeps, ran, signal, stage,
 };
-
-#[test]
-fn the_best_is_set_and_what_was_really_set_is_said() {
-    let stage = stage();
-    let home = stage.env.lmstudio();
-    usual_backend(&home, "app-mlx-generate-mac14-arm64@33")
-        .with_engine(engine_since_2026("2 * 1024"));
-    make_read_only(&usual_backend(&home, "app-mlx-generate-mac14-arm64@32").engine());
-    let mut command = stage.command("--sizes 512,2048 --runs 1 --apply-best");
-    let ran = ran(&mut command).exits(0);
-    ran.says("@33 is not benchmarked")
-        .says("@32 is not benchmarked")
-        .says(&format!("512 is set in {NAME};"));
-    let check = stage.env.run(["--check"]).exits(1);
-    check.says_nothing_of("interrupted");
-    assert_eq!(stage.chunk(), Some(512));
-    assert_eq!(stage.fake.loaded()[0].chunk, 512);
-}
 
 #[test]
 fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_runs() {

@@ -11,7 +11,8 @@ use crate::support::server::Failure::{BreaksOff, Crashes, IsSilent, OutOfMemory}
 use crate::support::server::Meddle;
 
 use super::{
-    MODEL, NONE, begins, column, ended, failed, failing, has, json, keeps, ran, rows, runs, stage,
+    MODEL, NONE, begins, column, ended, failed, failing, has, json, keeps, make_read_only, ran,
+    rows, runs, stage,
 };
 
 #[test]
@@ -118,6 +119,18 @@ fn a_backend_that_is_not_in_use_costs_no_size() {
         &results["error"],
         "@31: it holds no mlx_engine and no mlx_lm: a stuck download, or it is gone",
     );
+}
+
+#[test]
+fn a_size_that_could_not_be_set_is_not_measured() {
+    // After the whole prompt at the stock size, which is there to be restored.
+    let locks: Meddle = |state| make_read_only(&state.engine);
+    let stage = stage().odd(|odd| odd.meddles = Some((3, locks)));
+    let results = json(&mut stage.command("--sizes 512,2048 --runs 1"), 1);
+    failed(&results, 0, "is read-only; allow writing");
+    assert_eq!(column(&results, "observed_chunk"), [NONE, 2048.into()]);
+    // For the other size, and in the end.
+    assert_eq!(stage.state().loads(), 2);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Benchmarks against a fake LM Studio with a made-up clock: exact speeds, every failure a row, everything as it was.
 
+mod best;
 mod command;
 mod direct;
 mod ends;
