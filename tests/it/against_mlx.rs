@@ -11,7 +11,7 @@ use std::process::Command;
 
 use crate::support::child::eventually;
 use crate::support::home::{BackendDir, NAME, SITE_PACKAGES, engine_since_2026, runtime, select};
-use crate::support::{Before, Env, Ran, aloud, copy_tree, list, skipped};
+use crate::support::{Before, Env, Ran, aloud, copy_tree, list, skipped, text};
 use serde_json::{Value, json};
 
 /// A llama of one small layer, with a tokenizer that makes one token of every byte.
@@ -174,17 +174,18 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
     let serve = format!("{SLOWER}{SERVE}");
     fs::write(real.env.user().join("serve.py"), serve).unwrap();
     let restart = real.env.user().join("restart");
-    let text = format!(
+    // Ends the server, if there is one, and starts another.
+    let code = format!(
         "[ -f '{pid}' ] && kill \"$(cat '{pid}')\" && while kill -0 \"$(cat '{pid}')\" 2>/dev/null; do sleep 0.1; done\n\
          HF_HUB_OFFLINE=1 PYTHONPATH='{packages}' nohup '{python}' '{user}/serve.py' '{model}' {port} >'{user}/server.log' 2>&1 &\n\
-         echo $! >'{pid}'",
+         echo $! >'{pid}'; echo again >>'{user}/restarts'",
         pid = pid.display(),
         packages = real.backend.root.join(SITE_PACKAGES).display(),
         python = real.python.display(),
         user = real.env.user().display(),
         model = real.model.display(),
     );
-    script(&restart, &text);
+    script(&restart, &code);
     let _server = Server { pid };
     let started = real.env.isolate(&mut Command::new(&restart)).status();
     assert!(started.unwrap().success());
@@ -197,7 +198,9 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
     assert_eq!(results["api"], "openai");
     assert!(runs.iter().all(|run| run["source"] == "client"));
     assert_eq!(fs::read(real.backend.generate()).unwrap(), before);
-    // The last reload was waited for.
+    // By hand, for every size, and in the end, which was waited for.
+    let restarts = text(real.env.user().join("restarts"));
+    assert_eq!(restarts.lines().count(), 6);
     assert!(connect().is_some());
 }
 

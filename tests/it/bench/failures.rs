@@ -54,23 +54,17 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
     }
 }
 
-/// The URL of a server that has only the interface of `OpenAI`, and begins to answer every chat with this.
-fn begins_with(answer: String) -> String {
+/// The URL of a server that has only the interface of `OpenAI`, and answers every chat with this.
+fn answers_with(answer: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let start =
-        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut request = vec![0; 1 << 16];
             let length = stream.read(&mut request).unwrap();
             let is_chat = request[..length].starts_with(b"POST");
             let list = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-            let text = if is_chat {
-                [start, &answer].concat()
-            } else {
-                list.to_owned()
-            };
+            let text = if is_chat { &answer } else { list };
             // The client may go at any moment.
             let _ = stream.write_all(text.as_bytes());
             let _ = stream.shutdown(Shutdown::Write);
@@ -87,9 +81,38 @@ fn an_answer_that_breaks_off_is_told_as_one() {
     // 70 million bytes of one line are not waited for.
     let endless = format!("{:x}\r\n{}", 80_000_000, "x".repeat(70_000_000));
     for (answer, why) in [(broken, "broke off ("), (endless, "broke off before")] {
-        let url = begins_with(answer);
+        let url = answers_with(format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{answer}"
+        ));
         let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
         ran.exits(1).says(&format!("error: the server {why}"));
+    }
+}
+
+#[test]
+fn a_refusal_is_told_with_its_status() {
+    let stage = stage();
+    for (status, kind, body, said) in [
+        (
+            503,
+            "text/event-stream",
+            "come back later\n",
+            "come back later",
+        ),
+        (
+            500,
+            "application/json",
+            r#"{"error":{"message":"no memory"}}"#,
+            "no memory",
+        ),
+        (200, "text/html", "<p>Welcome", "<p>Welcome"),
+    ] {
+        let url = answers_with(format!(
+            "HTTP/1.1 {status} So\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n{body}"
+        ));
+        let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
+        ran.exits(1)
+            .says(&format!("error: the server answered {status}: {said}\n"));
     }
 }
 

@@ -235,11 +235,15 @@ impl<F: FnMut(u64, u64) -> anyhow::Result<()> + Send> Engine for Steady<F> {
     }
 }
 
-/// A benchmark without a home, of prompts of two chunks of the larger size.
-fn benchmark(engine: impl Engine + 'static, sizes: [u64; 2], runs_per_size: u32) -> Benchmark {
+/// A benchmark without a home, of prompts of two chunks of the last size.
+fn benchmark<const N: usize>(
+    engine: impl Engine + 'static,
+    sizes: [u64; N],
+    runs_per_size: u32,
+) -> Benchmark {
     let results = Results {
         api: "direct",
-        prompt_tokens: 2 * sizes[1],
+        prompt_tokens: 2 * sizes[N - 1],
         runs_per_size,
         ..Results::new(sizes.map(Some))
     };

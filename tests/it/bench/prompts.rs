@@ -67,6 +67,21 @@ fn the_tokens_of_a_template_are_counted_out_of_a_prompt() {
     keeps(&results, 4096);
 }
 
+/// What is told while a prefill runs is a part of a prompt whose tokens nobody has counted yet.
+#[test]
+fn a_chunk_is_observed_in_counted_tokens() {
+    let stage = exact(&[(4096, 8), (2048, 40)]);
+    // The end of the longest prompt has three times as many tokens as the rest.
+    stage.write("mixed.txt", &("a".repeat(32_300) + &"日".repeat(20_000)));
+    let results = stage.json("--sizes 2048,4096 --runs 1 --prompt-file mixed.txt", 0);
+    let tokens = runs(&results, 1)[0]["prompt_tokens"].as_u64().unwrap();
+    assert!((8350..8500).contains(&tokens), "{tokens}");
+    // The first was cut short, so that it is never counted.
+    assert_eq!(runs(&results, 0).len(), 0);
+    assert_eq!(column(&results, "observed_chunk"), [2048, 4096]);
+    assert_eq!(column(&results, "observed_steps"), [NONE, 3.into()]);
+}
+
 #[test]
 fn prompts_of_another_length_do_not_count() {
     // Three bytes a character from some point on, and four bytes a token.
@@ -114,6 +129,8 @@ fn what_came_out_of_the_cache_does_not_count() {
     }
     assert_eq!(results["error"], "no size could be measured");
     assert_eq!(column(&results, "median_tokens_per_second"), [NONE]);
+    let ran = stage.run("--runs 1").exits(1);
+    ran.says("a run does not count: its beginning came out of the prompt cache");
     let stage = openai().odd(|odd| odd.always_hits = true);
     let results = stage.json("--model qwen/tiny", 1);
     let why = "a part of it came out of the prompt cache";
@@ -127,8 +144,9 @@ fn tokens_that_are_not_counted_make_no_endless_prompts() {
     let why = "its prompt has 5 tokens instead of 8192";
     assert_eq!(runs(&results, 0)[0]["ignored"], why);
     let fake = stage.state();
-    let longest = fake.prefills.iter().map(|one| one.prompt.len()).max();
-    assert!(longest <= Some(16 * 8192), "{longest:?}");
+    let lengths = fake.prefills.iter().map(|one| one.prompt.len());
+    let longest = lengths.max().unwrap();
+    assert!(longest <= 16 * 8192, "{longest}");
 }
 
 #[test]
@@ -137,7 +155,10 @@ fn a_prompt_file_is_used_over_and_over() {
     stage.write("prompt.txt", "Grüße, ");
     stage.run("--runs 1 --prompt-file prompt.txt").exits(0);
     let prompt = stage.state().prefills.last().unwrap().prompt.clone();
-    assert!(prompt.ends_with("Grüße") || prompt.contains("Grüße, Grüße"));
+    let (_, text) = prompt.split_once(' ').unwrap();
+    let count = text.chars().count();
+    assert!(count > 8192, "{count}");
+    assert!(text.chars().eq("Grüße, ".chars().cycle().take(count)));
     let ran = stage.run("--prompt-file /no/such").exits(1);
     ran.says("cannot read /no/such (");
 }

@@ -108,6 +108,26 @@ fn where_the_way_back_cannot_be_written_nothing_is_set() {
 }
 
 #[test]
+fn a_model_that_could_not_be_loaded_again_is_left_alone() {
+    for (change, why) in [
+        (
+            (|odd| odd.busy_looks = 1) as fn(&mut Odd),
+            "error: qwen/tiny is at work; try again when it is idle",
+        ),
+        (
+            |odd| odd.hides_path = true,
+            "error: qwen/tiny: `lms ps` does not tell its path and context; it was left as it is",
+        ),
+    ] {
+        let stage = stage().odd(change);
+        stage.run("--sizes 512,2048").exits(1).says(why);
+        let fake = stage.state();
+        assert!(fake.chats.is_empty());
+        assert!(fake.lms.iter().all(|call| call[0] == "ps"));
+    }
+}
+
+#[test]
 fn errors_are_told_as_what_they_are() {
     for stage in [stage, openai] {
         let run = |change: fn(&mut Odd)| stage().odd(change).run("--model qwen/tiny").exits(1);

@@ -5,12 +5,14 @@ use std::sync::mpsc;
 
 use crate::support::child::until;
 use crate::support::lines_on_terminal;
-use crate::support::server::Odd;
+use crate::support::server::{Meddle, Odd};
 use lmpatch::bench::engine::Run;
 use lmpatch::bench::results::{Cut, Results, Row, table};
 use serde_json::Value;
 
-use super::{NONE, Steady, begins, benchmark, column, exact, failed, keeps, rows, runs, stage};
+use super::{
+    NONE, Steady, begins, benchmark, column, exact, failed, keeps, ran, rows, runs, stage,
+};
 
 #[test]
 fn a_sweep_sets_loads_measures_and_puts_everything_back() {
@@ -126,6 +128,23 @@ fn what_cannot_be_observed_is_no_verdict_about_sizes() {
         let ran = ran.shows("not observable");
         ran.says("the engine's chunk could not be observed at 512");
     }
+    // One step, where the server leaves out what comes after it, may be two.
+    let stage = exact(&[]).odd(|odd| odd.is_throttled = true);
+    let results = stage.json("--sizes 4096 --runs 1", 0);
+    assert_eq!(column(&results, "observed_chunk"), [NONE]);
+}
+
+#[test]
+fn a_size_that_was_cut_short_and_then_ran_whole_is_like_any_other() {
+    // What had cut it short is slow from its second run on.
+    let slower: Meddle = |state| state.pace.extend([(4096, 20)]);
+    let stage = exact(&[(4096, 8), (2048, 10)]).odd(|odd| odd.meddles = Some((3, slower)));
+    let results = stage.json("--sizes 2048,4096", 0);
+    let is_cut = || !stage.state().left.is_empty();
+    until("the server saw the end of a prefill", is_cut);
+    assert_eq!(column(&results, "cut"), [NONE, NONE]);
+    assert_eq!(column(&results, "observed_steps"), [4, 2]);
+    keeps(&results, 2048);
 }
 
 #[test]
@@ -172,14 +191,19 @@ fn after_a_crash_every_size_is_warmed_up_again() {
         Ok(())
     });
     let (known, _results) = mpsc::channel();
-    let benchmark = benchmark(engine, [4096, 8192], 2);
+    let benchmark = benchmark(engine, [2048, 4096, 8192], 2);
     benchmark.run(&known).unwrap();
     let expected = [
         (4096, 1536),
         (4096, 4096),
         (4096, 16_384),
+        (2048, 2048),
+        (2048, 16_384),
         (8192, 8192),
         (8192, 16_384),
+        // It was warm before.
+        (2048, 2048),
+        (2048, 16_384),
     ];
     assert_eq!(calls.iter().collect::<Vec<_>>(), expected);
 }
@@ -208,6 +232,24 @@ fn no_row_is_wider_than_the_terminal() {
         let widths = table.lines().map(|line| line.chars().count());
         assert_eq!(widths.max(), Some(width), "{table}");
     }
+}
+
+#[test]
+fn no_name_and_no_error_is_taken_for_markup() {
+    let stage = exact(&[]);
+    let name = "a|b<i>*c_d`e&f\u{7}";
+    stage.fake.load(name, "mlx", 65_536);
+    let mut command = stage.command("--sizes 512 --output o.md --output o.svg");
+    let fails = "echo '<x|y> & z' >&2; false";
+    ran(command.args(["--model", name, "--reload", fails])).exits(1);
+    let page = stage.read("o.md");
+    let heading = r"Prefill speed of a\|b\<i>\*c\_d\`e&f\u{7}, 8192 prompt tokens";
+    assert!(page.starts_with(heading), "{page}");
+    assert!(page.contains(r"): \<x\|y> & z"), "{page}");
+    let svg = stage.read("o.svg");
+    let heading = r">Prefill speed of a|b&lt;i>*c_d`e&amp;f\u{7}<";
+    assert!(svg.contains(heading), "{svg}");
+    assert!(svg.contains("): &lt;x|y> &amp; z<"), "{svg}");
 }
 
 #[test]

@@ -118,9 +118,11 @@ fn ps(state: &mut State) -> String {
     }
     let is_busy = state.is_busy || state.odd.busy_looks > 0;
     state.odd.busy_looks = state.odd.busy_looks.saturating_sub(1);
+    let hides_path = state.odd.hides_path;
+    let path = |model: &Model| (!hides_path).then(|| format!("dir/{}", model.key));
     let row = |(model, one): (&Model, &Instance)| {
         json!({
-            "type": "llm", "identifier": one.id, "modelKey": model.key, "path": format!("dir/{}", model.key),
+            "type": "llm", "identifier": one.id, "modelKey": model.key, "path": path(model),
             "format": if model.format == "mlx" { "safetensors" } else { "gguf" }, "deviceIdentifier": null,
             "contextLength": one.context, "maxContextLength": 262_144, "ttlMs": one.ttl_ms,
             "parallel": one.parallel, "status": if is_busy { "processingPrompt" } else { "idle" }, "queued": 0,
@@ -180,6 +182,10 @@ fn chat(
     if let Some(error) = state.odd.error {
         let error = json!({ "error": { "message": error } });
         return answer(stream, 200, &error.to_string());
+    }
+    // `mlx_engine.server` has no default for it.
+    if !is_v1 && !body["top_k"].is_u64() {
+        return answer(stream, 400, r#"{"error":"top_k is missing"}"#);
     }
     let asked = body["model"].as_str().unwrap();
     // As LM Studio does, if it may: "just in time".

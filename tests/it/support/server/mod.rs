@@ -112,6 +112,8 @@ pub struct Odd {
     pub failing_looks: usize,
     /// How often `lms ps` fails after so many loads.
     pub failing_looks_after: Option<(usize, usize)>,
+    /// `lms ps` does not say where models are.
+    pub hides_path: bool,
     /// How often `lms ps` still shows every model at work.
     pub busy_looks: usize,
     /// The next model that is loaded evicts all others.
