@@ -183,7 +183,7 @@ fn chat(
         let error = json!({ "error": { "message": error } });
         return answer(stream, 200, &error.to_string());
     }
-    // `mlx_engine.server` has no default for it.
+    // As `mlx_engine.server` does.
     if !is_v1 && !body["top_k"].is_u64() {
         return answer(stream, 400, r#"{"error":"top_k is missing"}"#);
     }
