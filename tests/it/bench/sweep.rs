@@ -286,6 +286,7 @@ Verdict: 4096 is the fastest, and no smaller size comes within the noise of it.
     assert!(lines[1].starts_with("512,62500.0,,"), "{csv}");
     assert!(lines[3].starts_with("4096,125000.0,0.0"), "{csv}");
     let page = stage.read("o.md");
+    assert!(page.contains("\n\n| size "), "{page}");
     assert!(page.contains("| 2048 (stock) |"), "{page}");
     assert!(page.contains("- Verdict: 4096 is the fastest"), "{page}");
     let svg = stage.read("o.svg");
