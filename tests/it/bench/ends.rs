@@ -198,7 +198,10 @@ fn after_a_kill_the_way_back_is_known() {
     let stage = failing(512, Failure::IsSilent);
     let before = stage.before();
     let mut child = stage.start("--sizes 512,1024");
-    until("a size is set", || stage.chunk() == Some(1024));
+    // No `lms` is at work any more, which would go on.
+    let has_begun = || stage.state().chats.len() == 3;
+    until("a prompt is being measured", has_begun);
+    assert_eq!(stage.chunk(), Some(1024));
     signal(&child, "-KILL");
     child.wait().unwrap();
     is_interrupted(&stage);
