@@ -243,7 +243,7 @@ fn below(results: &Results) -> impl Iterator<Item = String> {
 
 fn markdown(results: &Results) -> String {
     let escape = |text: String, c: char| text.replace(c, &format!("\\{c}"));
-    let escaped = |text: String| "|<*_`".chars().fold(printable(&text), escape);
+    let escaped = |text: String| r"\|<*_`".chars().fold(printable(&text), escape);
     let mut table = cells(results, 24.0);
     table.load_style(presets::ASCII_MARKDOWN);
     for column in table.column_iter_mut() {

@@ -215,28 +215,39 @@ fn one_process_prefills_all_sizes_and_stops_where_one_is_cut_short() {
     assert_eq!(processes.len(), 1);
 }
 
-/// Says which process it is in once lmpatch has read everything, and then never comes to a token.
+/// Says which process it is in, writes a line once it may, and then never comes to a token.
 const ENDLESS: &str = "
 def generate_step(tokens, model, max_tokens, prefill_step_size, prompt_progress_callback):
     prompt_progress_callback(0, len(tokens))
     with open('process.new', 'w') as file: file.write(str(os.getpid()))
     os.rename('process.new', 'process')
+    while not os.path.exists('goes-on'): time.sleep(0.01)
+    sys.modules['__main__'].tell(type='last')
+    open('written', 'w').close()
     time.sleep(600)
     yield 0, 0
 ";
 
 #[test]
-fn a_direct_process_ends_when_lmpatch_is_killed() {
-    let env = Env::new();
-    let mut child = with_mlx(&env, ENDLESS, "--sizes 512").spawn().unwrap();
-    let process = env.user().join("process");
-    until("a prefill has begun", || process.exists());
-    let process = text(process);
-    signal(&child, "-KILL");
-    child.wait().unwrap();
-    until("Python has ended", || {
-        let mut kill = Command::new("kill");
-        let asked = kill.args(["-0", &process]).stderr(Stdio::null()).status();
-        !asked.unwrap().success()
-    });
+fn a_direct_process_ends_when_lmpatch_is_killed_whether_it_has_read_everything_or_not() {
+    for is_read in [true, false] {
+        let env = Env::new();
+        let mut child = with_mlx(&env, ENDLESS, "--sizes 512").spawn().unwrap();
+        let [process, goes_on, written] =
+            ["process", "goes-on", "written"].map(|name| env.user().join(name));
+        until("a prefill has begun", || process.exists());
+        if !is_read {
+            signal(&child, "-STOP");
+        }
+        fs::write(goes_on, "").unwrap();
+        until("a line is written", || written.exists());
+        let process = text(process);
+        signal(&child, "-KILL");
+        child.wait().unwrap();
+        until("Python has ended", || {
+            let mut kill = Command::new("kill");
+            let asked = kill.args(["-0", &process]).stderr(Stdio::null()).status();
+            !asked.unwrap().success()
+        });
+    }
 }

@@ -243,7 +243,7 @@ fn no_name_and_no_error_is_taken_for_markup() {
     let fails = "echo '<x|y> & z' >&2; false";
     ran(command.args(["--model", name, "--reload", fails])).exits(1);
     let page = stage.read("o.md");
-    let heading = r"Prefill speed of a\|b\<i>\*c\_d\`e&f\u{7}, 8192 prompt tokens";
+    let heading = r"Prefill speed of a\|b\<i>\*c\_d\`e&f\\u{7}, 8192 prompt tokens";
     assert!(page.starts_with(heading), "{page}");
     assert!(page.contains(r"): \<x\|y> & z"), "{page}");
     let svg = stage.read("o.svg");
