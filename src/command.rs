@@ -103,7 +103,7 @@ pub struct Dialogue {
 }
 
 impl Dialogue {
-    /// Starts `command`. Whether it does not listen or does not answer, it is given up after `timeout`.
+    /// Starts `command`, which is given up if it neither reads nor answers for `timeout`.
     pub fn start(command: &mut Command, timeout: Duration) -> Result<Self> {
         let name = command.get_program().display().to_string();
         let stderr = tempfile::tempfile()?;
@@ -154,7 +154,6 @@ impl Dialogue {
 
 impl Drop for Dialogue {
     fn drop(&mut self) {
-        // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -112,7 +112,6 @@ static COMMAND: OnceLock<String> = OnceLock::new();
 /// Makes every command that is advised from now on act on `home`.
 pub fn advise_for(home: &Path) {
     let home = quoted(home.display());
-    // Called once.
     let _ = COMMAND.set(format!("`lmpatch --home {home} "));
 }
 

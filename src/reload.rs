@@ -87,7 +87,7 @@ impl Reloader {
         })
     }
 
-    /// Loads those models again that are gone, or that are not to be kept as they are now.
+    /// Loads those models again that are gone, or that are not to be kept as they are now; each once.
     pub fn restore(
         &self,
         before: &[LoadedModel],

@@ -49,7 +49,6 @@ pub enum Command {
     },
 }
 
-/// What is known about the agent.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// What it sets every stock backend to, in tokens, and in which home; `None` if it is not installed.

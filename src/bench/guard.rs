@@ -21,7 +21,6 @@ use crate::reload::{Reloaded, Reloader};
 /// What there was before, and how to restore it. One thread sets sizes; any other may restore the files.
 pub struct Guard {
     lock: Lock,
-    /// What makes sizes take effect instead of `lms`.
     command: Option<String>,
     output: Output,
     before: Vec<Surveyed>,
@@ -121,6 +120,7 @@ impl Guard {
 
     /// Sets every backend to `size` and makes it take effect. Returns how the model is loaded then.
     pub fn switch_to(&self, size: u64) -> Result<Vec<LoadedModel>> {
+        // Not with `is_reloaded`, for which `finish_models` waits.
         if let Some(model) = &self.wanted {
             self.reloader.wait_idle(model)?;
         }
