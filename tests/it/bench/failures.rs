@@ -54,8 +54,10 @@ fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
     }
 }
 
-/// The URL of a server that has only the interface of `OpenAI`, and answers every chat with this.
-fn answers_with(answer: String) -> String {
+const NO_LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+
+/// The URL of a server that answers every chat with this, and everything else with `list`.
+fn answers_with(list: &'static str, answer: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -63,7 +65,6 @@ fn answers_with(answer: String) -> String {
             let mut request = vec![0; 1 << 16];
             let length = stream.read(&mut request).unwrap();
             let is_chat = request[..length].starts_with(b"POST");
-            let list = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
             let text = if is_chat { &answer } else { list };
             // The client may go at any moment.
             let _ = stream.write_all(text.as_bytes());
@@ -81,9 +82,10 @@ fn an_answer_that_breaks_off_is_told_as_one() {
     // 70 million bytes of one line are not waited for.
     let endless = format!("{:x}\r\n{}", 80_000_000, "x".repeat(70_000_000));
     for (answer, why) in [(broken, "broke off ("), (endless, "broke off before")] {
-        let url = answers_with(format!(
+        let answer = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{answer}"
-        ));
+        );
+        let url = answers_with(NO_LIST, answer);
         let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
         ran.exits(1).says(&format!("error: the server {why}"));
     }
@@ -107,13 +109,19 @@ fn a_refusal_is_told_with_its_status() {
         ),
         (200, "text/html", "<p>Welcome", "<p>Welcome"),
     ] {
-        let url = answers_with(format!(
+        let answer = format!(
             "HTTP/1.1 {status} So\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n{body}"
-        ));
+        );
+        let url = answers_with(NO_LIST, answer);
         let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
         ran.exits(1)
             .says(&format!("error: the server answered {status}: {said}\n"));
     }
+    // One that fails is not one without LM Studio's own interface.
+    let failure = "HTTP/1.1 500 So\r\nContent-Length: 2\r\n\r\n{}";
+    let url = answers_with(failure, String::new());
+    let ran = stage.env.run(["bench", "--url", &url]);
+    ran.exits(1).says("error: the server answered 500");
 }
 
 #[test]

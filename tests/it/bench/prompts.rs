@@ -29,6 +29,8 @@ fn both_interfaces_ask_for_one_token_and_say_whose_clock_it_was() {
 #[test]
 fn the_first_token_is_the_first_that_has_a_text() {
     let mut run = Run::default();
+    let model = r#"data: {"model":"gemma","choices":[]}"#;
+    run.line(model, 0.5, 90).unwrap();
     let said = |content: &str| format!(r#"data: {{"choices":[{{"delta":{content}}}]}}"#);
     for (line, seconds) in [
         (said(r#"{"role":"assistant","content":""}"#), 1.0),
@@ -43,6 +45,8 @@ fn the_first_token_is_the_first_that_has_a_text() {
     }
     let run = run.end().unwrap();
     assert_eq!((run.prefill_seconds, run.tokens_per_second), (2.0, 50.0));
+    // It need not be repeated.
+    assert_eq!(run.model.as_deref(), Some("gemma"));
 }
 
 #[test]
