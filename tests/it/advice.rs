@@ -56,8 +56,7 @@ fn it_is_for_the_home_that_was_given() {
         .exits(3)
         .says(&format!("{command} 4096` sets it"));
     env.run(["--home", home, "1000"])
-        .exits(0)
-        .says(&format!("{command} 768` keeps it"));
+        .tells(&format!("{command} 768` keeps it"));
 }
 
 #[test]
@@ -146,7 +145,7 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     let commands = advised(advice);
     assert_eq!(commands.len(), 2, "{advice}");
     for command in commands {
-        env.run(["--check"]).exits(0).says("interrupted");
+        env.run(["--check"]).tells("interrupted");
         follow(&env, command);
     }
     env.run(["--check"]).exits(0).says_nothing_of("interrupted");
@@ -157,8 +156,7 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     let older = older.with_engine(engine_since_2026("4 * 256"));
     env.run(["4096"]).exits(1);
     env.run(["--check"])
-        .exits(1)
-        .says(&format!("`lmpatch 512 --backend '{OLDER}'` restores them"));
+        .fails(&format!("`lmpatch 512 --backend '{OLDER}'` restores them"));
     older.with_engine(engine_since_2026("2048"));
     env.run(["4096"]).exits(0);
     env.run(["--check"]).exits(0).says_nothing_of("interrupted");
@@ -239,7 +237,7 @@ fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
     let advice = format!("allow writing with `chmod u+w '{first}' '{second}'`");
     for args in [&["4096"][..], &["4096", "--dry-run"]] {
         let told = format!("{first} is read-only; {advice}");
-        env.run(args).exits(1).says(&told);
+        env.run(args).fails(&told);
     }
 }
 
@@ -253,8 +251,7 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     let fake = FakeLms::start(&env.lmstudio(), &older.engine());
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["4096", "--reload"])
-        .exits(1)
-        .says("no model was loaded again: no selected backend was set")
+        .fails("no model was loaded again: no selected backend was set")
         .says_nothing_of("has these values");
     let report = env.json(["4096", "--reload"]);
     assert_eq!(report["reload"]["error"], "no selected backend was set");
@@ -283,8 +280,7 @@ fn after_a_failed_reload_of_a_revert_no_revert_is_advised() {
     fake.add(json!({ "path": "qwen/tiny", "contextLength": 12345 }));
     fake.faults(json!({ "load-fails-at": [2048] }));
     env.run(["--revert", "--reload"])
-        .exits(1)
-        .says("load it in LM Studio")
+        .fails("load it in LM Studio")
         .says_nothing_of("lmpatch --revert");
 }
 

@@ -181,15 +181,11 @@ struct Source {
     bindings: Vec<Binding>,
 }
 
-/// Kind, name, line and column of the value, the value if it is an integer, the scopes around (is it a class, its name).
-type Binding = (
-    String,
-    String,
-    usize,
-    usize,
-    Option<u64>,
-    Vec<(bool, String)>,
-);
+/// Kind, name, line and column of the value, the value if it is an integer, the scopes around.
+type Binding = (String, String, usize, usize, Option<u64>, Vec<Scope>);
+
+/// Is it a class, and its name.
+type Scope = (bool, String);
 
 #[test]
 fn the_sites_are_those_that_cpython_sees() {
@@ -221,9 +217,8 @@ fn the_sites_are_those_that_cpython_sees() {
         if found != fitting || !overriding.is_empty() {
             let kept = std::env::temp_dir().join(source.path.file_name().unwrap());
             fs::copy(&source.path, &kept).unwrap();
-            wrong.push(format!(
-                "{kept:?}: {found:?}, not {fitting:?}; {overriding:?}"
-            ));
+            let judgement = format!("{found:?}, not {fitting:?}; {overriding:?}");
+            wrong.push(format!("{kept:?}: {judgement}"));
         }
     }
     aloud(&format!("held against CPython: {tally:?}"));

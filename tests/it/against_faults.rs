@@ -96,11 +96,8 @@ fn any_call_may_fail_and_nothing_is_lost() {
     let rehearsals = SCENARIOS.map(rehearse);
     let cases: Vec<_> = rehearsals.iter().flat_map(cases).collect();
     let failures = run_all(&cases);
-    let survived = cases.len() - failures.len();
-    aloud(&format!(
-        "{} faults injected, {survived} survived",
-        cases.len()
-    ));
+    let (injected, survived) = (cases.len(), cases.len() - failures.len());
+    aloud(&format!("{injected} faults injected, {survived} survived"));
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 

@@ -5,12 +5,12 @@
 //! is asserted is the number of prefill steps, never a speed.
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::child::eventually;
-use crate::support::home::{BackendDir, NAME, SITE_PACKAGES, engine_since_2026, runtime, select};
+use crate::support::home::{BackendDir, NAME, SITE_PACKAGES, engine_since_2026};
+use crate::support::standins::executable;
 use crate::support::{Before, Env, Ran, aloud, copy_tree, list, skipped, text};
 use serde_json::{Value, json};
 
@@ -87,23 +87,21 @@ fn real() -> Option<Real> {
     let mut found = Command::new(&python);
     let found = env.isolate(&mut found).args(["-c", find]).output().ok();
     let Some(found) = found.filter(|found| found.status.success()) else {
-        let python = python.display();
-        skipped(&format!(
-            "bench on the real mlx-lm: none in {python}; see .ci/run"
-        ));
+        let why = format!("no real mlx-lm in {}; see .ci/run", python.display());
+        skipped(&why);
         return None;
     };
     let package = PathBuf::from(String::from_utf8(found.stdout).unwrap());
     let backend = BackendDir::new(&env.lmstudio(), NAME).with_engine(engine_since_2026("2048"));
     copy_tree(&package, &backend.path("mlx_lm"));
-    runtime(&env.lmstudio(), "1.12.0", &[NAME]);
-    select(&env.lmstudio(), "1.12.0");
+    env.runtime("1.12.0", &[NAME]);
+    env.select("1.12.0");
     // The backend's own Python: that of the environment, which has MLX itself and whatever mlx-lm needs.
     let slower = env.user().join("slower.py");
     fs::write(&slower, SLOWER).unwrap();
     let (program, slower) = (python.display(), slower.display());
     let python_c = format!("exec '{program}' -c \"$(cat '{slower}')\n$2\"");
-    script(&backend.root.join("bin/python3.11"), &python_c);
+    executable(&backend.root.join("bin/python3.11"), &python_c);
     let model = env.user().join("tiny");
     env.python(&python, MAKE_MODEL, &[&model]);
     Some(Real {
@@ -112,12 +110,6 @@ fn real() -> Option<Real> {
         python,
         model,
     })
-}
-
-fn script(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Sweeps four sizes and gives the results, and the runs of the three sizes with whole prefills; the network is out of
@@ -185,7 +177,7 @@ fn setting_generate_py_changes_the_steps_of_the_real_server() {
         user = real.env.user().display(),
         model = real.model.display(),
     );
-    script(&restart, &code);
+    executable(&restart, &code);
     let _server = Server { pid };
     let started = real.env.isolate(&mut Command::new(&restart)).status();
     assert!(started.unwrap().success());

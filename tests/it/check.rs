@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::home::{NAME, RUNTIME, engine_since_2026, generate, select_in};
 use crate::support::standins::StandIns;
-use crate::support::{Before, Env, column, lines_on_terminal};
+use crate::support::{Before, Env, column, lines_on_terminal, write};
 
 const OTHER: &str = "app-mlx-generate-mac14-arm64@33";
 
@@ -83,7 +83,7 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
         |selected: bool| json!([{ "name": gone, "runtime": "MLX 1.13.0", "selected": selected }]);
     assert_eq!(env.json(["--check"])["missing_backends"], missing(false));
     for args in ["--check", "4096", "--revert"] {
-        env.run([args]).exits(0).says(&what);
+        env.run([args]).tells(&what);
     }
     // A command that is broken over two lines could not be copied.
     if let Some(lines) = lines_on_terminal(&env, &env.command(["--check"])) {
@@ -100,17 +100,15 @@ fn a_runtime_without_its_backend_is_told_with_commands_that_can_be_copied() {
     // What the selected runtime needs is not there, so nothing that was set takes effect.
     let error = format!("error: {what}");
     env.run(["4096"])
-        .exits(1)
-        .says(&error)
+        .fails(&error)
         .says_nothing_of("Takes effect");
     let warning = format!("warning: {what}");
-    env.run(["--revert"]).exits(0).says(&warning);
+    env.run(["--revert"]).tells(&warning);
     env.run(["--check", "4096"]).exits(3);
     // A file in its place is no backend either, and no pattern hides it.
     fs::write(env.amphibian().join(gone), "").unwrap();
     env.run(["8192", "--backend", "*@34"])
-        .exits(1)
-        .says(&error)
+        .fails(&error)
         .says_nothing_of("Takes effect");
 }
 
@@ -138,8 +136,7 @@ fn a_selection_that_is_not_known_is_told() {
     assert_eq!(selected, json!([false, false]));
     // Any of them may be the one in use.
     env.run(["4096"])
-        .exits(0)
-        .says("Takes effect when a model is next loaded");
+        .tells("Takes effect when a model is next loaded");
 
     fs::remove_file(&preferences).unwrap();
     let what = "the runtime of LM Studio is unknown";
@@ -159,7 +156,7 @@ fn bionics_own_selection_counts_too() {
     assert_eq!(by(0), &json!(["Bionic"]));
     assert_eq!(by(1), &json!(["LM Studio"]));
 
-    env.run(["4096", "--backend", NAME]).exits(0).says(OTHER);
+    env.run(["4096", "--backend", NAME]).tells(OTHER);
     let what = "Bionic uses it, and it is at stock while others are set";
     let next = format!("`lmpatch 4096 --backend '{OTHER}'` sets it");
     finds(&env, "warning", &[OTHER], what, &next);
@@ -182,14 +179,12 @@ fn bionics_own_selection_counts_too() {
 fn two_runtimes_of_one_version_are_told_apart() {
     let (env, _) = Env::in_use();
     env.backend(OTHER);
-    let directory = env.lmstudio().join("extensions/backends/nax");
-    fs::create_dir_all(&directory).unwrap();
     let manifest = json!({
         "name": "mlx-llm-mac-arm64-apple-metal-nax-advsimd", "version": "1.12.0", "engine": "mlx-llm",
         "vendor_lib_package_names": [format!("_amphibian/{OTHER}")],
     });
-    let path = directory.join("backend-manifest.json");
-    fs::write(path, manifest.to_string()).unwrap();
+    let path = "extensions/backends/nax/backend-manifest.json";
+    write(&env.lmstudio().join(path), manifest.to_string());
     let table = format!(
         "backend                          runtime         selected  chunk  stock  state\n\
          {OTHER}  MLX 1.12.0 nax             2048   2048  stock\n\
@@ -233,7 +228,7 @@ fn the_state_of_each_backend_is_judged() {
     let alone = "of mlx_engine and mlx_lm only mlx_lm is there";
     let next = "run this again when that is done";
     finds(&env, "warning", &[NAME], alone, next);
-    env.run(["4096"]).exits(0).says(alone).says(next);
+    env.run(["4096"]).tells(alone).says(next);
 }
 
 #[test]
@@ -274,22 +269,18 @@ fn a_check_of_a_size_never_advises_what_a_refusal_will_stop() {
     let (env, backend) = Env::in_use();
     fs::write(backend.engine(), "x = 1\n").unwrap();
     env.run(["--check", "4096"])
-        .exits(1)
-        .says("4096 in 0 of 1 backend")
+        .fails("4096 in 0 of 1 backend")
         .says_nothing_of("lmpatch 4096");
     assert_eq!(env.json(["--check", "4096"])["exit_code"], 1);
     env.backend(OTHER);
     env.run(["--check", "4096"])
-        .exits(1)
-        .says("4096 in 0 of 2 backends; `lmpatch 4096` sets it");
+        .fails("4096 in 0 of 2 backends; `lmpatch 4096` sets it");
     env.run(["4096"])
-        .exits(1)
-        .says("LM Studio uses it, and it was not changed: ")
+        .fails("LM Studio uses it, and it was not changed: ")
         .says("1 changed, 1 refused")
         .says_nothing_of("Takes effect");
     env.run(["--check", "4096"])
-        .exits(1)
-        .says("4096 in 1 of 2 backends")
+        .fails("4096 in 1 of 2 backends")
         .says_nothing_of("lmpatch 4096");
 }
 
@@ -338,9 +329,8 @@ fn advice_can_be_followed_to_its_end() {
 fn an_agent_that_does_not_work_is_found() {
     let (env, _) = Env::in_use();
     finds_nothing_of(&env, "agent");
-    let jobs = env.user().join("Library/LaunchAgents");
-    fs::create_dir_all(&jobs).unwrap();
-    fs::write(jobs.join("io.github.lmpatch.agent.plist"), "nonsense").unwrap();
+    let job = "Library/LaunchAgents/io.github.lmpatch.agent.plist";
+    write(&env.user().join(job), "nonsense");
     let what = "its job was not written by lmpatch";
     finds(&env, "warning", &[], what, "`lmpatch agent install 4096`");
 }

@@ -153,8 +153,7 @@ fn a_file_that_is_rewritten_before_the_rename_keeps_the_updaters_bytes() {
         let wanted = snapshot(&as_updated.root);
         let now = snapshot(&second.root);
         assert_eq!(differences(&wanted, &now), [""; 0], "{ran:#?}");
-        ran.exits(1)
-            .says(&format!("error: {SECOND}: "))
+        ran.fails(&format!("error: {SECOND}: "))
             .says("was changed by something else")
             .says(relative)
             .says_nothing_of(&format!("error: {FIRST}"))
@@ -179,8 +178,7 @@ fn a_file_that_is_rewritten_after_the_rename_keeps_the_updaters_bytes() {
 
     assert_eq!(text(second.engine()), updated);
     assert_eq!(text(second.generate()), stock_generate(), "{ran:#?}");
-    ran.exits(1)
-        .says(&format!("error: {SECOND}: "))
+    ran.fails(&format!("error: {SECOND}: "))
         .says("does not read back as it was written");
     env.run(["4096"]).exits(0);
     assert_eq!(values(&env), all_have(&ALL, 4096));
@@ -193,7 +191,7 @@ fn a_backend_that_appears_is_left_to_the_next_run() {
     };
     let new = env.backend("app-mlx-generate-mac14-arm64@4");
     let before = Before::of(&new.root);
-    paused.resume().exits(0).says("3 backends: 3 changed");
+    paused.resume().tells("3 backends: 3 changed");
 
     before.still_holds();
     let next = env.run(["4096"]).exits(0);

@@ -54,9 +54,7 @@ fn a_disk_that_cannot_sync_is_no_error_and_nothing_is_lost() {
             };
             let tampering = format!("error={error}:when={when}");
             for size in ["4096", "8192"] {
-                tampered(&env, "fsync", &tampering, &[size])
-                    .exits(0)
-                    .says("1 changed");
+                tampered(&env, "fsync", &tampering, &[size]).tells("1 changed");
                 env.run(["--check", size]).exits(0);
             }
             tampered(&env, "fsync", &tampering, &["--revert"]).exits(0);
@@ -71,9 +69,7 @@ fn a_sync_that_fails_is_an_error() {
     let Some((env, _, before)) = one_backend() else {
         return;
     };
-    tampered(&env, "fsync", "error=EIO:when=1", &["4096"])
-        .exits(1)
-        .says("1 failed");
+    tampered(&env, "fsync", "error=EIO:when=1", &["4096"]).fails("1 failed");
     before.still_holds();
 }
 
@@ -84,8 +80,7 @@ fn what_cannot_be_removed_in_the_end_is_told_and_the_files_are_as_wanted() {
     };
     let backend = backend.write("mlx_lm/.generate.py.lmpatch-tmp.1", "left over");
     let ran = tampered(&env, "?unlink,unlinkat", "error=EIO", &["4096"]);
-    ran.exits(1)
-        .says("cannot remove .generate.py.lmpatch-tmp.1")
+    ran.fails("cannot remove .generate.py.lmpatch-tmp.1")
         .says("its files are as wanted, but a leftover is not removed");
     backend.is_set_to("4096");
     env.run(["4096"]).exits(0);
@@ -117,7 +112,7 @@ fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
             };
             let tampering = format!("error={error}:when={}", call.occurrence);
             let ran = tampered(&env, &call.name, &tampering, &["-q", "4096"]);
-            let ran = ran.exits(1).says(told).says_nothing_of(other);
+            let ran = ran.fails(told).says_nothing_of(other);
             if error == "EPERM" {
                 ran.says("System Settings → Privacy & Security")
                     .says("Removable Volumes")
@@ -140,7 +135,7 @@ fn no_exclusive_rename_is_needed() {
         for args in ["4096", "8192", "--revert"] {
             let (output, was_injected) =
                 strace::inject(&env, call, "error=EOPNOTSUPP:when=1+", &[args]);
-            Ran::of(&output).exits(0).says("1 changed");
+            Ran::of(&output).tells("1 changed");
             assert!(!was_injected, "{call} is used");
         }
         before.still_holds();

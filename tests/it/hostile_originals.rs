@@ -61,8 +61,7 @@ fn bad_rows_of_a_record_prove_nothing() {
         assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
         for args in [&["--revert"][..], &["--revert", "--dry-run"]] {
             env.finish(args)
-                .exits(1)
-                .says("mlx_lm/generate.py")
+                .fails("mlx_lm/generate.py")
                 .says("the original is unknown");
             before.still_holds();
         }
@@ -162,8 +161,7 @@ fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
     let before = Before::of(env.user());
     let told = format!("{} {why}", receipt.display());
     env.finish(["--check"])
-        .exits(0)
-        .says(&format!("the receipt is ignored: {told}"))
+        .tells(&format!("the receipt is ignored: {told}"))
         .says("the original is unknown; reinstall the runtime");
     assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
     for args in [
@@ -172,18 +170,15 @@ fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
         &["--revert", "--json"],
     ] {
         env.finish(args)
-            .exits(1)
-            .says(&format!("its receipt is ignored ({told}"))
+            .fails(&format!("its receipt is ignored ({told}"))
             .says("the original is unknown")
             .says("reinstall the runtime");
         before.still_holds();
     }
-    env.finish(["8192"]).exits(0).says("1 changed");
+    env.finish(["8192"]).tells("1 changed");
     assert_eq!(text(backend.engine()), engine_since_2026("8192"));
     // What was edited is no original: only where it has its stock values again is a receipt written anew.
-    env.finish(["--revert"])
-        .exits(1)
-        .says("the original is unknown");
+    env.finish(["--revert"]).fails("the original is unknown");
     assert_eq!(text(backend.engine()), engine_since_2026("8192"));
 
     fs::write(backend.engine(), engine_since_2026("2048")).unwrap();
@@ -191,9 +186,7 @@ fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
     assert_eq!(text(backend.engine()), engine_since_2026("4096"));
     if receipt.is_dir() {
         assert!(receipt.join("kept").exists());
-        env.finish(["--revert"])
-            .exits(1)
-            .says("is not a regular file");
+        env.finish(["--revert"]).fails("is not a regular file");
         env.finish(["2048"]).exits(0);
     } else {
         env.finish(["--revert"]).exits(0);
@@ -209,9 +202,7 @@ fn a_useless_receipt_that_a_revert_removes_is_not_told() {
         it.with_listed_generate(stock_generate())
             .write("mlx_lm/generate.py.lmpatch", "{")
     });
-    env.finish(["--check"])
-        .exits(0)
-        .says("is damaged; move it away");
+    env.finish(["--check"]).tells("is damaged; move it away");
     env.finish(["--revert"]).exits(0).says_nothing_of("damaged");
     assert!(!backend.path("mlx_lm/generate.py.lmpatch").exists());
 }

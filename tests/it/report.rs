@@ -2,8 +2,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::support::Env;
-use crate::support::home::{NAME, engine_since_2026, generate};
+use crate::support::home::{BackendDir, NAME, engine_since_2026, generate};
+use crate::support::{Env, fields};
 use serde_json::{Value, json};
 
 #[test]
@@ -94,7 +94,7 @@ fn verbose_shows_every_site() {
 fn the_states_are_told_apart() {
     let env = Env::new();
     let backend = env.backend(NAME);
-    let state = || env.json(["--check"])["backends"][0]["state"].clone();
+    let state = || env.checked(0)["state"].clone();
     assert_eq!(state(), "stock");
     fs::write(backend.engine(), engine_since_2026("4096")).unwrap();
     assert_eq!(state(), "mixed");
@@ -114,35 +114,27 @@ fn the_states_are_told_apart() {
 fn a_chunk_that_nobody_can_read_is_not_told() {
     let (env, backend) = Env::in_use();
     fs::write(backend.engine(), engine_since_2026("4 * 256")).unwrap();
-    let row = &env.json(["--check"])["backends"][0];
-    assert_eq!(row["state"], "refused");
-    assert_eq!(row["chunk"], Value::Null);
+    let told = fields(&env.checked(0), ["state", "chunk"]);
+    assert_eq!(told, json!(["refused", null]));
 }
 
 #[test]
 fn the_json_has_everything_the_table_knows() {
     let env = Env::with_fixture();
     let report = env.json(["4096"]);
-    assert_eq!(report["schema"], 3);
-    assert_eq!(report["action"], "set");
-    assert_eq!(report["size"], 4096);
-    assert_eq!(report["exit_code"], 0);
+    let told = fields(&report, ["schema", "action", "size", "exit_code"]);
+    assert_eq!(told, json!([3, "set", 4096, 0]));
     let backend = &report["backends"][2];
-    assert_eq!(backend["name"], NAME);
     let path = env.amphibian().join(NAME);
-    assert_eq!(backend["path"], path.to_str().unwrap());
+    let told = fields(backend, ["name", "path", "selected", "state", "result"]);
+    assert_eq!(told, json!([NAME, path, true, "patched", "changed"]));
+    let told = fields(backend, ["chunk_before", "chunk", "stock"]);
+    assert_eq!(told, json!([2048, 4096, 2048]));
     assert_eq!(backend["runtimes"][0]["version"], "1.11.0");
-    assert_eq!(backend["selected"], true);
-    assert_eq!(backend["chunk_before"], 2048);
-    assert_eq!(backend["chunk"], 4096);
-    assert_eq!(backend["stock"], 2048);
-    assert_eq!(backend["state"], "patched");
-    assert_eq!(backend["result"], "changed");
     let file = &backend["files"][1];
-    let path = file["path"].as_str().unwrap();
-    assert!(path.ends_with("mlx_lm/generate.py"), "{path}");
-    assert_eq!(file["state"], "patched");
-    assert_eq!(file["original"], "record");
+    let path = BackendDir { root: path }.generate();
+    let told = fields(file, ["path", "state", "original"]);
+    assert_eq!(told, json!([path, "patched", "record"]));
     let expected = json!({
         "name": "prefill_step_size", "owner": "speculative_generate_step", "line": 25, "value": 4096, "stock": 512,
     });
@@ -178,7 +170,7 @@ fn advice_comes_only_where_it_applies() {
         assert_eq!(told, applies, "{size}: {stderr}");
     }
     env.run(["3000"]).exits(0);
-    env.run(["--check"]).exits(0).says(grid);
+    env.run(["--check"]).tells(grid);
     let revert = env.run(["--revert"]).exits(0);
     revert.says_nothing_of("multiple of 256");
     env.run(["--check"]).exits(0).says_nothing_of("note:");
@@ -193,9 +185,8 @@ fn engines_that_fit_less_context_at_a_larger_chunk_are_named() {
         ("mlx_engine/model_kit/batched_vision/context_fit.py", true),
         ("mlx_engine/model_kit/context_fit.py", false),
     ] {
-        let env = Env::new();
-        env.backend(NAME).write(file, "");
-        env.runtime("1.10.0", &[NAME]);
+        let (env, backend) = Env::in_use();
+        backend.write(file, "");
         let ran = env.run(["4096"]).exits(0).says_nothing_of("update");
         assert_eq!(ran.stderr.contains(&note), applies, "{ran:#?}");
         assert_eq!(ran.stderr.contains(&advice), applies, "{ran:#?}");

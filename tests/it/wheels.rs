@@ -88,10 +88,8 @@ impl Real {
     }
 
     fn bytes(&self) -> Vec<Vec<u8>> {
-        self.files
-            .iter()
-            .map(|path| fs::read(path).unwrap())
-            .collect()
+        let read = |path| fs::read(path).unwrap();
+        self.files.iter().map(read).collect()
     }
 }
 

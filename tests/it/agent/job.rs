@@ -70,8 +70,7 @@ fn a_number_that_somebody_set_stays_and_stock_does_not() {
     }
     assert_eq!(user.logged(), "");
     user.run(&["--revert"])
-        .exits(0)
-        .says("the agent will set 4096 again")
+        .tells("the agent will set 4096 again")
         .says("`lmpatch agent uninstall` ends that");
     user.job_exits(0, SOON);
     user.has_chunks([4096]);
@@ -265,8 +264,7 @@ fn a_lock_is_waited_for_and_at_the_deadline_left_to_the_next_start() {
     let lock = File::open(user.env.amphibian()).unwrap();
     lock.lock().unwrap();
     user.agent("install")
-        .exits(0)
-        .says("another lmpatch is at work; the agent sets the backends when that has ended");
+        .tells("another lmpatch is at work; the agent sets the backends when that has ended");
     user.job_exits(0, IMPATIENT);
     assert_eq!(user.logged(), "");
     let mut job = user.job_command(SOON).spawn().unwrap();

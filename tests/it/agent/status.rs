@@ -92,7 +92,7 @@ fn uninstall_leaves_nothing_and_prints_the_state_as_json_as_install_does() {
     user.env.backend(NEW);
     user.job_exits(0, SOON);
     assert!(!user.logged().is_empty());
-    user.agent("uninstall").exits(0).says("uninstalled");
+    user.agent("uninstall").tells("uninstalled");
     fs::remove_dir_all(user.env.amphibian().join(NEW)).unwrap();
     assert_eq!(user.everything(), before);
     assert_eq!(user.launchd.job(), None);
@@ -104,7 +104,7 @@ fn uninstall_leaves_nothing_and_prints_the_state_as_json_as_install_does() {
     let state = user.agent("install --json").exits(0).json();
     assert_eq!(state["installed"], true);
     fs::remove_file(user.job()).unwrap();
-    user.agent("uninstall").exits(0).says("uninstalled");
+    user.agent("uninstall").tells("uninstalled");
     assert_eq!(user.launchd.job(), None);
     let state = user.agent("uninstall --json").exits(0).json();
     assert_eq!(state["installed"], false);
@@ -126,8 +126,7 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     is_silent(&["--check"]);
     is_silent(&["8192"]);
     user.run(&["--check"])
-        .exits(0)
-        .says("the agent sets 4096, and the selected backend has 8192")
+        .tells("the agent sets 4096, and the selected backend has 8192")
         .says("`lmpatch agent install 8192` keeps 8192, `lmpatch 4096` sets 4096");
     for action in ["--check", "--revert"] {
         is_silent(&[action, "--home", elsewhere.to_str().unwrap()]);
@@ -139,8 +138,7 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     is_silent(&["--check"]);
     user.launchd.forget();
     user.run(&["--check"])
-        .exits(0)
-        .says("launchd does not have the agent")
+        .tells("launchd does not have the agent")
         .says("`lmpatch agent install 4096` fixes it");
     let ran = user.run(&["--revert"]).exits(0);
     ran.says_nothing_of("the agent will set");

@@ -3,7 +3,7 @@ use std::fs;
 
 use crate::support::home::{BackendDir, NAME, RUNTIME, stock_generate};
 use crate::support::server::chunk_on_disk;
-use crate::support::{Before, Env, column, copy_tree, lines_on_terminal, list};
+use crate::support::{Before, Env, column, copy_tree, lines_on_terminal, list, write};
 use serde_json::json;
 
 const OLDER: &str = "app-mlx-generate-mac14-arm64@19";
@@ -18,7 +18,7 @@ fn only_directories_with_an_mlx_engine_are_backends() {
     fs::write(env.amphibian().join("a file"), "").unwrap();
     fs::create_dir_all(env.amphibian().join("empty@1")).unwrap();
     let before = Before::of(env.lmstudio());
-    let ran = env.run(["4096"]).exits(0).says("1 backend: 1 changed");
+    let ran = env.run(["4096"]).tells("1 backend: 1 changed");
     let printed = ran.stdout + &ran.stderr;
     assert!(!printed.contains("harmony"), "{printed}");
     let changed = before.changes();
@@ -31,13 +31,12 @@ fn a_directory_with_one_package_is_a_backend_with_one_file() {
     let env = Env::new();
     BackendDir::new(&env.lmstudio(), NAME).with_listed_generate(stock_generate());
     env.run(["4096"]).exits(0);
-    let report = env.json(["--check", "4096"]);
-    assert_eq!(report["exit_code"], 0);
-    let backend = &report["backends"][0];
+    assert_eq!(env.json(["--check", "4096"])["exit_code"], 0);
+    let backend = env.checked(0);
     assert_eq!(backend["stock"], 2048);
-    assert_eq!(backend["files"].as_array().unwrap().len(), 1);
+    assert_eq!(list(&backend, "files").len(), 1);
     env.run(["2048"]).exits(0);
-    assert_eq!(env.json(["--check"])["backends"][0]["state"], "stock");
+    assert_eq!(env.checked(0)["state"], "stock");
 }
 
 #[test]
@@ -48,8 +47,7 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
     fs::remove_file(half.generate()).unwrap();
     let before = Before::of(&half.root);
     env.run(["4096"])
-        .exits(0)
-        .says("@35: mlx_lm/generate.py: not there")
+        .tells("@35: mlx_lm/generate.py: not there")
         .says("1 changed, 1 incomplete");
     before.still_holds();
     let finish = "let LM Studio finish its update";
@@ -58,7 +56,7 @@ fn a_package_without_its_file_is_incomplete_and_left_alone() {
     // As for the set: what is unfinished and not in use is no failure.
     env.run(["--check", "4096"]).exits(0);
     env.run(["--check", "4096", "--backend", "*@35"]).exits(3);
-    env.run(["4096", "--backend", "*@35"]).exits(1).says(finish);
+    env.run(["4096", "--backend", "*@35"]).fails(finish);
 }
 
 #[test]
@@ -70,17 +68,14 @@ fn backends_are_chosen_by_pattern() {
         env.backend(name);
     }
     env.run(["4096", "--backend", "app-mlx-generate-mac14-arm64@*"])
-        .exits(0)
-        .says("2 backends: 2 changed");
+        .tells("2 backends: 2 changed");
     env.run(["--check", "4096", "--backend", "*mac14*"])
         .exits(0);
     env.run(["--check", "4096"]).exits(3);
     env.run(["8192", "--backend", "*@33", "--backend", "*@9"])
-        .exits(0)
-        .says("2 backends: 2 changed");
+        .tells("2 backends: 2 changed");
     env.run(["8192", "--backend", "*mac15*"])
-        .exits(1)
-        .says("matches '*mac15*'")
+        .fails("matches '*mac15*'")
         .says("--check");
     let names = column(&env.json(["--check"]), "name");
     assert_eq!(names, json!([older, NAME, mac26]));
@@ -92,16 +87,16 @@ fn backups_of_a_backend_are_left_alone() {
     let backups = [".bak", " copy", "-old"].map(|end| format!("{NAME}{end}"));
     let engines = backups.each_ref().map(|name| env.backend(name).engine());
     let chunks = || engines.each_ref().map(|engine| chunk_on_disk(engine));
-    env.run(["4096"]).exits(1).says("no MLX backend found");
+    env.run(["4096"]).fails("no MLX backend found");
     // A name without a number is no backup's.
     for name in [NAME, "my-engine", "my-engine-fork"] {
         env.backend(name);
     }
-    env.run(["4096"]).exits(0).says("3 backends: 3 changed");
+    env.run(["4096"]).tells("3 backends: 3 changed");
     assert_eq!(chunks(), [Some(2048); 3]);
     // A runtime uses the first, whatever its name.
     env.runtime("1.11.0", &[&backups[0]]);
-    env.run(["4096"]).exits(0).says("1 changed, 3 unchanged");
+    env.run(["4096"]).tells("1 changed, 3 unchanged");
     assert_eq!(chunks(), [Some(4096), Some(2048), Some(2048)]);
 }
 
@@ -141,8 +136,7 @@ fn a_backup_of_a_runtime_does_not_stand_in_for_it() {
     // One that is not there at all is not known.
     env.select("9.9.9");
     env.run(["--check"])
-        .exits(0)
-        .says("the runtime of LM Studio is unknown: its preferences name one that is not there");
+        .tells("the runtime of LM Studio is unknown: its preferences name one that is not there");
 }
 
 #[test]
@@ -181,10 +175,8 @@ fn a_name_is_whole_in_a_narrow_table_however_many_runtimes_use_it() {
 fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
     let env = Env::new();
     env.backend(NAME);
-    let odd = env.lmstudio().join("extensions/backends/odd");
-    let internal = env.lmstudio().join(".internal");
-    fs::create_dir_all(&odd).unwrap();
-    fs::create_dir_all(&internal).unwrap();
+    let manifest = "extensions/backends/odd/backend-manifest.json";
+    let preferences = ".internal/backend-preferences-v1.json";
     for text in [
         "",
         "{",
@@ -193,8 +185,8 @@ fn runtimes_that_are_missing_or_odd_only_make_it_say_less() {
         "{\"name\": 1}",
         "{\"name\":\"mlx\",\"version\":\"1\",\"vendor_lib_package_names\":{}}",
     ] {
-        fs::write(odd.join("backend-manifest.json"), text).unwrap();
-        fs::write(internal.join("backend-preferences-v1.json"), text).unwrap();
+        write(&env.lmstudio().join(manifest), text);
+        write(&env.lmstudio().join(preferences), text);
         env.run(["--check"]).exits(0).shows(NAME).shows("stock");
     }
 }
@@ -207,13 +199,11 @@ fn a_selected_runtime_without_an_mlx_backend_is_told() {
     fs::create_dir_all(env.amphibian().join("mlx-engine@1")).unwrap();
     env.runtime("1.12.0", &["mlx-engine@1"]);
     env.select("1.12.0");
-    env.run(["--check"]).exits(0).says(told);
+    env.run(["--check"]).tells(told);
     // A part of it that is missing is missed all the same.
     env.runtime("1.12.0", &["cpython3.11-mac-arm64@10"]);
-    env.run(["--check"]).exits(0).says(told);
-    env.run(["4096"])
-        .exits(1)
-        .says("needs cpython3.11-mac-arm64@10");
+    env.run(["--check"]).tells(told);
+    env.run(["4096"]).fails("needs cpython3.11-mac-arm64@10");
     env.run(["--check", "4096"]).exits(3);
 }
 
@@ -228,33 +218,22 @@ fn a_runtime_whose_only_backend_is_missing_is_told_with_what_brings_it() {
     assert_eq!(env.json(["--check"])["missing_backends"][0]["name"], NAME);
     // Where all are missing, the selected one is named.
     env.runtime("1.13.0", &[NEWER]);
-    env.run(["4096"])
-        .exits(1)
-        .says(&why)
-        .says_nothing_of("1.13.0");
+    env.run(["4096"]).fails(&why).says_nothing_of("1.13.0");
     env.run(["--check", "--backend", NEWER])
-        .exits(1)
-        .says(&format!("MLX 1.13.0 needs {NEWER}"))
+        .fails(&format!("MLX 1.13.0 needs {NEWER}"))
         .says_nothing_of(&why);
     // A pattern that fits nothing is what is wrong, where there are backends.
     env.backend(OLDER);
     let report = env.json(["--check", "--backend", OLDER]);
-    let names: Vec<_> = list(&report, "missing_backends")
-        .iter()
-        .map(|one| &one["name"])
-        .collect();
-    assert_eq!(
-        names,
-        [NAME],
-        "that of the selected runtime, and those that are meant"
-    );
+    // That of the selected runtime, and those that are meant.
+    let missing = list(&report, "missing_backends");
+    assert_eq!((missing.len(), &missing[0]["name"]), (1, &json!(NAME)));
     let typo = "matches 'tpyo*'; `lmpatch --check` shows them all";
     env.fails(&["--backend", "tpyo*"], &[typo]);
     fs::remove_dir_all(env.lmstudio().join("extensions/backends")).unwrap();
     fs::create_dir_all(env.amphibian()).unwrap();
     env.run(["--check", "--backend", "*@34"])
-        .exits(1)
-        .says("no MLX backend found")
+        .fails("no MLX backend found")
         .says_nothing_of("shows them all");
 }
 
@@ -263,11 +242,11 @@ fn where_the_selected_backend_is_missing_a_size_is_not_there_and_a_revert_is_don
     let (env, backend) = Env::in_use();
     env.backend(OLDER);
     fs::remove_dir_all(&backend.root).unwrap();
-    env.run(["4096"]).exits(1).says("error: ");
+    env.run(["4096"]).fails("error: ");
     env.run(["--check", "4096"])
         .exits(3)
         .says("4096 in 1 of 1 backend, and a part of the selected runtime is not on disk");
-    env.run(["--revert"]).exits(0).says("warning: ");
+    env.run(["--revert"]).tells("warning: ");
 }
 
 #[test]
@@ -278,6 +257,5 @@ fn a_pattern_that_matches_nothing_is_an_error_beside_one_that_does() {
     // One for a backend that is missing is no typo.
     env.runtime("1.13.0", &[NEWER]);
     env.run([&["--check"][..], &both].concat())
-        .exits(0)
-        .says(&format!("needs {NEWER}"));
+        .tells(&format!("needs {NEWER}"));
 }

@@ -66,8 +66,7 @@ fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
     let before = Before::of(env.user());
     for args in [&["8192"][..], &["8192", "--dry-run"]] {
         env.finish(args)
-            .exits(1)
-            .says(BAD)
+            .fails(BAD)
             .says("mlx_lm/generate.py")
             .says("16777216")
             .says("a shorter number");
@@ -137,8 +136,7 @@ fn a_nul_byte_is_refused_wherever_it_stands() {
         let before = Before::of(env.user());
         for args in ["--check", "4096", "--dry-run"] {
             env.finish([args])
-                .exits(1)
-                .says("mlx_lm/generate.py: line")
+                .fails("mlx_lm/generate.py: line")
                 .says("a NUL byte, so this is not Python source");
         }
         only_the_good_one_changed(&before);

@@ -55,7 +55,7 @@ fn links_in_place_of_a_backend_the_backends_or_the_home_are_followed_and_kept() 
         let moved = move_and_link(&env, &path);
         let before = Before::of(env.user());
         env.finish(["--check", "2048"]).exits(0);
-        env.finish(["4096"]).exits(0).says("2 backends: 2 changed");
+        env.finish(["4096"]).tells("2 backends: 2 changed");
         assert_eq!(fs::read_link(&path).unwrap(), moved);
         backend.is_set_to("4096");
         env.finish(["--revert"]).exits(0);
@@ -71,13 +71,11 @@ fn two_backends_that_are_links_to_the_same_directory_are_set_and_reverted_once()
     symlink(moved, third).unwrap();
     let before = Before::of(env.user());
     for size in ["4096", "8192"] {
-        env.finish([size]).exits(0).says("3 backends: 3 changed");
+        env.finish([size]).tells("3 backends: 3 changed");
         backend.is_set_to(size);
         env.finish(["--check", size]).exits(0);
     }
-    env.finish(["--revert"])
-        .exits(0)
-        .says("3 backends: 3 changed");
+    env.finish(["--revert"]).tells("3 backends: 3 changed");
     only_bytecode_is_gone(&before);
 }
 
@@ -89,10 +87,9 @@ fn a_backend_whose_link_leads_nowhere_is_named() {
     let before = Before::of(env.user());
     let named = backend.root.to_str().unwrap();
     env.finish(["--check"])
-        .exits(1)
-        .says(named)
+        .fails(named)
         .says("is its disk connected?");
-    env.finish(["--revert"]).exits(1).says(named);
+    env.finish(["--revert"]).fails(named);
     before.still_holds();
 }
 
@@ -103,8 +100,7 @@ fn a_bytecode_directory_that_is_a_link_stops_the_edit() {
     let moved = move_and_link(&env, &cache);
     let before = Before::of(env.user());
     env.finish(["4096"])
-        .exits(1)
-        .says(cache.to_str().unwrap())
+        .fails(cache.to_str().unwrap())
         .says("is a link; remove it");
     only_the_good_one_changed(&before);
     assert_eq!(fs::read_dir(moved).unwrap().count(), 6);

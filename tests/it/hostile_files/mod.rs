@@ -38,8 +38,7 @@ fn only_the_good_one_changed(before: &Before) {
 fn assert_refused(env: &Env, path: &Path, what: &str, good: &BackendDir) {
     let (before, identity_before) = (Before::of(env.user()), identity(path).unwrap());
     let told = |ran: Ran| {
-        ran.exits(1)
-            .says(path.to_str().unwrap())
+        ran.fails(path.to_str().unwrap())
             .says(what)
             .says("reinstall the runtime in LM Studio");
     };

@@ -55,7 +55,7 @@ fn home_unset_empty_or_wrong_is_said_and_an_explicit_home_still_works() {
             );
             continue;
         }
-        finish(&mut implied).exits(1).says("--home DIR");
+        finish(&mut implied).fails("--home DIR");
     }
     before.still_holds();
 }
@@ -114,7 +114,7 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
     let (env, _) = one_backend();
     fs::create_dir(env.user().join(".lmstudio-home-pointer")).unwrap();
     let told = "regular file); LM Studio finds its home by it, lmpatch also by --home DIR";
-    env.finish(["--check"]).exits(1).says(told);
+    env.finish(["--check"]).fails(told);
 }
 
 /// LM Studio asks whether the pointer exists, which a dangling link does not.

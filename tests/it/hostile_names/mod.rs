@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::child::finish;
 use crate::support::home::{BackendDir, NAME, engine_since_2026, runtime};
-use crate::support::{Before, Env, Ran, list, mkfifo, skipped, text};
+use crate::support::{Before, Env, Ran, list, mkfifo, skipped, text, write};
 use serde_json::{Value, json};
 
 mod home;
@@ -85,7 +85,7 @@ fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
             assert_tame(&run(args).exits(0));
         }
         for args in ["4096", "64 -v", "4096 -v"] {
-            assert_tame(&run(args).exits(0).says("1 backend: 1 changed"));
+            assert_tame(&run(args).tells("1 backend: 1 changed"));
         }
         assert_eq!(text(backend.engine()), engine_since_2026("4096"));
 
@@ -98,9 +98,9 @@ fn backends_of_any_name_are_found_shown_safely_set_and_reverted() {
         assert_tame(&run("--revert -v").exits(0));
         assert_eq!(before.changes(), [""; 0], "{}", name.display());
         fs::write(backend.engine(), "nothing here").unwrap();
-        assert_tame(&run("4096").exits(1).says("cache_wrapper.py"));
+        assert_tame(&run("4096").fails("cache_wrapper.py"));
         fs::remove_dir_all(backend.root.join("lib")).unwrap();
-        assert_tame(&run("4096").exits(1).says("no MLX backend found"));
+        assert_tame(&run("4096").fails("no MLX backend found"));
     }
 }
 
@@ -129,9 +129,9 @@ fn homes_of_any_name_are_worked_on_and_shown_safely() {
         let report = in_home("--check --json").exits(0).stdout;
         serde_json::from_str::<Value>(&report).unwrap();
         fs::remove_dir_all(home.join("extensions")).unwrap();
-        assert_tame(&in_home("4096").exits(1).says("is not there"));
+        assert_tame(&in_home("4096").fails("is not there"));
         fs::remove_dir_all(&home).unwrap();
-        assert_tame(&in_home("4096").exits(1).says("is not there"));
+        assert_tame(&in_home("4096").fails("is not there"));
     }
 }
 
@@ -160,16 +160,14 @@ fn colour_that_is_asked_for_is_lmpatchs_own_only() {
 #[test]
 fn names_of_runtimes_and_of_backends_that_are_gone_are_shown_safely() {
     let (env, _) = one_backend();
-    let directory = env.lmstudio().join("extensions/backends/odd");
-    fs::create_dir_all(&directory).unwrap();
     let gone = [ESCAPES, "../gone", "/gone", ""].map(|name| format!("_amphibian/{name}"));
     let backends = [&[format!("_amphibian/{NAME}")], &gone[..]].concat();
     let manifest = json!({
         "name": format!("mlx{ESCAPES}"), "version": format!("9{ESCAPES}"), "engine": "mlx-llm",
         "vendor_lib_package_names": backends,
     });
-    let path = directory.join("backend-manifest.json");
-    fs::write(path, manifest.to_string()).unwrap();
+    let path = "extensions/backends/odd/backend-manifest.json";
+    write(&env.lmstudio().join(path), manifest.to_string());
     for args in ["--check", "--check -v", "--dry-run", "4096", "--revert"] {
         let ran = env.finish(args.split(' ')).exits(0);
         assert_tame(&ran);

@@ -14,11 +14,11 @@ fn what_the_bash_patch_did_is_undone_where_the_vendors_bytes_can_be_proven() {
     let (env, backend, _) =
         one_backend(|it| it.with_generate(patched).with_record(stock_generate()));
     assert_eq!(env.checked(0)["files"][0]["original"], "record");
-    env.run(["--revert"]).exits(0).says("1 changed");
+    env.run(["--revert"]).tells("1 changed");
     assert_eq!(text(backend.generate()), stock_generate());
     fs::write(backend.generate(), generate("2048", "2048", "2048")).unwrap();
     assert_eq!(env.checked(0)["state"], "patched");
-    env.run(["2048"]).exits(0).says("1 changed");
+    env.run(["2048"]).tells("1 changed");
     assert_eq!(text(backend.generate()), stock_generate());
 }
 
@@ -30,8 +30,7 @@ fn an_original_that_is_neither_proven_nor_saved_is_not_guessed() {
     env.run(["8192", "--backend", "*@33"]).exits(0);
     let before = Before::of(&backend.root);
     env.run(["--revert"])
-        .exits(1)
-        .says("@34: mlx_engine/cache_wrapper.py: the original is unknown: not a known release")
+        .fails("@34: mlx_engine/cache_wrapper.py: the original is unknown: not a known release")
         .says("set its stock size, 2048, in it alone (--backend), or reinstall the runtime")
         .says("1 changed, 1 refused");
     before.still_holds();
@@ -50,8 +49,7 @@ fn the_number_that_writes_stock_values_is_the_backends_own() {
             .with_generate(generate("4096", "4096", "4096"))
     });
     env.run(["--revert"])
-        .exits(1)
-        .says("mlx_lm/generate.py: the original is unknown: not a known release")
+        .fails("mlx_lm/generate.py: the original is unknown: not a known release")
         .says("set its stock size, 512, in it alone (--backend), or reinstall the runtime");
     env.run(["512"]).exits(0);
     assert_eq!(text(backend.generate()), stock_generate());
@@ -83,7 +81,7 @@ fn a_number_that_is_written_otherwise_is_reverted_where_its_digits_are_proven() 
     for size in [None, Some("4096")] {
         fs::write(backend.generate(), &odd).unwrap();
         size.map(|size| env.run([size]).exits(0));
-        env.run(["--revert"]).exits(0).says("1 changed");
+        env.run(["--revert"]).tells("1 changed");
         assert_eq!(text(backend.generate()), before);
     }
 }
@@ -93,8 +91,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
     let engine = engine_since_2026("1_024");
     let (env, backend, before) = one_backend(|it| it.usual().with_engine(engine));
     env.run(["4096"])
-        .exits(0)
-        .says("mlx_engine/cache_wrapper.py had been edited before lmpatch first saw it")
+        .tells("mlx_engine/cache_wrapper.py had been edited before lmpatch first saw it")
         .says("--revert restores that; for the vendor's, reinstall the runtime");
     assert_eq!(env.checked(0)["files"][0]["original"], "receipt");
     env.run(["--check", "-v"])
@@ -102,8 +99,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
         .shows("as lmpatch first found it");
     backend.is_set_to("4096");
     env.run(["--revert"])
-        .exits(0)
-        .says("cache_wrapper.py had been edited before lmpatch first saw it");
+        .tells("cache_wrapper.py had been edited before lmpatch first saw it");
     before.still_holds();
 }
 
@@ -111,7 +107,7 @@ fn a_file_that_was_odd_when_first_seen_is_given_back_as_it_was() {
 fn an_unknown_engine_that_was_never_edited_is_left_as_it_is_by_a_revert() {
     let env = Env::with_fixture();
     let before = Before::of(env.lmstudio());
-    env.run(["--revert"]).exits(0).says("3 unchanged");
+    env.run(["--revert"]).tells("3 unchanged");
     before.still_holds();
 }
 
@@ -143,14 +139,14 @@ fn a_foreign_line_changes_no_state_and_comes_back_with_a_revert() {
         .exits(0)
         .shows("stock")
         .says("2048 in 1 of 1 backend");
-    env.run(["2048"]).exits(0).says("1 unchanged");
-    env.run(["--revert"]).exits(0).says("1 unchanged");
+    env.run(["2048"]).tells("1 unchanged");
+    env.run(["--revert"]).tells("1 unchanged");
     before.still_holds();
     let line = "it differs from the file that its package's RECORD lists";
     let verbose = env.run(["--check", "-v"]).exits(0);
     assert_eq!(verbose.stdout.matches(line).count(), 1, "{verbose:#?}");
 
-    env.run(["4096"]).exits(0).says("1 changed");
+    env.run(["4096"]).tells("1 changed");
     assert_eq!(
         text(backend.generate()),
         generate("4096", "4096", "4096") + "# patched by hand\n"

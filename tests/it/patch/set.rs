@@ -18,8 +18,7 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
     ] {
         let (env, backend, before) = one_backend(|it| it.usual().with_engine(&engine));
         env.run(["4096"])
-            .exits(0)
-            .says("1 backend: 1 changed")
+            .tells("1 backend: 1 changed")
             .says("Takes effect when a model is next loaded");
         let edited = engine.replace(&format!("= {stock}"), "= 4096");
         assert_eq!(text(backend.engine()), edited);
@@ -45,8 +44,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
     env.run(["512"])
-        .exits(0)
-        .says("app-mlx-generate-mac14-arm64@34: 512 is below its stock 2048")
+        .tells("app-mlx-generate-mac14-arm64@34: 512 is below its stock 2048")
         .says("prefill may be slower")
         .says("--revert");
     old_before.still_holds();
@@ -77,10 +75,9 @@ fn set_twice_is_set_once_and_touches_nothing() {
     };
     let untouched = stamps();
     env.run(["--revert"])
-        .exits(0)
-        .says("1 unchanged")
+        .tells("1 unchanged")
         .says_nothing_of("Takes effect");
-    env.run(["2048"]).exits(0).says("1 unchanged");
+    env.run(["2048"]).tells("1 unchanged");
     env.run(["4096", "--dry-run"]).exits(0);
     assert_eq!(stamps(), untouched);
     before.still_holds();
@@ -88,8 +85,7 @@ fn set_twice_is_set_once_and_touches_nothing() {
     let (patched, before) = (stamps(), Before::of(env.user()));
     assert_ne!(patched, untouched);
     env.run(["4096"])
-        .exits(0)
-        .says("1 unchanged")
+        .tells("1 unchanged")
         .says_nothing_of("Takes effect");
     assert_eq!(stamps(), patched);
     before.still_holds();
@@ -169,8 +165,7 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let before = Before::of(env.lmstudio());
     let ran = env
         .run(["4096", "--dry-run"])
-        .exits(0)
-        .says("3 would change")
+        .tells("3 would change")
         .says("nothing was written");
     before.still_holds();
     fs::write(env.user().join("it.diff"), &ran.stdout).unwrap();

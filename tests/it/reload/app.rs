@@ -32,8 +32,7 @@ fn the_app_of_the_workers_is_restarted_and_what_is_not_back_is_loaded() {
         fake.set("at-start", json!([otherwise]));
         standins
             .run(["4096", "--reload=app"])
-            .exits(0)
-            .says("qwen/tiny was reloaded (context 12345, parallel 3)")
+            .tells("qwen/tiny was reloaded (context 12345, parallel 3)")
             .says("llama/tiny was reloaded")
             .says("gemma/tiny was reloaded (context 8000");
         fake.has([
@@ -112,7 +111,7 @@ fn a_model_of_another_app_that_lms_does_not_list_is_told() {
     let standins = app(&env, &fake, BIONIC);
     fake.add(qwen(json!({})));
     // Without LM Studio, `lms` would start it.
-    env.run(["512"]).exits(0).says("load it again in Bionic");
+    env.run(["512"]).tells("load it again in Bionic");
     assert_eq!(fake.calls(), NOTHING);
     fake.faults(json!({ "ps-says": "[]" }));
     standins

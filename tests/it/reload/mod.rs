@@ -1,8 +1,8 @@
 //! `--reload`: loaded models get the values that are on disk, and everything else of them stays as it was.
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use crate::support::child::until;
+use crate::support::child::{signal, until};
 use crate::support::lms::{FakeLms, Running, shell};
 use crate::support::standins::{ago, written};
 use crate::support::{Env, Ran, fields};
@@ -72,8 +72,7 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
     );
     let before = fake.loaded();
     env.run(["4096", "--reload"])
-        .exits(0)
-        .says("qwen/tiny was reloaded (context 12345, parallel 3)")
+        .tells("qwen/tiny was reloaded (context 12345, parallel 3)")
         .says("my chat was reloaded (context 5000, parallel 1)")
         .says("gemma/tiny was reloaded")
         .says("qwen/tiny: its TTL in ms is 91000 instead of 90500")
@@ -118,7 +117,7 @@ fn without_a_worker_lms_is_never_called_and_without_an_mlx_model_it_does_nothing
     let (env, fake) = home();
     fake.set("running", json!(false));
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
-        env.run(arguments).exits(0).says("No model is loaded.");
+        env.run(arguments).tells("No model is loaded.");
     }
     env.run(["--check"]).exits(0).shows("No model is loaded.");
     // Of the other backends nothing is known.
@@ -135,7 +134,7 @@ fn without_a_worker_lms_is_never_called_and_without_an_mlx_model_it_does_nothing
     fake.set("running", json!(true));
     fake.add(json!({ "path": "llama/tiny", "format": "gguf" }));
     let told = "No loaded model uses these backends.";
-    env.run(["4096", "--reload"]).exits(0).says(told);
+    env.run(["4096", "--reload"]).tells(told);
     assert_eq!(fake.actions(), NOTHING);
     env.run(["--check"]).exits(0).shows(told);
 }
@@ -205,8 +204,7 @@ fn what_is_not_as_it_was_is_named() {
     let more = json!({ "contextLength": 129_536, "parallel": 2, "ttlMs": 60000 });
     fake.add(qwen(more));
     env.run(["4096", "--reload"])
-        .exits(0)
-        .says("qwen/tiny was reloaded (context 34304, parallel 4)")
+        .tells("qwen/tiny was reloaded (context 34304, parallel 4)")
         .says("its context length is 34304 instead of 129536")
         .says("its parallelism is 4 instead of 2")
         .says_nothing_of("TTL in ms");
@@ -226,12 +224,9 @@ fn a_signal_does_not_come_between_an_unload_and_the_load() {
     until("it loads", || fake.calls().iter().any(is_load));
     // No other lmpatch sets another size in between.
     assert!(Lock::try_take(&env.lmstudio()).unwrap().is_none());
-    let mut kill = Command::new("kill");
-    let killed = kill.args(["-INT", &child.id().to_string()]).status();
-    assert!(killed.unwrap().success());
+    signal(child.id(), "INT");
     Ran::of(&child.wait_with_output().unwrap())
-        .exits(0)
-        .says("press Ctrl-C again to stop without it")
+        .tells("press Ctrl-C again to stop without it")
         .says("qwen/tiny was reloaded (context 12345");
     fake.has([("qwen/tiny", 12345, 4096)]);
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Env, Ran, copy_binary, skipped};
+use super::{Env, LMPATCH, Ran, copy_program, skipped};
 
 /// Far more than anything needs on a slow machine; whoever is past it hangs.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -120,7 +120,7 @@ impl Env {
         let copy = self.root.path().join("lmpatch");
         if !copy.exists() {
             fs::set_permissions(self.root.path(), Permissions::from_mode(0o755)).unwrap();
-            copy_binary(&copy);
+            copy_program(LMPATCH, &copy);
             fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         }
         copy

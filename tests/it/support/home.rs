@@ -83,9 +83,7 @@ impl BackendDir {
 
     /// Writes a file below `site-packages`.
     pub fn write(self, relative: &str, content: impl AsRef<[u8]>) -> Self {
-        let path = self.path(relative);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
+        super::write(&self.path(relative), content);
         self
     }
 
@@ -195,20 +193,13 @@ pub fn record_row(path: &str, content: &[u8]) -> String {
 
 /// Writes the manifest of a runtime that is made of `backends`.
 pub fn runtime(lmstudio: &Path, version: &str, backends: &[&str]) {
-    let directory = lmstudio.join(format!("extensions/backends/{RUNTIME}-{version}"));
-    let names: Vec<_> = backends
-        .iter()
-        .map(|backend| format!("_amphibian/{backend}"))
-        .collect();
+    let package = |backend: &&str| format!("_amphibian/{backend}");
+    let names: Vec<_> = backends.iter().map(package).collect();
     let manifest = serde_json::json!({
         "name": RUNTIME, "version": version, "engine": "mlx-llm", "vendor_lib_package_names": names,
     });
-    fs::create_dir_all(&directory).unwrap();
-    fs::write(
-        directory.join("backend-manifest.json"),
-        manifest.to_string(),
-    )
-    .unwrap();
+    let path = format!("extensions/backends/{RUNTIME}-{version}/backend-manifest.json");
+    super::write(&lmstudio.join(path), manifest.to_string());
 }
 
 /// Writes which runtime LM Studio has selected.
@@ -220,9 +211,7 @@ pub fn select(lmstudio: &Path, version: &str) {
 pub fn select_in(lmstudio: &Path, preferences: &str, version: &str) {
     let rows =
         serde_json::json!([{ "model_format": "safetensors", "name": RUNTIME, "version": version }]);
-    let path = lmstudio.join(preferences);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, rows.to_string()).unwrap();
+    super::write(&lmstudio.join(preferences), rows.to_string());
 }
 
 /// The name of the runtime that [`runtime`] writes.

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::interpreter;
 use super::standins::executable_text;
+use super::{copy_program, interpreter};
 
 /// The `lms` of one home, with the workers of what it has loaded.
 pub struct FakeLms {
@@ -112,9 +112,7 @@ pub fn node(home: &Path) -> PathBuf {
 /// Puts a shell at `path`, whatever that program is to be.
 pub fn shell(path: PathBuf) -> PathBuf {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    // By another process: a copy that this one has open for writing, while another test forks, is "busy".
-    let copied = Command::new("cp").arg("/bin/sh").arg(&path).status();
-    assert!(copied.unwrap().success());
+    copy_program("/bin/sh", &path);
     path
 }
 

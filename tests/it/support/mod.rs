@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub mod child;
@@ -27,11 +27,10 @@ pub use tree::{Before, Entry, copy_tree, differences, snapshot};
 /// The binary under test.
 pub const LMPATCH: &str = env!("CARGO_BIN_EXE_lmpatch");
 
-/// Copies the binary under test. By another process: a copy that this one has open for writing, while another test forks,
-/// is "busy".
-pub fn copy_binary(to: &Path) {
+/// Copies a program. By another process: a copy that this one has open for writing, while another test forks, is "busy".
+pub fn copy_program(program: &str, to: &Path) {
     let mut copy = Command::new("cp");
-    assert!(copy.arg(LMPATCH).arg(to).status().unwrap().success());
+    assert!(copy.arg(program).arg(to).status().unwrap().success());
 }
 
 /// A user's home directory of its own, gone when it is dropped.
@@ -127,9 +126,8 @@ impl Env {
             let args: Vec<_> = words.split(' ').chain(flags.iter().copied()).collect();
             let ran = self.run(&args).exits(1);
             let report = self.json(&args);
-            assert_eq!(report["schema"], 3);
-            assert_eq!(report["exit_code"], 1);
-            assert_eq!(report["backends"], Value::Array(vec![]));
+            let told = fields(&report, ["schema", "exit_code", "backends"]);
+            assert_eq!(told, json!([3, 1, []]));
             let error = report["error"].as_str().unwrap();
             for reason in reasons {
                 let is_told = ran.stderr.contains(reason) && error.contains(reason);
@@ -144,6 +142,13 @@ impl Env {
 #[track_caller]
 pub fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
+}
+
+/// Writes a file, and the directories above it.
+#[track_caller]
+pub fn write(path: &Path, content: impl AsRef<[u8]>) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
 }
 
 /// Makes a FIFO.

@@ -32,20 +32,14 @@ impl Ran {
     /// Fails the test unless stderr has `text`, line breaks aside.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
-        assert!(
-            self.stderr.contains(text),
-            "stderr has no {text:?}: {self:#?}"
-        );
+        assert!(self.stderr.contains(text), "no {text:?}: {self:#?}");
         self
     }
 
     /// Fails the test unless stdout has `text`.
     #[track_caller]
     pub fn shows(self, text: &str) -> Self {
-        assert!(
-            self.stdout.contains(text),
-            "stdout has no {text:?}: {self:#?}"
-        );
+        assert!(self.stdout.contains(text), "no {text:?}: {self:#?}");
         self
     }
 
@@ -63,6 +57,12 @@ impl Ran {
         self.exits(1).says(why)
     }
 
+    /// Fails the test unless the run went well, with exit code 0, and stderr says `what`.
+    #[track_caller]
+    pub fn tells(self, what: &str) -> Self {
+        self.exits(0).says(what)
+    }
+
     /// What it printed, as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
@@ -72,10 +72,7 @@ impl Ran {
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
-        assert!(
-            !self.stderr.contains(text),
-            "stderr has {text:?}: {self:#?}"
-        );
+        assert!(!self.stderr.contains(text), "{text:?}: {self:#?}");
         self
     }
 }

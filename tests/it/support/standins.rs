@@ -121,7 +121,7 @@ pub fn written(path: &Path, at: SystemTime) {
 pub fn install(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     if fs::hard_link(super::LMPATCH, path).is_err() {
-        super::copy_binary(path);
+        super::copy_program(super::LMPATCH, path);
     }
 }
 
