@@ -9,9 +9,6 @@
     reason = "a benchmark fails by panicking, and uses a part of what tests share"
 )]
 
-use std::fs;
-use std::path::Path;
-
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use lmpatch::lock::Lock;
@@ -37,12 +34,8 @@ fn main() {
 #[divan::bench(args = [1, 10, 100])]
 fn locate(bencher: Bencher<'_, '_>, times: usize) {
     let source = real_size_generate().repeat(times);
-    assert_eq!(
-        sites::locate(&SETTINGS[1], source.as_bytes())
-            .unwrap()
-            .len(),
-        5 * times
-    );
+    let sites = sites::locate(&SETTINGS[1], source.as_bytes()).unwrap();
+    assert_eq!(sites.len(), 5 * times);
     bencher
         .counter(BytesCount::of_str(&source))
         .bench(|| sites::locate(&SETTINGS[1], source.as_bytes()));
@@ -135,23 +128,13 @@ impl Home {
 
     fn add(&self, others: Others) {
         let backend = BackendDir::new(self.root.path(), &backend_name(0));
-        let add = |directory: &Path, file: String| {
-            fs::create_dir_all(directory).unwrap();
-            fs::write(directory.join(file), "x = 1\n").unwrap();
+        let (count, start, end) = match others {
+            Others::Files(count) => (count, "other/part_", ".py"),
+            Others::Packages(count) => (count, "other_", "/__init__.py"),
         };
-        match others {
-            Others::Files(count) => {
-                (0..count).for_each(|n| add(&backend.path("other"), format!("part_{n}.py")));
-            }
-            Others::Packages(count) => {
-                (0..count).for_each(|n| {
-                    add(
-                        &backend.path(&format!("other_{n}")),
-                        "__init__.py".to_owned(),
-                    );
-                });
-            }
-        }
+        (0..count).fold(backend, |it, n| {
+            it.write(&format!("{start}{n}{end}"), "x = 1\n")
+        });
     }
 
     fn check(&self, backends: usize) {

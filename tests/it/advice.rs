@@ -98,11 +98,9 @@ fn what_is_at_its_own_stock_is_not_called_set() {
 fn what_backend_leaves_out_is_told() {
     let (env, ..) = two("2048");
     let only_older = |what: &str| env.run([what, "--backend", OLDER]);
-    only_older("4096")
-        .says(&format!(
-            "{NAME} is selected, but --backend omits it; `lmpatch --check` shows"
-        ))
-        .says_nothing_of("Takes effect");
+    let told = format!("{NAME} is selected, but --backend omits it; `lmpatch --check` shows");
+    let ran = only_older("4096").says(&told);
+    ran.says_nothing_of("Takes effect");
     env.run(["4096", "--backend", OLDER, "--reload"])
         .fails("no model was loaded again: no selected backend was set");
     only_older("--revert").says("--backend omits it");
@@ -119,9 +117,8 @@ fn a_size_that_lmpatch_does_not_take_is_not_advised() {
         .with_engine(engine_since_2026("32"))
         .with_generate(generate("32", "32", "32"));
     env.run(["2048", "--backend", NAME]).exits(0);
-    env.run(["--check"])
-        .exits(0)
-        .says_nothing_of("others are set")
+    let ran = env.run(["--check"]).exits(0);
+    ran.says_nothing_of("others are set")
         .says_nothing_of("lmpatch 32");
 }
 

@@ -125,7 +125,7 @@ fn paused_in(name: &str, words: &[&str]) -> Option<(Env, Paused)> {
 
 /// A run that stands still when everything is planned, the first backend is done, and the new content of the second
 /// is on the disk but not yet in its place.
-fn paused_before_the_second() -> Option<(Env, Paused)> {
+fn paused() -> Option<(Env, Paused)> {
     let staged = ".generate.py.lmpatch-tmp.";
     let (env, paused) = paused_in("fsync", &[SECOND, staged])?;
     let there = snapshot(&backend(&env, SECOND).path("mlx_lm"));
@@ -142,11 +142,9 @@ fn a_file_that_is_rewritten_before_the_rename_keeps_the_updaters_bytes() {
         ("mlx_engine/cache_wrapper.py", engine),
         ("mlx_lm/generate.py", generate),
     ] {
-        let Some((env, paused)) = paused_before_the_second() else {
-            return;
-        };
+        let Some((env, run)) = paused() else { return };
         let second = backend(&env, SECOND).write(relative, &bytes);
-        let ran = paused.resume();
+        let ran = run.resume();
 
         let home = three_backends();
         let as_updated = backend(&home, SECOND).write(relative, &bytes);
@@ -186,12 +184,10 @@ fn a_file_that_is_rewritten_after_the_rename_keeps_the_updaters_bytes() {
 
 #[test]
 fn a_backend_that_appears_is_left_to_the_next_run() {
-    let Some((env, paused)) = paused_before_the_second() else {
-        return;
-    };
+    let Some((env, run)) = paused() else { return };
     let new = env.backend("app-mlx-generate-mac14-arm64@4");
     let before = Before::of(&new.root);
-    paused.resume().tells("3 backends: 3 changed");
+    run.resume().tells("3 backends: 3 changed");
 
     before.still_holds();
     let next = env.run(["4096"]).exits(0);
@@ -201,11 +197,9 @@ fn a_backend_that_appears_is_left_to_the_next_run() {
 #[test]
 fn a_backend_that_vanishes_is_named_and_stops_no_other() {
     for (gone, others) in [(SECOND, [FIRST, THIRD]), (THIRD, [FIRST, SECOND])] {
-        let Some((env, paused)) = paused_before_the_second() else {
-            return;
-        };
+        let Some((env, run)) = paused() else { return };
         fs::remove_dir_all(backend(&env, gone).root).unwrap();
-        let ran = paused.resume().exits(1);
+        let ran = run.resume().exits(1);
 
         ran.says(&format!("error: {gone}: "))
             .says("3 backends: 2 changed, 1 failed");

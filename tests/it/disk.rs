@@ -5,7 +5,7 @@ use crate::support::strace::{self, Call};
 use crate::support::{Before, Env, Ran};
 
 /// A home of one backend, and as it is before anything is run; none where strace is missing.
-fn one_backend() -> Option<(Env, BackendDir, Before)> {
+fn one() -> Option<(Env, BackendDir, Before)> {
     strace::is_there().then(|| {
         let (env, backend, _) = home::one_backend(BackendDir::usual);
         let before = Before::of(env.lmstudio());
@@ -31,9 +31,7 @@ fn find(calls: &[Call], name: &str, text: &str) -> usize {
 
 #[test]
 fn a_receipt_is_on_the_disk_before_the_first_edit() {
-    let Some((env, ..)) = one_backend() else {
-        return;
-    };
+    let Some((env, ..)) = one() else { return };
     let calls = strace::record(&env, &["-q", "4096"]);
     let synced = find(&calls, "fsync", ".cache_wrapper.py.lmpatch.lmpatch-tmp.");
     let named = find(&calls, "rename", "/cache_wrapper.py.lmpatch\"");
@@ -49,7 +47,7 @@ fn a_receipt_is_on_the_disk_before_the_first_edit() {
 fn a_disk_that_cannot_sync_is_no_error_and_nothing_is_lost() {
     for error in ["ENOTTY", "EOPNOTSUPP", "EINVAL"] {
         for when in ["1", "2", "1+"] {
-            let Some((env, _, before)) = one_backend() else {
+            let Some((env, _, before)) = one() else {
                 return;
             };
             let tampering = format!("error={error}:when={when}");
@@ -66,7 +64,7 @@ fn a_disk_that_cannot_sync_is_no_error_and_nothing_is_lost() {
 /// A disk that fails to sync is another matter.
 #[test]
 fn a_sync_that_fails_is_an_error() {
-    let Some((env, _, before)) = one_backend() else {
+    let Some((env, _, before)) = one() else {
         return;
     };
     tampered(&env, "fsync", "error=EIO:when=1", &["4096"]).fails("1 failed");
@@ -75,7 +73,7 @@ fn a_sync_that_fails_is_an_error() {
 
 #[test]
 fn what_cannot_be_removed_in_the_end_is_told_and_the_files_are_as_wanted() {
-    let Some((env, backend, _)) = one_backend() else {
+    let Some((env, backend, _)) = one() else {
         return;
     };
     let backend = backend.write("mlx_lm/.generate.py.lmpatch-tmp.1", "left over");
@@ -90,9 +88,7 @@ fn what_cannot_be_removed_in_the_end_is_told_and_the_files_are_as_wanted() {
 /// On macOS no chmod helps against that.
 #[test]
 fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
-    let Some((env, ..)) = one_backend() else {
-        return;
-    };
+    let Some((env, ..)) = one() else { return };
     let calls = strace::record(&env, &["-q", "4096"]);
     for (name, text) in [
         ("openat", "/_amphibian\""),
@@ -107,7 +103,7 @@ fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
             ("EACCES", "chmod", "Full Disk Access"),
         ] {
             eprintln!("{error} in {name} of {text}");
-            let Some((env, backend, before)) = one_backend() else {
+            let Some((env, backend, before)) = one() else {
                 return;
             };
             let tampering = format!("error={error}:when={}", call.occurrence);
@@ -129,7 +125,7 @@ fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
 #[test]
 fn no_exclusive_rename_is_needed() {
     for call in ["renameat2", "linkat"] {
-        let Some((env, _, before)) = one_backend() else {
+        let Some((env, _, before)) = one() else {
             return;
         };
         for args in ["4096", "8192", "--revert"] {

@@ -164,12 +164,8 @@ fn is_of_no_use(why: &str, tamper: impl Fn(&Path)) {
         .tells(&format!("the receipt is ignored: {told}"))
         .says("the original is unknown; reinstall the runtime");
     assert_eq!(env.checked(0)["files"][0]["original"], "unknown");
-    for args in [
-        &["--revert"][..],
-        &["--revert", "--dry-run"],
-        &["--revert", "--json"],
-    ] {
-        env.finish(args)
+    for args in ["--revert", "--revert --dry-run", "--revert --json"] {
+        env.finish(args.split(' '))
             .fails(&format!("its receipt is ignored ({told}"))
             .says("the original is unknown")
             .says("reinstall the runtime");

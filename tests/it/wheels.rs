@@ -115,10 +115,8 @@ fn only_the_digits_of_the_setting_change_and_all_of_them() {
             let (seen, set) = (&seen[index], &set[index]);
             assert!(seen.len() >= 2, "{}", path.display());
             assert_eq!(set.len(), seen.len());
-            assert!(
-                set.iter().all(|site| site.value.to_string() == size),
-                "{set:?}"
-            );
+            let is_set = |site: &Site| site.value.to_string() == size;
+            assert!(set.iter().all(is_set), "{set:?}");
             let rest = without(&before[index], seen);
             assert_eq!(rest, without(&after[index], set), "{}", path.display());
         }
@@ -134,14 +132,11 @@ fn the_sites_are_those_that_python_sees() {
     let Some(real) = real() else { return };
     let report = real.env.json(["--check"]);
     let backends = list(&report, "backends").iter();
-    let files: Vec<_> = backends
-        .flat_map(|backend| list(backend, "files"))
-        .collect();
+    let files = backends.flat_map(|backend| list(backend, "files"));
+    let files: Vec<_> = files.collect();
     for (path, seen) in real.files.iter().zip(real.judge()) {
-        let mut files = files.iter();
-        let file = files
-            .find(|file| file["path"] == path.to_str().unwrap())
-            .unwrap();
+        let is_it = |file: &&&Value| file["path"] == path.to_str().unwrap();
+        let file = files.iter().find(is_it).unwrap();
         let shown = |site: &Value| json!([site["line"], site["value"], site["stock"]]);
         let shown: Vec<_> = list(file, "sites").iter().map(shown).collect();
         let stock = |site: &Site| json!([site.line, site.value, site.value]);
@@ -166,9 +161,8 @@ fn what_the_bash_patch_did_to_a_real_file_is_undone_to_the_hash_in_record() {
     assert_eq!(real.bytes(), before);
     for (path, source) in real.files.iter().zip(before) {
         let site_packages = path.ancestors().nth(2).unwrap();
-        let mut listed = fs::read_dir(site_packages)
-            .unwrap()
-            .map(|entry| entry.unwrap().path());
+        let listed = fs::read_dir(site_packages).unwrap();
+        let mut listed = listed.map(|entry| entry.unwrap().path());
         let info = listed.find(|path| path.extension().is_some_and(|end| end == "dist-info"));
         let record = text(info.unwrap().join("RECORD"));
         let row = record_row("mlx_lm/generate.py", &source);

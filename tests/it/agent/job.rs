@@ -143,9 +143,8 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     env.hand_over();
     let words = format!("--home .lmstudio agent run 4096 --settle-ms {NEVER}");
     let mut job = env.ordinary(words.split(' '));
-    while_mode(&env.amphibian(), 0o000, || {
-        finish(&mut job).fails("chmod u+rwx")
-    });
+    let ran = while_mode(&env.amphibian(), 0o000, || finish(&mut job));
+    ran.fails("chmod u+rwx");
 }
 
 #[test]

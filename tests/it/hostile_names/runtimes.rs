@@ -4,16 +4,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::{NO_FILES, assert_tame, one_backend};
-use crate::support::home::{NAME, RUNTIME, runtime, select};
+use super::{NO_FILES, assert_tame};
+use crate::support::home::{NAME, RUNTIME};
 use crate::support::{Before, Env, text};
 use serde_json::{Value, json};
 
 /// A home whose one backend is that of the selected runtime, and the two files that say so.
 fn selected() -> (Env, [PathBuf; 2]) {
-    let (env, _) = one_backend();
-    runtime(&env.lmstudio(), "1.12.0", &[NAME]);
-    select(&env.lmstudio(), "1.12.0");
+    let (env, _) = Env::in_use();
     let manifest = format!("extensions/backends/{RUNTIME}-1.12.0/backend-manifest.json");
     let preferences = ".internal/backend-preferences-v1.json";
     let files = [&manifest, preferences].map(|path| env.lmstudio().join(path));
@@ -81,8 +79,8 @@ fn assert_says_less(env: &Env, path: &Path, contents: &[Vec<u8>]) {
     for content in contents {
         fs::write(path, content).unwrap();
         let what = String::from_utf8_lossy(&content[..content.len().min(300)]);
-        let ran = env.finish(["--check", "2048"]).exits(0).shows(NAME);
-        let ran = ran.says_nothing_of("error");
+        let ran = env.finish(["--check", "2048"]).exits(0);
+        let ran = ran.shows(NAME).says_nothing_of("error");
         assert_tame(&ran);
         assert!(fs::read(path).unwrap() == *content, "{what}");
         let is_less = !ran.stdout.contains("yes");

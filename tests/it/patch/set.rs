@@ -7,7 +7,8 @@ use crate::support::home::{
     BackendDir, NAME, engine_since_2026, engine_with_constant, engine_with_parameter, generate,
     one_backend, stock_generate,
 };
-use crate::support::{Before, Env, copy_tree, snapshot, text};
+use crate::support::{Before, Env, copy_tree, fields, snapshot, text};
+use serde_json::json;
 
 #[test]
 fn every_shape_is_set_and_reverted_to_the_byte() {
@@ -23,12 +24,9 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
         let edited = engine.replace(&format!("= {stock}"), "= 4096");
         assert_eq!(text(backend.engine()), edited);
         assert_eq!(text(backend.generate()), generate("4096", "4096", "4096"));
-        let report = env.json(["--check", "4096"]);
-        assert_eq!(report["exit_code"], 0);
-        let row = &report["backends"][0];
-        assert_eq!(row["chunk"], 4096);
-        assert_eq!(row["stock"], stock);
-        assert_eq!(row["state"], "patched");
+        assert_eq!(env.json(["--check", "4096"])["exit_code"], 0);
+        let told = fields(&env.checked(0), ["chunk", "stock", "state"]);
+        assert_eq!(told, json!([4096, stock, "patched"]));
         env.run(["--revert"]).exits(0);
         before.still_holds();
     }
@@ -43,10 +41,8 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let new = env.backend(NAME);
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
-    env.run(["512"])
-        .tells("app-mlx-generate-mac14-arm64@34: 512 is below its stock 2048")
-        .says("prefill may be slower")
-        .says("--revert");
+    let told = "@34: 512 is below its stock 2048: it saves memory, but prefill may be slower; `lmpatch --revert` restores";
+    env.run(["512"]).tells(told);
     old_before.still_holds();
     new.is_set_to("512");
     env.run(["--check", "512"]).exits(0);

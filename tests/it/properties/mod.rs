@@ -117,10 +117,8 @@ fn time_is_linear_in_size() {
         eprintln!("{name:35} 2 MiB {short:>10.1?}, 8 MiB {long:>10.1?}, ratio {ratio:.1}");
         worse.extend((ratio >= 12.0).then_some(name));
     }
-    assert!(
-        worse.is_empty(),
-        "four times the size takes twelve times as long or more: {worse:?}"
-    );
+    // Four times the size takes them twelve times as long or more.
+    assert_eq!(worse, [""; 0]);
 }
 
 fn measure(source: &[u8]) -> Duration {

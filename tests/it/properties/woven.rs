@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lmpatch::patch::settings::{SIZES, Setting};
+use lmpatch::patch::settings::{SIZES, Setting, Site};
 use lmpatch::patch::sites::locate;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,20 +20,18 @@ pub struct Woven {
 impl Woven {
     fn is_located(&self, setting: &'static Setting) {
         let shown = String::from_utf8_lossy(&self.source);
-        let sites =
-            locate(setting, &self.source).unwrap_or_else(|refusal| panic!("{refusal}:\n{shown}"));
-        let found: Vec<_> = sites
-            .into_iter()
-            .map(|site| (site.range, site.value, site.line))
-            .collect();
+        let sites = locate(setting, &self.source).expect(&shown);
+        let place = |site: Site| (site.range, site.value, site.line);
+        let found: Vec<_> = sites.into_iter().map(place).collect();
         let line = |at| {
             let before = String::from_utf8_lossy(&self.source[..at]).replace("\r\n", "\n");
             1 + before.matches(['\r', '\n']).count()
         };
-        let planted = self.planted.iter().cloned();
-        let wanted: Vec<_> = planted
-            .map(|(range, value)| (range.clone(), value, line(range.start)))
-            .collect();
+        let wanted = self
+            .planted
+            .iter()
+            .map(|(range, value)| (range.clone(), *value, line(range.start)));
+        let wanted: Vec<_> = wanted.collect();
         assert_eq!(found, wanted, "\n{shown}");
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::child::{signal, until};
 use crate::support::lms::{FakeLms, Running, shell};
 use crate::support::standins::{ago, written};
-use crate::support::{Env, Ran, fields};
+use crate::support::{Env, Ran, fields, list};
 use lmpatch::lmstudio::lms::Lms;
 use lmpatch::lmstudio::runtimes::APPS;
 use lmpatch::lock::Lock;
@@ -65,11 +65,8 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
         fake.add(model);
     }
     env.run(["4096"]).exits(0);
-    assert_eq!(
-        fake.actions(),
-        NOTHING,
-        "without the flag nothing is touched"
-    );
+    // Without the flag nothing is touched.
+    assert_eq!(fake.actions(), NOTHING);
     let before = fake.loaded();
     env.run(["4096", "--reload"])
         .tells("qwen/tiny was reloaded (context 12345, parallel 3)")
@@ -103,12 +100,17 @@ fn every_mlx_model_on_this_mac_is_loaded_again_as_it_was_and_no_other() {
     assert_eq!(report["backends"][0]["in_effect"], "unknown");
     let report = env.json(["--revert", "--reload=models"]);
     assert_eq!(report["reload"]["how"], "models");
-    let models = report["reload"]["models"].as_array().unwrap();
+    let models = list(&report["reload"], "models");
     assert_eq!(models.len(), 3);
-    let names = ["identifier", "context_length", "parallel", "ttl_ms"];
-    let expected = json!(["qwen/tiny", 12345, 3, 91000]);
+    let names = [
+        "identifier",
+        "context_length",
+        "parallel",
+        "ttl_ms",
+        "failed",
+    ];
+    let expected = json!(["qwen/tiny", 12345, 3, 91000, null]);
     assert_eq!(fields(&models[0], names), expected);
-    assert_eq!(models[0]["failed"], Value::Null);
     assert!(fake.loaded().iter().all(|model| model["chunk"] != 4096));
 }
 

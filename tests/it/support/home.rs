@@ -184,11 +184,8 @@ impl Env {
 
 /// A row of `RECORD`.
 pub fn record_row(path: &str, content: &[u8]) -> String {
-    format!(
-        "{path},sha256={},{}",
-        URL_SAFE_NO_PAD.encode(Sha256::digest(content)),
-        content.len()
-    )
+    let digest = URL_SAFE_NO_PAD.encode(Sha256::digest(content));
+    format!("{path},sha256={digest},{}", content.len())
 }
 
 /// Writes the manifest of a runtime that is made of `backends`.

@@ -64,10 +64,8 @@ pub fn pause(env: &Env, call: &Call, args: &[&str]) -> Paused {
     let stop = format!("signal=SIGSTOP:when={}", call.occurrence);
     let mut strace = strace(env, &call.name, Some(&stop), args);
     let strace = strace.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut paused = Paused {
-        strace: strace.spawn().unwrap(),
-        lmpatch: String::new(),
-    };
+    let (strace, lmpatch) = (strace.spawn().unwrap(), String::new());
+    let mut paused = Paused { strace, lmpatch };
     paused.lmpatch = eventually(&format!("lmpatch stops in {call:?}"), || {
         let log = fs::read_to_string(log(env)).unwrap_or_default();
         let stopped = |line: &str| Some(line.strip_suffix(" --- stopped by SIGSTOP ---")?.into());

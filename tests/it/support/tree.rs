@@ -47,19 +47,18 @@ fn collect(root: &Path, directory: &Path, entries: &mut BTreeMap<OsString, Entry
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let metadata = fs::symlink_metadata(&path).unwrap();
+        let mode = metadata.mode();
         let relative = path.strip_prefix(root).unwrap().as_os_str().to_owned();
         let found = if metadata.is_symlink() {
             Entry::Link(fs::read_link(&path).unwrap())
         } else if metadata.is_dir() {
             collect(root, &path, entries);
-            Entry::Directory {
-                mode: metadata.mode(),
-            }
+            Entry::Directory { mode }
         } else if metadata.is_file() && metadata.len() < 1 << 26 {
             let bytes = fs::read(&path).unwrap_or_default();
             Entry::File {
                 bytes,
-                mode: metadata.mode(),
+                mode,
                 uid: metadata.uid(),
                 gid: metadata.gid(),
             }
