@@ -54,10 +54,8 @@ fn plan(bencher: Bencher<'_, '_>, backends: usize) {
     let home = Home::new(backends);
     let survey = patch::survey(home.root.path(), &[]).unwrap();
     bencher.counter(ItemsCount::new(backends)).bench(|| {
-        let changes = survey
-            .backends
-            .iter()
-            .flat_map(|backend| backend.edits(Goal::Size(4096)).unwrap());
+        let edits = |backend: &Surveyed| backend.edits(Goal::Size(4096)).unwrap();
+        let changes = survey.backends.iter().flat_map(edits);
         assert_eq!(changes.filter(Edit::is_change).count(), 2 * backends);
     });
 }

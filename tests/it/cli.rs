@@ -56,22 +56,15 @@ fn a_wrong_command_line_exits_2_and_changes_nothing() {
 #[test]
 fn a_word_that_is_no_command_is_called_so() {
     let env = Env::with_fixture();
-    env.run(["doctr"])
-        .exits(2)
-        .says("neither a size such as 4096 or 4k, nor a command");
-    env.run(["check"]).exits(2).says("did you mean --check?");
-    env.run(["set", "4096"])
-        .exits(2)
-        .says("invalid value 'set'")
-        .says_nothing_of("'4096'");
-    env.run(["--foo", "4096"])
-        .exits(2)
-        .says("unexpected argument '--foo' found")
-        .says_nothing_of("tip:");
-    env.run(["completions"]).exits(2).says("<SHELL>");
-    let elsewhere = ["bench", "--model", "x", "--sizes", "check"];
-    env.run(elsewhere)
-        .exits(2)
+    let wrong = |words: &str| env.run(words.split(' ')).exits(2);
+    wrong("doctr").says("neither a size such as 4096 or 4k, nor a command");
+    wrong("check").says("did you mean --check?");
+    let set = wrong("set 4096").says("invalid value 'set'");
+    set.says_nothing_of("'4096'");
+    let foo = wrong("--foo 4096").says("unexpected argument '--foo' found");
+    foo.says_nothing_of("tip:");
+    wrong("completions").says("<SHELL>");
+    wrong("bench --model x --sizes check")
         .says("give plain digits such as 4096")
         .says_nothing_of("did you mean");
 }

@@ -61,7 +61,6 @@ fn a_disk_that_cannot_sync_is_no_error_and_nothing_is_lost() {
     }
 }
 
-/// A disk that fails to sync is another matter.
 #[test]
 fn a_sync_that_fails_is_an_error() {
     let Some((env, _, before)) = one() else {

@@ -25,7 +25,6 @@ fn race(sizes: &[u64], runs_per_size: u32) -> Results {
     }
 }
 
-/// The size that is measured next.
 fn next(race: &Results) -> Option<u64> {
     race.next_row()?.size
 }

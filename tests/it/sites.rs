@@ -169,34 +169,24 @@ fn unfamiliar_forms_are_refused_and_named() {
     for (source, why) in [
         ("@N = 2\nmatch 99:\n  case(@N):\n    pass\n", "line 3"),
         ("@N = 2\nmatch 99:\n  case[@N]:\n    pass\n", "line 3"),
-        (
-            "\\\ndef f():\n @N = 2048\n",
-            "line 1: a line that begins with a backslash",
-        ),
         ("@N = 1\n@N = 2\n", "is set 2 times, in lines 1, 2"),
-        (
-            "A = @N = 1\n",
-            "line 1: @N shares its value with another name: `A = @N = 1`",
-        ),
-        (
-            "@N = 1\n@N *= 2\n",
-            "line 2: @N is set here in a way that would override the edit: `@N *= 2`",
-        ),
         ("@N = 1\nprint(@N := 2)\n", "line 2"),
         ("@N = 1\ndef f():\n    @N = 2\n", "line 3"),
-        (
-            "@N: int = None\n",
-            "line 1: @N is not a plain number but `None`",
-        ),
     ] {
         refuses(ENGINE, source, why);
     }
+    let why = "line 1: a line that begins with a backslash";
+    refuses(ENGINE, "\\\ndef f():\n @N = 2048\n", why);
+    let why = "line 1: @N shares its value with another name: `A = @N = 1`";
+    refuses(ENGINE, "A = @N = 1\n", why);
+    let why = "line 2: @N is set here in a way that would override the edit: `@N *= 2`";
+    refuses(ENGINE, "@N = 1\n@N *= 2\n", why);
+    let why = "line 1: @N is not a plain number but `None`";
+    refuses(ENGINE, "@N: int = None\n", why);
     let parameter = "def f(@N: int = 1):";
+    let two = format!("{parameter} pass\ndef g(@N=DEFAULT): pass\n");
     for (source, why) in [
-        (
-            &*format!("{parameter} pass\ndef g(@N=DEFAULT): pass\n"),
-            "line 2",
-        ),
+        (&*two, "line 2"),
         (&format!("{parameter}\n    @N = 2\n"), "line 2"),
         (&format!("{parameter}\n    @N = None\n"), "line 2"),
         ("f(@N=1)\n", "no definition of @N"),

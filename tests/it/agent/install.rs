@@ -16,17 +16,15 @@ use serde_json::json;
 fn install_hands_launchd_a_job_that_runs_at_load_on_changes_and_every_hour() {
     let user = User::new();
     user.agent("install 8k").exits(0);
-    assert_eq!(
-        user.job_read(),
-        json!({
-            "Label": "io.github.lmpatch.agent",
-            "ProgramArguments": [user.program(), "--home", user.env.lmstudio(), "agent", "run", "8192"],
-            "RunAtLoad": true,
-            "WatchPaths": [user.env.amphibian()],
-            "StartInterval": 3600,
-            "StandardErrorPath": user.log(),
-        })
-    );
+    let expected = json!({
+        "Label": "io.github.lmpatch.agent",
+        "ProgramArguments": [user.program(), "--home", user.env.lmstudio(), "agent", "run", "8192"],
+        "RunAtLoad": true,
+        "WatchPaths": [user.env.amphibian()],
+        "StartInterval": 3600,
+        "StandardErrorPath": user.log(),
+    });
+    assert_eq!(user.job_read(), expected);
     assert_eq!(user.launchd.job(), fs::read(user.job()).ok());
     match Command::new("plutil").arg("-lint").arg(user.job()).output() {
         Ok(lint) => assert!(lint.status.success(), "{lint:?}"),

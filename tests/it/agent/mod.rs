@@ -95,7 +95,6 @@ impl User {
         Ran::of(&command.output().unwrap())
     }
 
-    /// Runs `lmpatch agent` with these words.
     fn agent(&self, words: &str) -> Ran {
         let words: Vec<_> = words.split(' ').collect();
         self.run(&[&["agent"], &words[..]].concat())

@@ -71,9 +71,8 @@ fn the_decision_from_literals() {
     }
     // What LM Studio has loaded is no excuse for a worker of Bionic.
     let snapshot = seen(&[&bionic, &new]);
-    let state = snapshot.load_state(&backend_of("Bionic"), Some(101), &selections(), || {
-        Some((0, 1))
-    });
+    let used = backend_of("Bionic");
+    let state = snapshot.load_state(&used, Some(101), &selections(), || Some((0, 1)));
     assert_eq!(state, needs(&[&bionic]));
 }
 
@@ -90,10 +89,8 @@ fn what_cannot_be_decided_says_why() {
         (vec![&other], None, Some(5), "worker 8"),
     ] {
         let state = seen(&workers).load_state(&used, written, &selections(), || loaded);
-        assert!(
-            matches!(&state, Unknown(why) if why.contains(expected)),
-            "{state:?}"
-        );
+        let is_told = matches!(&state, Unknown(why) if why.contains(expected));
+        assert!(is_told, "{state:?}");
     }
     let mut snapshot = seen(&[&new]);
     for (directory, is_its) in [("a", true), ("b", false), ("cpython3.11@10", true)] {
@@ -102,8 +99,6 @@ fn what_cannot_be_decided_says_why() {
         assert_eq!(matches!(state, Unknown(_)), is_its, "{directory}");
     }
     let state = seen(&[&new]).load_state(&used, Some(101), &Selections::default(), || None);
-    assert!(
-        matches!(&state, Unknown(why) if why.contains("is unknown")),
-        "{state:?}"
-    );
+    let is_told = matches!(&state, Unknown(why) if why.contains("is unknown"));
+    assert!(is_told, "{state:?}");
 }

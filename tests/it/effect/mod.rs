@@ -67,7 +67,6 @@ impl Stage {
         FakeLms::start(&self.home(), &self.used.engine())
     }
 
-    /// What `--check` prints.
     fn check(&self) -> Ran {
         self.env.run(["--check"]).exits(0)
     }

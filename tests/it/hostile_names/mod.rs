@@ -144,14 +144,7 @@ fn colour_that_is_asked_for_is_lmpatchs_own_only() {
         let all = ["--color", "always"].into_iter().chain(args.split(' '));
         let ran = env.finish(all).exits(0);
         let printed = [&*ran.stdout, &ran.stderr].concat();
-        for foreign in [
-            "\u{1b}[31mred",
-            "\u{1b}]",
-            "\u{7}",
-            "\r",
-            "\u{9b}",
-            "\u{202e}",
-        ] {
+        for foreign in ["\x1b[31mred", "\x1b]", "\x07", "\r", "\u{9b}", "\u{202e}"] {
             assert!(!printed.contains(foreign), "{foreign:?}: {ran:#?}");
         }
     }

@@ -17,11 +17,9 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
     is_refused("x = 1\n", &stock_generate(), why);
     let why = "line 2: PROMPT_PROCESSING_CHUNK_SIZE is not a plain number but `4 * 512`";
     is_refused(&engine_with_constant("4 * 512"), &stock_generate(), why);
+    let twice = "is set 2 times, in lines 2, 8";
     for (last_line, why) in [
-        (
-            "PROMPT_PROCESSING_CHUNK_SIZE = 1\n",
-            "is set 2 times, in lines 2, 8",
-        ),
+        ("PROMPT_PROCESSING_CHUNK_SIZE = 1\n", twice),
         ("x = '''never ends\n", "line 8: a string that does not end"),
         ("x = (1\n", "line 8: unbalanced brackets"),
     ] {
@@ -33,16 +31,12 @@ fn what_is_not_understood_is_refused_with_its_line_and_the_others_are_done() {
 #[test]
 fn a_refused_value_is_quoted_up_to_a_line() {
     let long = format!("max({})", "512, ".repeat(60));
+    let cut = format!("is not a plain number but `{}…`", &long[..120]);
+    let shared = "shares its value with another name: `PROMPT_PROCESSING_CHUNK_SIZE = B = 4096`";
     for (value, why) in [
         ("int(\n    512\n)", "is not a plain number but `int(…`"),
-        (
-            &long,
-            &format!("is not a plain number but `{}…`", &long[..120]),
-        ),
-        (
-            "B = 4096",
-            "shares its value with another name: `PROMPT_PROCESSING_CHUNK_SIZE = B = 4096`",
-        ),
+        (&long, &cut),
+        ("B = 4096", shared),
         ("", "has no value behind its `=`"),
     ] {
         let engine = format!("PROMPT_PROCESSING_CHUNK_SIZE = {value}\n");

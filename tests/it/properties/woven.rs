@@ -27,11 +27,9 @@ impl Woven {
             let before = String::from_utf8_lossy(&self.source[..at]).replace("\r\n", "\n");
             1 + before.matches(['\r', '\n']).count()
         };
-        let wanted = self
-            .planted
-            .iter()
-            .map(|(range, value)| (range.clone(), *value, line(range.start)));
-        let wanted: Vec<_> = wanted.collect();
+        let planted =
+            |(range, value): &(Range<usize>, u64)| (range.clone(), *value, line(range.start));
+        let wanted: Vec<_> = self.planted.iter().map(planted).collect();
         assert_eq!(found, wanted, "\n{shown}");
     }
 

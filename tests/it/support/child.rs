@@ -44,7 +44,6 @@ pub fn finish_into(
     Ran::of(&output.unwrap())
 }
 
-/// Sends a signal to a process that is there.
 #[track_caller]
 pub fn signal(pid: impl Display, name: &str) {
     let mut kill = Command::new("kill");

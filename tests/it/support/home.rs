@@ -87,12 +87,10 @@ impl BackendDir {
         self
     }
 
-    /// Writes the engine's file.
     pub fn with_engine(self, content: impl AsRef<[u8]>) -> Self {
         self.write("mlx_engine/cache_wrapper.py", content)
     }
 
-    /// Writes mlx-lm's file.
     pub fn with_generate(self, content: impl AsRef<[u8]>) -> Self {
         self.write("mlx_lm/generate.py", content)
     }
@@ -182,7 +180,6 @@ impl Env {
     }
 }
 
-/// A row of `RECORD`.
 pub fn record_row(path: &str, content: &[u8]) -> String {
     let digest = URL_SAFE_NO_PAD.encode(Sha256::digest(content));
     format!("{path},sha256={digest},{}", content.len())

@@ -68,7 +68,6 @@ impl Env {
         env
     }
 
-    /// The user's home directory.
     pub fn user(&self) -> PathBuf {
         self.root.path().join("user")
     }
@@ -138,7 +137,6 @@ impl Env {
     }
 }
 
-/// What a file says.
 #[track_caller]
 pub fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
@@ -151,7 +149,6 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) {
     fs::write(path, content).unwrap();
 }
 
-/// Makes a FIFO.
 #[track_caller]
 pub fn mkfifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());

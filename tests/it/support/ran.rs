@@ -63,7 +63,6 @@ impl Ran {
         self.exits(0).says(what)
     }
 
-    /// What it printed, as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Copies a directory with everything in it.
 pub fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -88,7 +87,6 @@ pub struct Before {
 }
 
 impl Before {
-    /// The tree as it is at this moment.
     pub fn of(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         let entries = snapshot(&root);
