@@ -71,7 +71,7 @@ impl Ran {
     /// Fails the test if stderr has `text`.
     #[track_caller]
     pub fn says_nothing_of(self, text: &str) -> Self {
-        assert!(!self.stderr.contains(text), "{text:?}: {self:#?}");
+        assert!(!self.stderr.contains(text), "has {text:?}: {self:#?}");
         self
     }
 }
