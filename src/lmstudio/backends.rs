@@ -86,7 +86,8 @@ pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
         bail!(why_absent(home, &directory));
     }
     let names = files::names(&directory)?;
-    let real = resolved(&directory);
+    let real =
+        fs::canonicalize(&directory).map_err(|error| cannot("resolve", &directory, &error))?;
     match leads_into_app(&directory, &real) {
         Some(why) => bail!(why),
         None => Ok((names, real)),
@@ -196,8 +197,13 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
     if is_link {
         real = resolved(&path);
     }
+    // The system follows links to paths that are too long for it to name, so where this one ends is unknown.
+    let is_unknown = is_link && real == path && site_packages.is_ok();
+    let unknown = is_unknown
+        .then(|| format!("{shown} is a link whose end cannot be found; is its path too long?"));
+    let refusal = unknown.or_else(|| leads_into_app(&path, &real));
     Some(Backend {
-        site_packages: leads_into_app(&path, &real).map_or(site_packages, Err),
+        site_packages: refusal.map_or(site_packages, Err),
         name,
         path,
         real,

@@ -62,6 +62,33 @@ fn a_link_within_a_path_is_what_is_wrong_and_not_the_file() {
     env.run(["4096"]).fails(&link);
 }
 
+/// The system follows links to a path that is longer than it can name, so what it leads into is unknown.
+#[test]
+fn a_link_whose_end_cannot_be_named_is_refused() {
+    let long: PathBuf = (0..9).map(|_| "d".repeat(200)).collect();
+    for is_backend in [true, false] {
+        let env = Env::new();
+        let mut end = env.user().join("disk");
+        fs::create_dir(&end).unwrap();
+        for _ in 0..3 {
+            fs::create_dir_all(end.join(&long)).unwrap();
+            symlink(&long, end.join("link")).unwrap();
+            end.push("link");
+        }
+        let moved = usual_backend(&end.join("Some.app"), NAME);
+        let mut link = env.amphibian();
+        let mut target = amphibian(&end.join("Some.app"));
+        if is_backend {
+            link.push(NAME);
+            target.push(NAME);
+        }
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(target, &link).unwrap();
+        env.run(["4096"]).fails(&link.display().to_string());
+        assert_eq!(chunk_on_disk(&moved.engine()), Some(2048));
+    }
+}
+
 #[test]
 fn two_pythons_that_are_one_are_reverted() {
     let (env, backend) = Env::in_use();
