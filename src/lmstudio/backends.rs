@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::runtimes::{self, Runtime, Selections};
-use crate::files::{self, app_bundle, cannot, is_absence, is_dir, resolved};
+use crate::files::{self, app_bundle, cannot, is_absence, is_dir};
 
 /// The start of every MLX backend's name that has been seen so far.
 const NAME_PREFIX: &str = "app-mlx-generate";
@@ -86,8 +86,7 @@ pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
         bail!(why_absent(home, &directory));
     }
     let names = files::names(&directory)?;
-    let real =
-        fs::canonicalize(&directory).map_err(|error| cannot("resolve", &directory, &error))?;
+    let real = resolve(&directory)?;
     match leads_into_app(&directory, &real) {
         Some(why) => bail!(why),
         None => Ok((names, real)),
@@ -193,23 +192,28 @@ fn backend(directory: &Path, real: &Path, file_name: &OsStr) -> Option<Backend> 
         return None;
     }
     // Without a link there is nothing to resolve, and asking the system costs more than everything else here.
-    let mut real = real.join(file_name);
+    let mut real = Ok(real.join(file_name));
     if is_link {
-        real = resolved(&path);
+        real = resolve(&path);
     }
-    // The system follows links to paths that are too long for it to name, so where this one ends is unknown.
-    let is_unknown = is_link && real == path && site_packages.is_ok();
-    let unknown = is_unknown
-        .then(|| format!("{shown} is a link whose end cannot be found; is its path too long?"));
-    let refusal = unknown.or_else(|| leads_into_app(&path, &real));
+    let site_packages = match (&real, site_packages) {
+        (Ok(real), found) => leads_into_app(&path, real).map_or(found, Err),
+        (Err(why), Ok(_)) => Err(why.to_string()),
+        (Err(_), unreadable) => unreadable,
+    };
     Some(Backend {
-        site_packages: refusal.map_or(site_packages, Err),
+        site_packages,
         name,
+        real: real.unwrap_or_else(|_| path.clone()),
         path,
-        real,
         runtimes: Vec::new(),
         selected: false,
     })
+}
+
+/// Where `path` really is. The system follows links to paths that it cannot name, being too long: then this fails.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|error| cannot("resolve", path, &error))
 }
 
 /// Why nothing at `path` is edited, if it leads into an app bundle.
