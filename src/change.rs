@@ -22,7 +22,6 @@ use crate::signals;
 /// Brings every backend to the goal, or shows what that would change.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
     let goal = report.size.map_or(Goal::Original, Goal::Size);
-    // A check does without this thread: it lists the processes at that time.
     let _ = thread::Builder::new().spawn(compile_patterns);
     let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
     let backends = check::survey(cli, home, report)?;

@@ -16,12 +16,16 @@ use crate::output::{Exit, Output};
 use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::file::State;
+use crate::patch::sites::compile_patterns;
 use crate::report::{BackendReport, Report, notes, table};
 
 /// Shows every backend; with a size, tells whether every one of them has it.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
-    let scan = || workers::snapshot(home);
-    // The processes are listed while the files are read. If the thread cannot start, `effect::add` lists them afterwards.
+    // Both while the files are found and read. If the thread cannot start, each is done where it is needed.
+    let scan = || {
+        compile_patterns();
+        workers::snapshot(home)
+    };
     let (survey, seen) = thread::scope(|scope| {
         let is_shown = cli.json || !cli.quiet;
         let scanning = is_shown.then(|| thread::Builder::new().spawn_scoped(scope, scan));

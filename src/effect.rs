@@ -25,7 +25,7 @@ pub fn add(cli: &Cli, home: &Path, report: &mut Report, seen: Option<WorkerSnaps
     let selections = &report.absent.selections;
     let loaded = LazyCell::new(|| loaded(home));
     for row in &mut report.backends {
-        let state = snapshot.load_state(&row.backend, written(row), selections, || *loaded);
+        let state = snapshot.load_state(&row.backend, || written(row), selections, || *loaded);
         row.stale_workers = match &state {
             ReloadNeeded(older) => older.iter().map(|worker| worker.pid).collect(),
             _ => Vec::new(),

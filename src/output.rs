@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
@@ -60,11 +61,16 @@ impl Output {
     /// Writes text to stdout, without its colours if they are not wanted. A reader that has gone away is no
     /// error; a full disk is.
     pub fn print(&self, text: &str) -> Result<()> {
-        write(&mut anstream::stdout().lock(), text.as_bytes())
+        self.print_raw(&coloured(text, &io::stdout()))
     }
 
+    /// Writes bytes to stdout. As [`Output::print`] otherwise.
     pub fn print_raw(&self, bytes: &[u8]) -> Result<()> {
-        write(&mut io::stdout().lock(), bytes)
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("cannot write to stdout"),
+        }
     }
 
     pub fn print_json(&self, value: &impl Serialize) -> Result<()> {
@@ -159,17 +165,18 @@ fn eprint(tag: &str, style: Style, text: &str) {
         let filled = textwrap::fill(&parts.join("`"), options);
         text = filled.trim_start().replace('\u{e000}', " ");
     }
-    // In one write, so that nothing gets in between. If stderr itself fails, there is nobody left to tell.
-    let mut line = AutoStream::new(Vec::new(), AutoStream::choice(&io::stderr()));
-    let _ = writeln!(line, "{style}{tag}{style:#}{text}");
-    let _ = io::stderr().write_all(&line.into_inner());
+    let line = coloured(&format!("{style}{tag}{style:#}{text}\n"), &io::stderr());
+    // If stderr itself fails, there is nobody left to tell.
+    let _ = io::stderr().write_all(&line);
 }
 
-fn write(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
-    match stream.write_all(bytes).and_then(|()| stream.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to stdout"),
-    }
+/// The text as `stream` gets it, without its colours if they are not wanted. In one piece, so that nothing gets in between.
+fn coloured(text: &str, stream: &impl RawStream) -> Vec<u8> {
+    let mut coloured = AutoStream::new(Vec::new(), AutoStream::choice(stream));
+    coloured
+        .write_all(text.as_bytes())
+        .expect("a Vec never fails");
+    coloured.into_inner()
 }
 
 fn terminal_width() -> u16 {

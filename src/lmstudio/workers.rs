@@ -50,6 +50,8 @@ pub enum LoadState {
 
 /// Looks at the processes of this machine.
 pub fn snapshot(home: &Path) -> WorkerSnapshot {
+    // Files that stay open would make the system wait until no thread uses its table of them.
+    sysinfo::set_open_files_limit(0);
     let mut system = System::new();
     let basics = ProcessRefreshKind::nothing().without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::All, false, basics);
@@ -119,7 +121,7 @@ impl WorkerSnapshot {
     pub fn load_state(
         &self,
         backend: &Backend,
-        written: Option<u64>,
+        written: impl FnOnce() -> Option<u64>,
         selections: &Selections,
         loaded: impl FnOnce() -> Option<(usize, usize)>,
     ) -> LoadState {
@@ -131,7 +133,7 @@ impl WorkerSnapshot {
         if self.workers.is_empty() {
             return NotLoaded;
         }
-        let Some(written) = written else {
+        let Some(written) = written() else {
             return Unknown("its files have no date, or one in the future".to_owned());
         };
         let (mut is_used, mut older) = (false, Vec::new());

@@ -1,5 +1,7 @@
 //! PURE: which bytes of a vendor file are the original, and what proves it.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
@@ -21,12 +23,12 @@ pub enum Proof {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub size: usize,
-    pub sha256: String,
+    pub sha256: Cow<'static, str>,
 }
 
 impl Fingerprint {
     pub fn of(bytes: &[u8]) -> Self {
-        let (size, sha256) = (bytes.len(), hex(&Sha256::digest(bytes)));
+        let (size, sha256) = (bytes.len(), hex(&Sha256::digest(bytes)).into());
         Self { size, sha256 }
     }
 }
@@ -112,9 +114,9 @@ fn parts<'a>(source: &'a [u8], sites: &[Site], literals: &'a [String]) -> Vec<&'
 /// What the table of known releases says of the setting's file.
 pub fn releases(setting: &Setting) -> Evidence {
     let path = setting.record_path() + "\t";
-    let row = |line: &str| {
+    let row = |line: &'static str| {
         let mut fields = line.strip_prefix(&path)?.split('\t');
-        let (sha256, size) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+        let (sha256, size) = (fields.next()?.into(), fields.next()?.parse().ok()?);
         Some((Proof::Release, Fingerprint { size, sha256 }))
     };
     let rows = include_str!("releases.tsv").lines();
@@ -132,7 +134,7 @@ pub fn parse_record(record: &[u8], path: &str) -> Evidence {
         }
         let size = size.trim().parse().ok()?;
         let digest = URL_SAFE_NO_PAD.decode(digest.strip_prefix("sha256=")?);
-        let sha256 = hex(&digest.ok().filter(|digest| digest.len() == 32)?);
+        let sha256 = hex(&digest.ok().filter(|digest| digest.len() == 32)?).into();
         Some((Proof::Record, Fingerprint { size, sha256 }))
     };
     let rows = record.split(|byte| matches!(byte, b'\n' | b'\r'));

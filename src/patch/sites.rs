@@ -137,30 +137,43 @@ fn token_length(text: &[u8]) -> Option<usize> {
 }
 
 fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> Bindings {
-    let mut mentions = memmem::find_iter(text, form.name).peekable();
-    // The line and those in whose blocks it may be, each with its indentation.
-    let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
-    for line in lines {
-        let code = &text[line.clone()];
+    let (mut found, mut end) = (Vec::new(), 0);
+    for at in memmem::find_iter(text, form.name) {
+        if at < end {
+            continue;
+        }
+        let index = lines.partition_point(|line| line.end <= at);
+        let line = lines[index].clone();
+        end = line.end;
+        let owner = headers(text, &lines[..=index]);
+        if !matches!(form.place, MethodParameter(class) if !owner.contains(&class.to_owned())) {
+            let code = &text[line.clone()];
+            found.extend(read_line(form, source, code, line.start, &owner.join(".")));
+        }
+    }
+    found
+}
+
+/// The names in the headers of the blocks that the last line is in, and in its own.
+fn headers(text: &[u8], lines: &[Range<usize>]) -> Vec<String> {
+    let (mut names, mut least) = (Vec::new(), usize::MAX);
+    for code in lines.iter().rev().map(|line| &text[line.clone()]) {
         let Some(blanks) = code.iter().position(|byte| !byte.is_ascii_whitespace()) else {
             continue;
         };
         // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
         let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
-        while open.pop_if(|(outer, _)| *outer >= indent).is_some() {}
-        open.push((indent, code));
-        if mentions.next_if(|at| *at < line.end).is_none() {
-            continue;
+        if indent < least {
+            least = indent;
+            let header = HEADER.captures(code);
+            names.extend(header.map(|h| String::from_utf8_lossy(&h[2]).into_owned()));
         }
-        while mentions.next_if(|at| *at < line.end).is_some() {}
-        let headers = open.iter().filter_map(|(_, code)| HEADER.captures(code));
-        let names = headers.map(|header| String::from_utf8_lossy(&header[2]).into_owned());
-        let names: Vec<_> = names.collect();
-        if !matches!(form.place, MethodParameter(class) if !names.contains(&class.to_owned())) {
-            found.extend(read_line(form, source, code, line.start, &names.join(".")));
+        if least == 0 {
+            break;
         }
     }
-    found
+    names.reverse();
+    names
 }
 
 fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str) -> Bindings {

@@ -71,7 +71,7 @@ fn record_rows_are_read_and_bad_ones_ignored() {
     );
     let sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let row = |size| {
-        let sha256 = sha256.to_owned();
+        let sha256 = sha256.into();
         (Proof::Record, Fingerprint { size, sha256 })
     };
     assert_eq!(parse_record(record.as_bytes(), PATH), [row(0), row(7)]);

@@ -66,13 +66,13 @@ fn the_decision_from_literals() {
         (vec![&old, &older], Some((1, 1)), needs(&[&old, &older])),
     ] {
         let snapshot = seen(&workers);
-        let state = snapshot.load_state(&used, Some(101), &selections(), || loaded);
+        let state = snapshot.load_state(&used, || Some(101), &selections(), || loaded);
         assert_eq!(state, expected, "{snapshot:?}");
     }
     // What LM Studio has loaded is no excuse for a worker of Bionic.
     let snapshot = seen(&[&bionic, &new]);
     let used = backend_of("Bionic");
-    let state = snapshot.load_state(&used, Some(101), &selections(), || Some((0, 1)));
+    let state = snapshot.load_state(&used, || Some(101), &selections(), || Some((0, 1)));
     assert_eq!(state, needs(&[&bionic]));
 }
 
@@ -88,17 +88,17 @@ fn what_cannot_be_decided_says_why() {
         (vec![&early], None, Some(5), "after worker 7 started"),
         (vec![&other], None, Some(5), "worker 8"),
     ] {
-        let state = seen(&workers).load_state(&used, written, &selections(), || loaded);
+        let state = seen(&workers).load_state(&used, || written, &selections(), || loaded);
         let is_told = matches!(&state, Unknown(why) if why.contains(expected));
         assert!(is_told, "{state:?}");
     }
     let mut snapshot = seen(&[&new]);
     for (directory, is_its) in [("a", true), ("b", false), ("cpython3.11@10", true)] {
         snapshot.foreign = vec![(9, directory.to_owned())];
-        let state = snapshot.load_state(&used, Some(101), &selections(), || None);
+        let state = snapshot.load_state(&used, || Some(101), &selections(), || None);
         assert_eq!(matches!(state, Unknown(_)), is_its, "{directory}");
     }
-    let state = seen(&[&new]).load_state(&used, Some(101), &Selections::default(), || None);
+    let state = seen(&[&new]).load_state(&used, || Some(101), &Selections::default(), || None);
     let is_told = matches!(&state, Unknown(why) if why.contains("is unknown"));
     assert!(is_told, "{state:?}");
 }
