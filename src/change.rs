@@ -1,23 +1,24 @@
 //! `lmpatch SIZE`, `lmpatch --revert` and their dry runs.
 
+use std::collections::BTreeSet;
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, ensure};
+use similar::TextDiff;
 
-use crate::check;
 use crate::cli::Cli;
-use crate::effect;
+use crate::files::resolved;
 use crate::lmstudio::lms::Lms;
-use crate::marker;
-use crate::output::{Exit, Level, Output};
-use crate::patch::Outcome::{Changed, Unchanged};
+use crate::output::{Exit, Output, flag, printable};
 use crate::patch::backend::Goal;
+use crate::patch::settings::SIZES;
 use crate::patch::sites::compile_patterns;
 use crate::patch::{self, Applied, Outcome};
-use crate::reload::Reloader;
-use crate::report::{Action, BackendReport, ReloadReport, Report, diff, notes, table};
-use crate::signals;
+use crate::reload::{How, Reloaded, Reloader};
+use crate::report::{BackendReport, ReloadReport, Report, notes, table};
+use crate::{check, marker, signals};
 
 /// Brings every backend to the goal, or shows what that would change.
 pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Result<Exit> {
@@ -26,114 +27,89 @@ pub fn run(cli: &Cli, output: &Output, home: &Path, report: &mut Report) -> Resu
     let lock = (!cli.dry_run).then(|| marker::lock(home)).transpose()?;
     let backends = check::survey(cli, home, report)?;
     let applied = match &lock {
-        Some(lock) => patch::apply(lock, backends, goal),
-        None => patch::dry_run(backends, goal),
+        Some(lock) => patch::apply(lock, &backends, goal),
+        None => patch::dry_run(&backends, goal),
     };
-    report.backends = applied.iter().map(BackendReport::applied).collect();
+    let row = |one: &Applied| BackendReport::new(one.after.clone(), Some(one));
+    report.backends = applied.iter().map(row).collect();
     if lock.is_some() {
         marker::forget(home, &applied);
     }
     // With a lock, what is said of loaded models is said of these values.
     let _lock = lock.filter(|_| cli.reload.is_some());
     let shown = match cli.dry_run {
-        _ if !cli.shows_text() => Ok(()),
-        true => diff::print(output, home, &applied),
+        _ if cli.json || cli.quiet => Ok(()),
+        true => print_diff(output, home, &applied),
         false => output.print(&table::backends(report, output)),
     };
-    // Only now: it may wait for `lms`. And even if stdout failed: people must learn what was done to their files.
-    if cli.reload.is_none() && !cli.dry_run {
-        effect::add(cli, home, report, None);
+    if let Some(how) = cli.reload {
+        let reloaded = reload(how, output, home, report);
+        let error = reloaded.as_ref().err().map(|error| format!("{error:#}"));
+        let models = reloaded.unwrap_or_default();
+        report.reload = Some(ReloadReport { how, models, error });
     }
-    notes::on_change(report, &applied);
+    if !cli.dry_run {
+        check::add_load_states(cli, home, report, None);
+    }
+    report.findings = notes::of(report);
     report.findings.print(output);
     output.say(&table::summary(report));
-    if cli.dry_run {
-        output.say("Dry run: nothing was written.");
-    } else if cli.reload.is_none() && selected_is(report, &[Changed]) {
+    let is_changed = |row: &BackendReport| row.result == Some(Outcome::Changed);
+    if cli.reload.is_none() && report.used().any(is_changed) {
         output.say("Takes effect when a model is next loaded; restart LM Studio to be sure.");
     }
-    let is_reloaded = reload(cli, output, home, report, &applied);
-    let is_done = is_reloaded && !has_failed(report);
-    shown.map(|()| if is_done { Exit::Done } else { Exit::Failed })
+    let has_failed = report.findings.has_error();
+    shown.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }
 
-/// Whether the selected backend has one of these outcomes; if it is unknown which one is selected, whether any has.
-fn selected_is(report: &Report, outcomes: &[Outcome]) -> bool {
-    let mut left_out = report.absent.left_out.iter();
-    let is_known = report.backends.iter().any(|row| row.backend.selected)
-        || report.is_selected_missing()
-        || left_out.any(|backend| backend.selected);
-    let mut rows = report.with(outcomes);
-    rows.any(|row| row.backend.selected || !is_known)
-}
-
-fn has_failed(report: &Report) -> bool {
-    // A backend that is not on disk needs no revert.
-    let is_missing = report.action != Action::Revert && report.is_selected_missing();
-    let rows: Vec<_> = report.counted().collect();
-    is_missing || rows.is_empty() || rows.iter().any(|row| row.why.is_some())
-}
-
-/// With `--reload`, makes the values take effect, if they are those of the selected backend. Returns whether loaded models
-/// may have them.
-fn reload(cli: &Cli, output: &Output, home: &Path, report: &mut Report, all: &[Applied]) -> bool {
-    let Some(how) = cli.reload else { return true };
-    let result = if selected_is(report, &[Changed, Unchanged]) {
-        output.say("Loading again what is loaded, if anything; a large model takes minutes …");
-        // Without them a signal just ends lmpatch, between an unload and a load.
-        if let Ok(signals) = signals::catch() {
-            signals::end_on_second(signals, *output);
+/// Prints a diff that `patch -p1` in the home applies to the backends that are in there: byte for byte, but safe to show on
+/// a terminal.
+fn print_diff(output: &Output, home: &Path, applied: &[Applied]) -> Result<()> {
+    let home = resolved(home);
+    let mut bytes = Vec::new();
+    // Two backends may be links to one directory.
+    let mut shown = BTreeSet::new();
+    let edits = applied.iter().flat_map(|applied| &applied.edits);
+    for edit in edits.filter(|edit| edit.is_change() && shown.insert(&edit.path)) {
+        let path = edit.path.strip_prefix(&home).unwrap_or(&edit.path);
+        let path = printable(&path.display().to_string());
+        let path = path.trim_start_matches('/');
+        bytes.extend(format!("--- a/{path}\n+++ b/{path}\n").as_bytes());
+        let diff = TextDiff::from_lines(edit.before.as_slice(), edit.after.bytes.as_slice());
+        for hunk in diff.unified_diff().iter_hunks() {
+            hunk.to_writer(&mut bytes)?;
         }
-        let reloader = Reloader {
-            home: home.to_owned(),
-            lms: Lms::of(home),
-            advice: advice(cli, all),
-        };
-        reloader.run(how)
-    } else {
-        Err(anyhow!("no selected backend was set"))
+    }
+    if !io::stdout().is_terminal() {
+        return output.print_raw(&bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    output.print(&lines.join("\n"))
+}
+
+/// Makes the values take effect, if they are those of a backend that is used.
+fn reload(how: How, output: &Output, home: &Path, report: &Report) -> Result<Vec<Reloaded>> {
+    let is_set = |row: &BackendReport| row.why.is_none();
+    ensure!(report.used().any(is_set), "no selected backend was set");
+    output.say("Loading again what is loaded, if anything; a large model takes minutes …");
+    signals::end_on_second(*output);
+    let reloader = Reloader {
+        home: home.to_owned(),
+        lms: Lms::of(home),
+        advice: advice(report),
     };
-    let (models, error) = match result {
-        Ok(models) => (models, None),
-        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-    };
-    let has_worked = error.is_none() && models.iter().all(|model| model.failed.is_none());
-    let done = ReloadReport { how, models, error };
-    print_reloaded(output, &done);
-    report.reload = Some(done);
-    // A model of another app, which `lms` does not know, is still as it was.
-    effect::add(cli, home, report, None);
-    effect::after_reload(output, report) && has_worked
+    reloader.run(how)
 }
 
 /// What to do about a model that cannot be loaded with the new values.
-fn advice(cli: &Cli, applied: &[Applied]) -> String {
-    let is_changed = |one: &&Applied| one.outcome == Changed;
-    let before = applied.iter().filter(is_changed).map(|one| &one.before);
-    let is_all = cli.backend.is_empty() && before.clone().count() == applied.len();
-    let commands = marker::commands(before, is_all);
+fn advice(report: &Report) -> String {
+    let mut used = report.used();
+    let row = used.find(|row| row.result == Some(Outcome::Changed));
+    let before = row.and_then(|row| row.chunk_before.filter(|size| SIZES.contains(size)));
     let mut back = "if it does not fit, set a smaller size".to_owned();
-    if !commands.is_empty() {
-        back = format!("{} goes back", marker::shown(&commands));
+    if let (Some(row), Some(size)) = (row, before) {
+        back = format!("`lmpatch {size}{}` goes back", flag(&row.now.backend.name));
     }
     back + ", then load it in LM Studio"
-}
-
-fn print_reloaded(output: &Output, report: &ReloadReport) {
-    if let Some(error) = &report.error {
-        output.error(&format!("no model was loaded again: {error}"));
-    }
-    let number = |value: Option<u64>| value.map_or("unknown".to_owned(), |n| n.to_string());
-    for one in &report.models {
-        let (id, mut level) = (&one.model.identifier, Level::Error);
-        if one.failed.is_none() {
-            let (context, parallel) = (one.model.context_length, one.model.parallel);
-            let with = format!("context {}, parallel {}", number(context), number(parallel));
-            output.say(&format!("{id} was reloaded ({with})."));
-            level = Level::Note;
-        }
-        if let Some(problem) = one.problem() {
-            output.message(level, &problem);
-        }
-    }
 }

@@ -3,9 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ErrorKind};
-use clap::parser::ValueSource;
-use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use colorchoice_clap::Color;
 use glob::Pattern;
@@ -16,19 +15,7 @@ use crate::{agent, bench};
 
 const GLOBAL: &str = "Global options";
 
-/// What `--help` ends with.
-pub const AFTER_HELP: &str = "\
-Examples:
-  lmpatch                 set 4096, the default
-  lmpatch 1024            set another size
-  lmpatch --check         show every backend
-  lmpatch 4096 --dry-run  show what would change, write nothing
-  lmpatch --revert        restore the vendor's files in every backend
-  lmpatch 4096 --reload   set 4096, then reload the loaded models
-
-A size that is a backend's own stock value (512 until March 2026,
-2048 since) gives it the vendor's files back, byte for byte.
-
+const AFTER_HELP: &str = "\
 Exit codes:
   0  done, or nothing to do
   1  something failed or was refused, or no backend was found
@@ -39,16 +26,13 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 90)]
 #[command(override_usage = "lmpatch [OPTIONS] [SIZE]\n       lmpatch [OPTIONS] <COMMAND>")]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag of its own on the command line"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<Command>,
 
     /// Tokens per prefill chunk, 64 to 131072; 8k is 8192 [default: 4096]
-    #[arg(value_parser = parse_first_word)]
+    #[arg(value_parser = parse_size)]
     pub size: Option<u64>,
 
     /// Show every backend and change nothing; with SIZE, exit 3 if one has another value
@@ -92,7 +76,6 @@ pub struct Cli {
     pub color: Color,
 }
 
-/// Everything besides the patching itself.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Measure prefill, compare sizes, and say which one to keep
@@ -102,64 +85,39 @@ pub enum Command {
     #[command(subcommand)]
     Agent(agent::Command),
     /// Print a shell's completion script
-    Completions {
-        /// The shell that it is for
-        shell: Shell,
-    },
+    Completions { shell: Shell },
     /// Print the manual page; `lmpatch man >lmpatch.1 && man ./lmpatch.1` shows it
     Man,
 }
 
 impl Cli {
     /// Parses the command line. Fails with what clap prints, which includes `--help`.
-    ///
-    /// Only global flags may come before a subcommand.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut command = Self::command();
-        let arguments: Vec<_> = arguments.into_iter().collect();
-        let matches = command.try_get_matches_from_mut(&arguments);
-        let matches = matches.map_err(|error| clearer(error, &arguments))?;
-        let is_misplaced = |arg: &&Arg| {
-            let source = matches.value_source(arg.get_id().as_str());
-            !arg.is_global_set() && source == Some(ValueSource::CommandLine)
-        };
-        let misplaced = command.get_arguments().find(is_misplaced);
-        if let (Some(subcommand), Some(arg)) = (matches.subcommand_name(), misplaced) {
-            let help = format!("`lmpatch {subcommand} --help` shows what it takes");
-            let why = format!("'{arg}' cannot come before '{subcommand}'; {help}");
-            return Err(command.error(ErrorKind::ArgumentConflict, why));
+        let cli = Self::try_parse_from(arguments)?;
+        let has_flag = cli.check || cli.revert || cli.dry_run || cli.reload.is_some();
+        if cli.command.is_some() && (has_flag || cli.size.is_some() || !cli.backend.is_empty()) {
+            let why = "only global options can come before a command";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
         }
-        Self::from_arg_matches(&matches)
-    }
-
-    /// Whether to print a report for people on stdout.
-    pub fn shows_text(&self) -> bool {
-        !self.json && !self.quiet
+        Ok(cli)
     }
 }
 
-/// Reports a bad first word before anything else, and never suggests a flag as a size.
-fn clearer(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
-    if error.kind() != ErrorKind::UnknownArgument {
-        return error;
-    }
-    error.remove(ContextKind::Suggested);
-    match Cli::command().try_get_matches_from(&arguments[..2]) {
-        Err(first) if first.kind() == ErrorKind::ValueValidation => first,
-        _ => error,
-    }
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "lmpatch", &mut script);
+    // clap_complete's rules for zsh expect a size before a command, so there is one unless the first word is one.
+    let size = "[[ ${${words:#-*}[2]} == [0-9]* ]] || { words[1]=(lmpatch 0); ((CURRENT++)) }";
+    let begins = "typeset -A opt_args";
+    let script = String::from_utf8_lossy(&script);
+    script.replacen(begins, &format!("{size}\n    {begins}"), 1)
 }
 
-/// Parses the first word of a command line. If it is not a size, says what was probably meant.
-fn parse_first_word(text: &str) -> Result<u64, String> {
-    parse_size(text).map_err(|error| match text {
-        "check" | "revert" | "dry-run" | "reload" => format!("did you mean --{text}?"),
-        "status" | "list" | "show" => "did you mean --check?".to_owned(),
-        "undo" | "restore" | "reset" => "did you mean --revert?".to_owned(),
-        "app" | "models" => format!("did you mean --reload={text}?"),
-        _ if text.starts_with(|first: char| first.is_ascii_alphabetic()) => {
-            "neither a size such as 4096 or 4k, nor a command".to_owned()
-        }
-        _ => error,
-    })
+/// The manual page in roff: what `--help` prints, of all commands.
+pub fn manual_page() -> String {
+    let command = Cli::command().disable_help_subcommand(true);
+    let help = command.term_width(72).flatten_help(true).render_long_help();
+    let help = help.to_string().replace('-', r"\-").replace('\'', r"\(aq");
+    let name = concat!("lmpatch \\- ", env!("CARGO_PKG_DESCRIPTION"));
+    format!(".TH lmpatch 1\n.SH NAME\n{name}\n.SH DESCRIPTION\n.nf\n{help}")
 }

@@ -1,7 +1,5 @@
-//! lmpatch sets the prefill chunk size of LM Studio's MLX backends.
-//!
-//! LM Studio feeds a prompt to an MLX model in chunks whose size is a constant in the Python files of each backend.
-//! `lmstudio` knows where those files are, `patch` how to edit them, `report` how to print it.
+//! lmpatch sets the prefill chunk size of LM Studio's MLX backends: `lmstudio` knows where the files are in which it is a
+//! constant, `patch` how to edit them, `report` how to print that.
 
 pub mod agent;
 pub mod bench;
@@ -9,8 +7,6 @@ mod change;
 mod check;
 pub mod cli;
 pub mod command;
-mod completions;
-mod effect;
 pub mod files;
 pub mod lmstudio;
 pub mod lock;
@@ -44,10 +40,10 @@ pub fn run(cli: &Cli) -> Result<Exit> {
         None => return check_or_change(cli, &output),
         Some(Command::Bench(args)) => return bench::run(home, json, args, &output),
         Some(Command::Agent(command)) => return agent::run(home, json, &output, command),
-        Some(Command::Completions { shell }) => completions::script(*shell),
-        Some(Command::Man) => completions::manual_page()?,
+        Some(Command::Completions { shell }) => cli::completions(*shell),
+        Some(Command::Man) => cli::manual_page(),
     };
-    output.print_raw(&text).map(|()| Exit::Done)
+    output.print_raw(text.as_bytes()).map(|()| Exit::Done)
 }
 
 fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
@@ -62,7 +58,6 @@ fn check_or_change(cli: &Cli, output: &Output) -> Result<Exit> {
         action,
         dry_run: cli.dry_run,
         size,
-        flags: output::flags(&cli.backend),
         ..Report::default()
     };
     let done = home::find(cli.home.as_deref()).and_then(|home| {

@@ -20,7 +20,7 @@ pub struct Lock {
 impl Lock {
     /// Takes the lock on `home`. Fails with `why` if another process still has it after `limit`.
     pub fn take(home: &Path, limit: Duration, why: &str) -> Result<Self> {
-        // `None`, somebody else has it, is tried again; that it cannot be locked at all is final.
+        // That somebody else has it is tried again; that it cannot be locked at all is final.
         retry(limit, || {
             let lock = Self::try_take(home).transpose();
             lock.with_context(|| why.to_owned())

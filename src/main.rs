@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
-use lmpatch::{cli::Cli, output};
+use lmpatch::cli::Cli;
+use lmpatch::output::{Exit, Output};
 
 fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|answer| answer.exit());
-    match lmpatch::run(&cli) {
-        Ok(exit) => ExitCode::from(exit as u8),
-        Err(error) => output::print_fatal(&error),
-    }
+    let exit = lmpatch::run(&cli).unwrap_or_else(|error| {
+        Output::default().error(&format!("{error:#}"));
+        Exit::Failed
+    });
+    ExitCode::from(exit as u8)
 }

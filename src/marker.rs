@@ -1,4 +1,5 @@
-//! The file that says that a benchmark is running or was interrupted: it has the commands that restore the sizes.
+//! The file that says that a benchmark is running or was interrupted: for each backend what lmpatch is to be run with to
+//! restore its size, a number of tokens or `--revert`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use glob::Pattern;
 
 use crate::files;
 use crate::lmstudio::backends::amphibian;
 use crate::lock::Lock;
-use crate::output::flag;
+use crate::output::flags;
 use crate::patch::Applied;
-use crate::patch::backend::Surveyed;
-use crate::patch::file::State;
+use crate::patch::backend::{State, Surveyed};
 use crate::patch::settings::SIZES;
 
 fn marker(home: &Path) -> PathBuf {
@@ -27,39 +28,42 @@ pub fn lock(home: &Path) -> Result<Lock> {
         let is_running = "a benchmark is running; wait for it, or end it with Ctrl-C";
         return Lock::take(home, Duration::from_secs(1), is_running);
     }
-    let (directory, limit) = (amphibian(home), Duration::from_secs(10));
-    let taken = format!("another process has locked {}", directory.display());
+    let taken = format!("another process has locked {}", amphibian(home).display());
     let next =
         "wait for that lmpatch, which may be loading models, or end it (lsof shows who holds it)";
-    let taken = format!("{taken} for {} seconds; {next}", limit.as_secs());
-    Lock::take(home, limit, &taken)
+    Lock::take(home, Duration::from_secs(10), &format!("{taken}; {next}"))
 }
 
-/// Adds a command for each of these backends, by its name, to the marker; what is there may be for one whose disk is away.
-pub fn add(home: &Path, commands: BTreeMap<String, String>) -> Result<()> {
-    let mut all = read(home).unwrap_or_default();
-    all.extend(commands);
-    write(home, &all)
-}
-
-fn write(home: &Path, commands: &BTreeMap<String, String>) -> Result<()> {
-    let bytes = serde_json::to_vec(commands)?;
-    files::replace(&marker(home), &bytes)
+/// Notes what restores these backends as they are; what is there may be for one whose disk is away.
+pub fn add(home: &Path, before: &[Surveyed]) -> Result<()> {
+    let mut ways = read(home).unwrap_or_default();
+    for one in before {
+        let is_vendors =
+            one.state() == State::Stock && !one.sources().any(|source| source.came_edited);
+        let way = match one.chunk_and_stock() {
+            Some((chunk, _)) if !is_vendors && SIZES.contains(&chunk) => chunk.to_string(),
+            _ => "--revert".to_owned(),
+        };
+        ways.insert(one.backend.name.clone(), way);
+    }
+    write(home, &ways)
 }
 
 /// Takes the backends that reached the goal of a run out of the marker: they need not be restored.
 pub fn forget(home: &Path, applied: &[Applied]) {
-    let Some(mut commands) = read(home) else {
-        return;
-    };
+    let Some(mut ways) = read(home) else { return };
     for one in applied.iter().filter(|one| one.why.is_none()) {
-        commands.remove(&one.before.backend.name);
+        ways.remove(&one.before.backend.name);
     }
     // If it stays, the next `lmpatch --check` mentions it, and no harm is done.
-    let _ = match commands.len() {
+    let _ = match ways.len() {
         0 => fs::remove_file(marker(home)).map_err(Into::into),
-        _ => write(home, &commands),
+        _ => write(home, &ways),
     };
+}
+
+fn write(home: &Path, ways: &BTreeMap<String, String>) -> Result<()> {
+    files::replace(&marker(home), &serde_json::to_vec(ways)?)
 }
 
 fn read(home: &Path) -> Option<BTreeMap<String, String>> {
@@ -74,36 +78,13 @@ pub fn interrupted(home: &Path) -> Option<String> {
 
 /// How to restore the sizes of the backends that the marker names; not of one whose disk is away.
 pub fn restore_commands(home: &Path) -> Option<String> {
-    let mut commands = read(home)?;
-    commands.retain(|name, _| amphibian(home).join(name).exists());
-    (!commands.is_empty()).then(|| shown(&commands))
-}
-
-/// The commands as a message has them.
-pub fn shown(commands: &BTreeMap<String, String>) -> String {
-    let different: BTreeSet<_> = commands.values().collect();
-    let quoted = different.iter().map(|command| format!("`{command}`"));
-    quoted.collect::<Vec<_>>().join(", then ")
-}
-
-/// What sets these backends to the sizes that they have here; `is_all`: whether there are no others.
-pub fn commands<'s>(
-    before: impl Iterator<Item = &'s Surveyed> + Clone,
-    is_all: bool,
-) -> BTreeMap<String, String> {
-    let is_vendors = |one: &Surveyed| one.state() == State::Stock && !one.came_edited();
-    let command = |one: &Surveyed| match one.chunk_and_stock() {
-        Some((chunk, _)) if !is_vendors(one) && SIZES.contains(&chunk) => {
-            format!("lmpatch {chunk}")
-        }
-        _ => "lmpatch --revert".to_owned(),
-    };
-    let different: BTreeSet<_> = before.clone().map(command).collect();
-    let is_one = is_all && different.len() == 1;
-    let of = |one: &Surveyed| {
-        let name = &one.backend.name;
-        let limit = if is_one { String::new() } else { flag(name) };
-        (name.clone(), command(one) + &limit)
-    };
-    before.map(of).collect()
+    let mut ways = read(home)?;
+    ways.retain(|name, _| amphibian(home).join(name).exists());
+    let mut commands = Vec::new();
+    for way in ways.values().collect::<BTreeSet<_>>() {
+        let names = ways.iter().filter(|(_, its)| *its == way);
+        let only = flags(names.map(|(name, _)| Pattern::escape(name)));
+        commands.push(format!("`lmpatch {way}{only}`"));
+    }
+    (!commands.is_empty()).then(|| commands.join(", then "))
 }

@@ -16,8 +16,9 @@ pub fn catch() -> std::io::Result<Signals> {
     Signals::new([SIGINT, SIGTERM, SIGHUP])
 }
 
-/// Lets only the second signal end lmpatch.
-pub fn end_on_second(mut signals: Signals, output: Output) {
+/// Lets only the second signal end lmpatch, if signals can be caught: the first would come between an unload and a load.
+pub fn end_on_second(output: Output) {
+    let Ok(mut signals) = catch() else { return };
     thread::spawn(move || {
         let mut signals = signals.forever();
         if signals.next().is_some() {

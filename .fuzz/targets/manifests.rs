@@ -4,11 +4,11 @@
 use std::path::{Component, Path};
 
 use libfuzzer_sys::fuzz_target;
-use lmpatch::lmstudio::runtimes::parse_manifest;
+use lmpatch::lmstudio::runtimes::Runtime;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some(runtime) = parse_manifest(bytes) else { return };
-    for package in &runtime.packages {
+    let Ok(runtime) = serde_json::from_slice::<Runtime>(bytes) else { return };
+    for package in runtime.directories() {
         let parts: Vec<_> = Path::new(package).components().collect();
         assert!(matches!(parts[..], [Component::Normal(_)]), "{package:?} leaves its directory");
     }

@@ -29,7 +29,6 @@ struct Job {
     standard_error_path: PathBuf,
 }
 
-/// The user's launchd, and where the agent's files are.
 pub struct Launchd {
     pub job: PathBuf,
     pub log: PathBuf,
@@ -79,21 +78,17 @@ impl Launchd {
         let mut bytes = Vec::new();
         plist::to_writer_xml(&mut bytes, &job)?;
         let before = fs::read(&self.job);
+        let agents = self.job.with_file_name("");
+        fs::create_dir_all(&agents).map_err(|error| cannot("create", &agents, &error))?;
         // If that fails, the old job still runs.
-        self.write(&bytes).context("its job cannot be written")?;
+        files::replace(&self.job, &bytes)?;
         let loaded = self.unload().and_then(|()| self.load());
         loaded.inspect_err(|_| {
-            // The failure that is told is the first one.
             let _ = match before {
-                Ok(before) => self.write(&before).and_then(|()| self.load()),
+                Ok(before) => files::replace(&self.job, &before).and_then(|()| self.load()),
                 Err(_) => fs::remove_file(&self.job).map_err(Into::into),
             };
         })
-    }
-
-    fn write(&self, job: &[u8]) -> Result<()> {
-        fs::create_dir_all(self.job.with_file_name(""))?;
-        files::replace(&self.job, job)
     }
 
     fn load(&self) -> Result<()> {
@@ -120,10 +115,11 @@ impl Launchd {
     }
 }
 
-/// Runs launchctl: its exit code, and a line that describes it if it is a failure.
+/// Its exit code, and a line that describes it if it is a failure.
 fn launchctl(words: &[&str]) -> Result<(Option<i32>, String)> {
     let ran = command::run(Command::new("launchctl").args(words), TIMEOUT);
     let ran = ran.context("the agent needs macOS, and its launchctl to answer")?;
-    let failure = command::failure(&format!("launchctl {}", words[0]), &ran);
+    let name = format!("launchctl {}", words[0]);
+    let failure = command::failure(&name, ran.status, &ran.stderr);
     Ok((ran.status.code(), failure))
 }

@@ -20,13 +20,9 @@ use crate::patch::settings::{DEFAULT_SIZE, Site, parse_size};
 use crate::patch::{self, Outcome};
 use launchd::Launchd;
 
-const NOT_LOADED: &str = "launchd does not have the agent: nobody has logged in at the screen, or the background item \
-    may be switched off (System Settings → General → Login Items)";
-
 /// How many settling times a job waits at most: 15 minutes at the default of 5 s.
 const WAITS: u32 = 180;
 
-/// What to do with the agent.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Install or update the agent, which sets every backend that is at stock
@@ -49,38 +45,24 @@ pub enum Command {
     },
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Status {
     /// What it sets every stock backend to, in tokens, and in which home; `None` if it is not installed.
     pub size: Option<u64>,
     pub home: Option<String>,
     installed: bool,
     loaded: bool,
-    /// Why it does not work though it is installed.
+    /// Why it does not work though it is installed, and what to do.
     pub problem: Option<String>,
+    #[serde(skip)]
+    pub fix: String,
     last_lines: Vec<String>,
 }
 
-impl Status {
-    /// What fixes its problem.
-    pub fn fix(&self) -> String {
-        let home = self.home.as_deref();
-        if home.is_some_and(|home| backends::open(Path::new(home)).is_err()) {
-            return "`lmpatch agent uninstall` ends it".to_owned();
-        }
-        let is_other = |at: &&str| !home::find(None).is_ok_and(|usual| usual == Path::new(at));
-        let of = home.filter(is_other);
-        let of = of.map_or(String::new(), |home| format!("--home {} ", quoted(home)));
-        let size = self.size.unwrap_or(DEFAULT_SIZE);
-        format!("`lmpatch {of}agent install {size}` fixes it")
-    }
-}
-
-/// Runs one `lmpatch agent` command, on `home` if one was given.
 pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command) -> Result<Exit> {
     let exit = match asked {
         Command::Install { size } => install(home, output, *size)?,
-        Command::Status => return print_status(is_json, output),
+        Command::Status => print_status(is_json, output)?,
         Command::Uninstall => uninstall(output)?,
         Command::Run { size, settle_ms } => wait_and_set(home, output, *size, *settle_ms)?,
     };
@@ -93,12 +75,13 @@ pub fn run(home: Option<&Path>, is_json: bool, output: &Output, asked: &Command)
 fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     let launchd = Launchd::new()?;
     let program = lasting_program()?;
-    let user = resolved(&dirs::home_dir().unwrap_or_default());
     let home = std::path::absolute(home::find(home)?)?;
     let replaced = launchd.replace(&program, &home, size);
     replaced.context("the agent was not installed")?;
-    let what = "it sets every backend that is at stock to";
-    output.say(&format!("The agent is installed: {what} {size}."));
+    output.say(&format!(
+        "The agent is installed: it sets every stock backend to {size}."
+    ));
+    let user = resolved(&dirs::home_dir().unwrap_or_default());
     if is_protected(&resolved(&amphibian(&home)), &user) {
         let what = format!("macOS does not let the agent into {}", home.display());
         let next = format!("without Full Disk Access; give it to {}", program.display());
@@ -111,7 +94,6 @@ fn install(home: Option<&Path>, output: &Output, size: u64) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The path of this program, for launchd to run. Refused if a build or the system will remove it.
 fn lasting_program() -> Result<PathBuf> {
     let program = env::current_exe().context("the path of lmpatch is unknown")?;
     let real = program.canonicalize()?;
@@ -140,72 +122,70 @@ fn uninstall(output: &Output) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Looks at the agent. Writes nothing.
 pub fn status() -> Result<Status> {
     let launchd = Launchd::new()?;
-    let installed = launchd.job.exists();
-    let job = launchd.installed();
-    let loaded = job.is_some() && launchd.has_job()?;
-    let problem = match &job {
-        _ if !installed => None,
-        None => Some("its job was not written by lmpatch".to_owned()),
-        Some((program, ..)) if !program.is_file() => Some(format!("{} is gone", program.display())),
-        Some(_) if !loaded => Some(NOT_LOADED.to_owned()),
-        Some((_, home, _)) => backends::open(home).err().map(|why| format!("{why:#}")),
-    };
     let log = files::read(&launchd.log).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().map(str::to_owned).collect();
-    Ok(Status {
-        size: job.as_ref().map(|(_, _, size)| *size),
-        home: job.map(|(_, home, _)| home.display().to_string()),
-        installed,
-        loaded,
-        problem,
+    let mut status = Status {
         last_lines: lines[lines.len().saturating_sub(10)..].to_vec(),
-    })
+        ..Status::default()
+    };
+    if let Some((program, home, size)) = launchd.installed() {
+        status.installed = true;
+        status.loaded = launchd.has_job()?;
+        let of = quoted(home.display());
+        status.fix = format!("`lmpatch --home {of} agent install {size}` fixes it");
+        if let Err(why) = backends::open(&home) {
+            status.problem = Some(format!("{why:#}"));
+            status.fix = "`lmpatch agent uninstall` ends it".into();
+        } else if !program.is_file() {
+            status.problem = Some(format!("{} is gone", program.display()));
+        } else if !status.loaded {
+            let why = "its background item may be off (System Settings → General → Login Items)";
+            status.problem = Some(format!("launchd does not have the agent: {why}"));
+        }
+        status.size = Some(size);
+        status.home = Some(home.display().to_string());
+    }
+    Ok(status)
 }
 
 fn print_status(is_json: bool, output: &Output) -> Result<Exit> {
     let status = status()?;
-    let (word, exit) = match (&status.problem, status.installed) {
-        (Some(_), _) => ("installed, but it does not work", Exit::Failed),
-        (None, true) => ("installed and loaded", Exit::Done),
-        (None, false) => ("not installed", Exit::Failed),
-    };
-    if is_json {
-        output.print_json(&status)?;
-    } else if !output.is_quiet {
-        let of = status.size.zip(status.home.as_ref());
-        let size = of.map(|(size, home)| format!(", size {size} in {home}"));
-        let add = |lines: String, line: &String| lines + "\n  " + &printable(line);
-        let lines = status.last_lines.iter().fold(String::new(), add);
-        output.print(&format!("{word}{}{lines}\n", size.unwrap_or_default()))?;
+    if !is_json && !output.is_quiet {
+        let not = if status.loaded { "" } else { "not " };
+        let mut text = match (status.size, &status.home) {
+            (Some(size), Some(home)) => format!("installed, {not}loaded, size {size} in {home}\n"),
+            _ => "not installed\n".to_owned(),
+        };
+        for line in &status.last_lines {
+            text += &format!("  {}\n", printable(line));
+        }
+        output.print(&text)?;
     }
     if let Some(problem) = &status.problem {
-        output.error(&format!("{problem}; {}", status.fix()));
-    } else if !status.installed {
+        output.error(&format!("{problem}; {}", status.fix));
+    } else if status.installed {
+        return Ok(Exit::Done);
+    } else {
         output.say("`lmpatch agent install` installs it.");
     }
-    Ok(exit)
+    Ok(Exit::Failed)
 }
 
-/// Waits, then sets every stock backend. Ends silently if another lmpatch is still busy at the deadline; fails at once
-/// if the system does not let lmpatch in.
 fn wait_and_set(home: Option<&Path>, output: &Output, size: u64, settle_ms: u64) -> Result<Exit> {
     let home = home.context("agent run needs --home")?;
     let settle = Duration::from_millis(settle_ms);
     let deadline = Instant::now() + WAITS * settle;
-    loop {
-        let is_late = Instant::now() >= deadline;
-        if is_finished(home, size, settle)? || is_late {
-            match Lock::try_take(home) {
-                Ok(Some(lock)) => return set_stock(output, &lock, home, size, settle),
-                _ if is_late => return Ok(Exit::Done),
-                _ => {}
-            }
-        }
+    while !is_finished(home, size, settle)? && Instant::now() < deadline {
         thread::sleep(settle / 5);
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    match Lock::take(home, left, "another lmpatch is at work") {
+        Ok(lock) => set_stock(output, &lock, home, size, settle),
+        // Its next start does it.
+        Err(_) => Ok(Exit::Done),
     }
 }
 
@@ -214,19 +194,19 @@ fn is_finished(home: &Path, size: u64, settle: Duration) -> Result<bool> {
     if matches!(amphibian(home).try_exists(), Ok(false)) {
         return Ok(false);
     }
-    let found = patch::survey(home, &[])?;
+    let (backends, absent) = patch::survey(home, &[])?;
     let is_done = |one: &Surveyed| {
         let is_odd = one.differs_from_record() && is_for_us(one, size);
         is_settled(one, if is_odd { WAITS * settle } else { settle })
     };
-    Ok(found.absent.missing.is_empty() && found.backends.iter().all(is_done))
+    Ok(absent.missing.is_empty() && backends.iter().all(is_done))
 }
 
 /// Whether it is at stock, perhaps in part, as after a set that was killed; or refused, which has to be told.
 fn is_for_us(one: &Surveyed, size: u64) -> bool {
     let is_open = one.blocked().is_some() || one.sites().any(|site| site.value != size);
     let is_ours = |site: &Site| [site.stock, size].contains(&site.value);
-    is_open && one.sites().all(is_ours) && !one.came_edited()
+    is_open && one.sites().all(is_ours) && !one.sources().any(|source| source.came_edited)
 }
 
 /// Whether the agent sets a backend that stays as it is now.
@@ -234,7 +214,6 @@ pub fn will_set(one: &Surveyed, size: u64) -> bool {
     one.is_whole() && is_for_us(one, size) && one.blocked().is_none() && !one.differs_from_record()
 }
 
-/// Whether a backend is whole, and no vendor file in it and no list of packages has changed for `settle`.
 fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     let packages = one.backend.site_packages.iter().flatten();
     let paths = packages.chain(one.files.iter().map(|file| &file.path));
@@ -242,10 +221,8 @@ fn is_settled(one: &Surveyed, settle: Duration) -> bool {
     one.is_whole() && changes.all(|change| change.elapsed().is_ok_and(|age| age >= settle))
 }
 
-/// Sets every backend that has its stock values, perhaps in part, and has been settled for `age`, to `size` tokens; tells
-/// what was set or refused.
 fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration) -> Result<Exit> {
-    let mut backends = patch::survey(home, &[])?.backends;
+    let (mut backends, _) = patch::survey(home, &[])?;
     backends.retain(|one| is_settled(one, age) && is_for_us(one, size));
     let mut exit = Exit::Done;
     for odd in backends.extract_if(.., |one| one.differs_from_record()) {
@@ -253,10 +230,9 @@ fn set_stock(output: &Output, lock: &Lock, home: &Path, size: u64, age: Duration
         let name = &odd.backend.name;
         let what = "a file of it is not the one that its package's RECORD lists";
         let set = format!("`lmpatch {size}{}` sets it", flag(name));
-        let next = format!("if no update is under way, {set}");
-        output.error(&format!("{name}: {what}; {next}"));
+        output.error(&format!("{name}: {what}; if no update is under way, {set}"));
     }
-    for applied in patch::apply(lock, backends, Goal::Size(size)) {
+    for applied in patch::apply(lock, &backends, Goal::Size(size)) {
         let name = &applied.before.backend.name;
         if let Some(why) = applied.why {
             exit = Exit::Failed;

@@ -1,14 +1,11 @@
 //! What `lmpatch bench` takes.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, value_parser};
 
-use super::results::parse_path;
 use crate::patch::settings::parse_size;
 
-/// What `lmpatch bench --help` ends with.
 pub const HELP: &str = "\
 Examples:
   lmpatch bench                          the loaded MLX model, as it is now
@@ -30,7 +27,7 @@ pub struct BenchArgs {
     pub sizes: Vec<u64>,
 
     /// Use the backend's own Python and mlx-lm; LM Studio is not needed
-    #[arg(long, requires = "sizes")]
+    #[arg(long, requires = "sizes", conflicts_with_all = ["reload", "url"])]
     pub direct: bool,
 
     /// The Python of --direct instead of the backend's own
@@ -50,16 +47,15 @@ pub struct BenchArgs {
     pub runs: u32,
 
     /// Stop after this long, with what is known by then
-    #[arg(long, value_name = "MINUTES", value_parser = parse_minutes)]
-    pub budget: Option<Duration>,
+    #[arg(long, value_name = "MINUTES")]
+    pub budget: Option<f64>,
 
     /// Where the server is [default: this machine, at the port in LM Studio's settings]
-    #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "direct")]
+    #[arg(long, value_name = "http://HOST:PORT")]
     pub url: Option<String>,
 
     /// Run this command after each change instead of loading the model again through `lms`
     #[arg(long, value_name = "CMD", requires = "sizes")]
-    #[arg(conflicts_with = "direct")]
     pub reload: Option<String>,
 
     /// Give up on an engine that is silent this long
@@ -71,12 +67,6 @@ pub struct BenchArgs {
     pub apply_best: bool,
 
     /// Also write FILE, as .json, .csv, .md or .svg; repeatable
-    #[arg(long, value_name = "FILE", value_parser = parse_path)]
+    #[arg(long, value_name = "FILE")]
     pub output: Vec<PathBuf>,
-}
-
-fn parse_minutes(text: &str) -> Result<Duration, String> {
-    let minutes = text.parse::<f64>().ok().filter(|minutes| *minutes > 0.0);
-    let seconds = minutes.ok_or("give a number of minutes")? * 60.0;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }

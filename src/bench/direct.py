@@ -30,15 +30,14 @@ def listen():
 
 
 threading.Thread(target=listen, daemon=True).start()
-job = requests.get()
 
 import mlx.core as mx
 import mlx_lm
 from mlx_lm.generate import generate_step
 
 known = inspect.signature(generate_step).parameters
-model, tokenizer = mlx_lm.load(job["model"])
-words = tokenizer.encode(job["text"])
+model, tokenizer = mlx_lm.load(sys.argv[1])
+words = tokenizer.encode(os.environ["LMPATCH_TEXT"])
 if not words:
     sys.exit("the prompt has no tokens")
 

@@ -1,14 +1,16 @@
 //! Owns what a sweep changes, the backends' files and the loaded models, and restores it whatever happens.
 
 use std::path::Path;
+use std::slice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::args::BenchArgs;
 use super::engine::context_for;
 use super::results::{Results, Row};
+use crate::command::retry;
 use crate::lmstudio::api::Api;
 use crate::lmstudio::lms::{Lms, LoadedModel, find_loaded};
 use crate::lock::Lock;
@@ -32,27 +34,26 @@ pub struct Guard {
     is_over: Mutex<bool>,
     /// Whether a model was loaded; held while one is.
     is_reloaded: Mutex<bool>,
-    server: Option<Api>,
+    server: Api,
 }
 
 impl Guard {
-    /// Keeps what restoring needs, of these backends as they are under the lock. Fails if a sweep could not work; changes
-    /// nothing yet.
+    /// Keeps what restoring needs; changes nothing yet. Fails if a sweep could not work.
     pub fn new(
         home: &Path,
         lock: Lock,
         backends: Vec<Surveyed>,
         args: &BenchArgs,
         results: &Results,
-        server: Option<Api>,
+        server: Api,
         output: Output,
     ) -> Result<Self> {
         let mut before = Vec::new();
         for one in backends {
             let name = &one.backend.name;
             let sizes = results.rows.iter().map(Row::chunk);
-            let mut tries = sizes.flat_map(|n| patch::dry_run(vec![one.clone()], Goal::Size(n)));
-            match tries.find_map(|tried| tried.why) {
+            let dry_run = |size| patch::dry_run(slice::from_ref(&one), Goal::Size(size));
+            match sizes.flat_map(dry_run).find_map(|tried| tried.why) {
                 None => before.push(one),
                 Some(why) if one.backend.selected => {
                     bail!("{name} is selected but cannot be set: {why}")
@@ -64,23 +65,20 @@ impl Guard {
         let mut lms = Lms::of(home);
         // A prefill that was cut short goes on to the end of its chunk.
         lms.wait_timeout = lms.wait_timeout.max(Duration::from_secs(args.timeout));
+        let (home, advice) = (home.to_owned(), "load it in LM Studio".to_owned());
         let mut guard = Self {
             lock,
             command: args.reload.clone(),
             output,
             before,
-            reloader: Reloader {
-                home: home.to_owned(),
-                lms,
-                advice: "load it in LM Studio".to_owned(),
-            },
+            reloader: Reloader { home, lms, advice },
             loaded: Vec::new(),
             wanted: None,
             is_over: Mutex::default(),
             is_reloaded: Mutex::default(),
             server,
         };
-        if !results.is_direct() && args.reload.is_none() {
+        if !args.direct && args.reload.is_none() {
             guard.find_model(results)?;
         }
         Ok(guard)
@@ -88,30 +86,23 @@ impl Guard {
 
     /// Tells others that a benchmark is running, and how to restore the sizes if it does not come to its end.
     pub fn begin(&self) -> Result<()> {
-        let commands = marker::commands(self.before.iter(), true);
-        marker::add(&self.reloader.home, commands).context("cannot write beside the backends")
+        marker::add(&self.reloader.home, &self.before)
     }
 
-    /// Finds the measured model. Fails if it could not be loaded again, with a context that is enough.
     fn find_model(&mut self, results: &Results) -> Result<()> {
         let name = &results.model;
-        let other = "this server cannot load a model; give --reload a command that does";
-        ensure!(results.api == "v1", other);
         let next = "give --reload a command that loads the model";
-        let loaded = self.reloader.loaded_here(next)?;
-        let wanted = find_loaded(&loaded, name).filter(|model| model.is_mlx());
-        let missing = || format!("`lms ps` lists no MLX model {name} on this Mac");
-        let mut wanted = wanted.with_context(missing)?.clone();
-        let advice = "try again when it is idle";
-        ensure!(!wanted.is_busy(), "{name} is at work; {advice}");
-        let checked = self.reloader.wait_idle(&wanted);
-        checked.with_context(|| name.clone())?;
-        let has = wanted.context_length.unwrap_or_default();
+        ensure!(results.api == "v1", "this server cannot load it; {next}");
+        let unknown = || format!("`lms` does not tell what is loaded; {next}");
+        let loaded = self.reloader.lms.loaded().with_context(unknown)?;
+        let wanted = find_loaded(&loaded, name).context("`lms ps` does not list the model")?;
+        ensure!(!wanted.is_busy(), "{name} is at work; try again later");
+        self.reloader.wait_idle(wanted)?;
+        let mut wanted = wanted.clone();
         let needed = context_for(results.prompt_tokens);
-        if has < needed {
-            let meanwhile = format!("it is loaded with {needed} while it is measured");
-            self.output
-                .note(&format!("{name} has a context of {has}; {meanwhile}"));
+        if wanted.context_length < Some(needed) {
+            let what = format!("{name} is loaded with a context of {needed} while it is measured");
+            self.output.note(&what);
             wanted.context_length = Some(needed);
         }
         (self.loaded, self.wanted) = (loaded, Some(wanted));
@@ -129,18 +120,13 @@ impl Guard {
         ensure!(!*is_over, "stopped");
         let mut applied = self.apply(Goal::Size(size));
         // The trouble of a backend that is not in use says nothing of a size.
-        if self.before.iter().any(|one| one.backend.selected) {
-            applied.retain(|one| one.before.backend.selected);
-        }
+        applied.retain(|one| one.before.backend.selected);
         check(&applied)?;
         drop(is_over);
         *is_reloaded = true;
-        self.run_command()?;
+        self.reload()?;
         if let Some(model) = &self.wanted {
-            if self.reloader.try_reload(model)?.is_foreign {
-                // Another client was first, with a context of its own.
-                self.reloader.try_reload(model)?;
-            }
+            self.reloader.try_reload(model)?;
             drop(is_reloaded);
             self.reloader.wait_idle(model)?;
         }
@@ -148,15 +134,16 @@ impl Guard {
     }
 
     fn apply(&self, goal: Goal<'_>) -> Vec<Applied> {
-        let read = |one: &Surveyed| patch::survey::survey(one.backend.clone());
-        patch::apply(&self.lock, self.before.iter().map(read).collect(), goal)
+        let read = |one: &Surveyed| patch::read_backend(&one.backend);
+        let now: Vec<_> = self.before.iter().map(read).collect();
+        patch::apply(&self.lock, &now, goal)
     }
 
-    /// Runs the command that loads the model again, if there is one, and waits until the server is back.
-    fn run_command(&self) -> Result<()> {
-        if let (Some(text), Some(server)) = (&self.command, &self.server) {
+    fn reload(&self) -> Result<()> {
+        if let Some(text) = &self.command {
             self.reloader.run_command(text)?;
-            server.wait()?;
+            // A restarted server takes a while.
+            retry(self.reloader.lms.wait_timeout, || self.server.loaded())?;
         }
         Ok(())
     }
@@ -170,44 +157,31 @@ impl Guard {
     /// Restores the files, then sets `keep`; no size is set afterwards.
     pub fn finish_files(&self, keep: Option<u64>) -> Result<()> {
         *locked(&self.is_over) = true;
-        let home = &self.reloader.home;
         let applied = self.apply(Goal::Earlier(&self.before));
-        marker::forget(home, &applied);
-        check(&applied).map_err(|why| match marker::restore_commands(home) {
-            Some(commands) => anyhow!("sizes not restored: {why:#}; {commands} restores them"),
-            None => why.context("sizes not restored"),
-        })?;
+        marker::forget(&self.reloader.home, &applied);
+        check(&applied).context("sizes not restored, `lmpatch --check` says how")?;
         let Some(size) = keep else {
             self.output.say("Every backend is as it was.");
             return Ok(());
         };
         let applied = self.apply(Goal::Size(size));
-        let set = applied.iter().filter(|one| one.why.is_none());
-        let set: Vec<_> = set.map(|one| &*one.before.backend.name).collect();
-        if !set.is_empty() {
-            let (names, effect) = (set.join(", "), "takes effect when a model is next loaded");
-            self.output
-                .say(&format!("{size} is set in {names}; it {effect}."));
+        for one in applied.iter().filter(|one| one.why.is_none()) {
+            let (name, effect) = (&one.before.backend.name, "when a model is next loaded");
+            let set = format!("{size} is set in {name}; it takes effect {effect}.");
+            self.output.say(&set);
         }
         check(&applied).with_context(|| format!("not set to {size}"))
     }
 
-    /// Loads the measured model as it was and every other one that is gone, if a size was loaded; first waits for a load
-    /// that is under way. Fails in the end if one is not as it was.
+    /// Loads every model as it was, after a load that is under way. Fails in the end if one is not as it was.
     pub fn finish_models(&self) -> Result<()> {
-        let Some(server) = &self.server else {
-            return Ok(());
-        };
         // A model that is still at work on a prompt could not be loaded again.
-        server.hang_up();
-        if self.is_reloaded.try_lock().map_or(true, |done| *done) {
-            self.output.say("Restoring the models …");
-        }
+        self.server.hang_up();
         if !*locked(&self.is_reloaded) {
             return Ok(());
         }
-        let restored = self.run_command();
-        restored.context("the model was not loaded again")?;
+        self.output.say("Restoring the models …");
+        self.reload().context("the model was not loaded again")?;
         let Some(wanted) = &self.wanted else {
             return Ok(());
         };
@@ -231,7 +205,6 @@ fn check(applied: &[Applied]) -> Result<()> {
     Ok(())
 }
 
-/// Locks a mutex even if a thread panicked while it held it.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

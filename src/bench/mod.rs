@@ -16,47 +16,64 @@ pub mod guard;
 pub mod measure;
 pub mod race;
 pub mod results;
-mod server;
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use signal_hook::iterator::Signals;
 
-use crate::command;
 use crate::lmstudio::api::Api;
 use crate::lmstudio::home;
-use crate::lmstudio::runtimes::LM_STUDIO;
-use crate::marker;
+use crate::lmstudio::runtimes::Runtime;
 use crate::output::{Exit, Output};
-use crate::patch;
 use crate::patch::backend::Surveyed;
 use crate::patch::settings::DEFAULT_SIZE;
-use crate::signals;
+use crate::{command, files, marker, patch, signals};
 use args::BenchArgs;
 use direct::Direct;
-use engine::Engine;
+use engine::{Engine, Server};
 use guard::Guard;
 use measure::Benchmark;
 use results::{Results, Row};
-use server::Server;
 
 /// Runs a benchmark and reports on it. Fails if stdout cannot be written.
 pub fn run(home: Option<&Path>, is_json: bool, args: &BenchArgs, output: &Output) -> Result<Exit> {
     let mut results = Results::new([]);
     let ended = prepare(home, args, output).and_then(|benchmark| {
-        let signals = signals::catch().context("cannot catch Ctrl-C")?;
-        supervise(benchmark, signals, &mut results);
+        results = supervise(benchmark, signals::catch()?);
+        // An earlier export is better than one that says nothing.
+        for path in args.output.iter().filter(|_| !results.is_empty()) {
+            let written = fs::write(path, results::rendered(path, &results)?);
+            written.map_err(|error| files::cannot("write", path, &error))?;
+        }
         Ok(())
     });
     results.note_error(ended);
-    report(&mut results, is_json, args, *output)
+    let printed = if is_json {
+        output.print_json(&results)
+    } else if output.is_quiet || results.is_empty() {
+        Ok(())
+    } else {
+        output.print(&results::table(&results))
+    };
+    // Even if stdout failed: people must learn what became of their files.
+    for remark in results.remarks() {
+        output.say(&remark);
+    }
+    let is_settable = results.stock.is_some() && !args.apply_best && results.error.is_none();
+    if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
+        output.say(&format!("`lmpatch {size} --reload` sets it."));
+    }
+    results.error.iter().for_each(|error| output.error(error));
+    let is_bad = |row: &Row| row.failed.is_some() || !row.runs.is_empty() && row.speed() == 0.0;
+    let has_failed = results.error.is_some() || results.rows.iter().any(is_bad);
+    printed.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }
 
 /// The benchmark that `args` ask for. Fails if it could not work.
@@ -73,27 +90,26 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         bail!("a benchmark was interrupted; first restore the sizes: {commands}");
     }
     let survey = home.map(|home| patch::survey(home, &[]));
-    let backends = survey.transpose()?.unwrap_or_default().backends;
-    // The one that LM Studio has selected, or else one that another app has, or else the newest.
-    let in_use = backends.iter().max_by_key(|one| {
-        let is_lm_studios = one.backend.selected_by().contains(&LM_STUDIO);
-        (is_lm_studios, one.backend.selected)
-    });
-    let is_known = |one: &&Surveyed| args.direct || one.backend.selected;
-    let mut results = initial_results(args, in_use.filter(is_known))?;
-    let mut api = None;
+    let backends = survey.transpose()?.unwrap_or_default().0;
+    // The newest that is selected, or else the newest.
+    let in_use = backends.iter().max_by_key(|one| one.backend.selected);
+    let mut results = initial_results(args, in_use.filter(|one| one.backend.selected))?;
+    let api = Api::new(args.url.as_deref(), home, Duration::from_secs(args.timeout));
     let engine: Box<dyn Engine> = if args.direct {
         let backend = in_use.map(|one| &one.backend);
         Box::new(Direct::new(args, backend, &mut results)?)
     } else {
-        let silence = Duration::from_secs(args.timeout);
-        let server = api.insert(Api::new(args.url.as_deref(), home, silence));
-        Box::new(Server::new(args, server.clone(), &mut results)?)
+        Box::new(Server::new(args, api.clone(), &mut results)?)
     };
     let mut guard = None;
     if let (Some(home), Some(lock)) = (home, lock.take_if(|_| sets)) {
         let made = Guard::new(home, lock, backends, args, &results, api, *output)?;
         guard = Some(Arc::new(made));
+    }
+    for path in &args.output {
+        results::rendered(path, &results)?;
+        let opened = File::options().append(true).create(true).open(path);
+        opened.map_err(|error| files::cannot("write", path, &error))?;
     }
     Ok(Benchmark {
         args: args.clone(),
@@ -103,58 +119,48 @@ pub fn prepare(home: Option<&Path>, args: &BenchArgs, output: &Output) -> Result
         lock,
         results,
         loaded: Vec::new(),
-        bar: output.progress_bar(),
     })
 }
 
-/// What is known of the sizes, of the machine and of the backend in use.
 fn initial_results(args: &BenchArgs, in_use: Option<&Surveyed>) -> Result<Results> {
     let (chunk, stock) = in_use.and_then(Surveyed::chunk_and_stock).unzip();
-    let sizes: BTreeSet<_> = match &args.sizes[..] {
-        [] => [chunk].into(),
-        sizes => sizes.iter().copied().map(Some).collect(),
+    let (sizes, chunks) = match &args.sizes[..] {
+        [] => (BTreeSet::from([chunk]), 4),
+        sizes => (sizes.iter().copied().map(Some).collect(), 2),
     };
     let largest = sizes.last().copied().flatten().unwrap_or(DEFAULT_SIZE);
-    let chunks = if args.sizes.is_empty() { 4 } else { 2 };
     let tokens = args.prompt_tokens.unwrap_or((chunks * largest).max(8192));
-    let (least, advice) = (2 * largest, "give more --prompt-tokens, or smaller --sizes");
-    ensure!(
-        tokens >= least,
-        "a chunk of {largest} takes at least {least} prompt tokens; {advice}"
-    );
-    let runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
-    let runtime = runtimes.max_by_key(|runtime| runtime.selected);
+    let least = 2 * largest;
+    ensure!(tokens >= least, "give at least {least} --prompt-tokens");
+    let mut runtimes = in_use.into_iter().flat_map(|one| &one.backend.runtimes);
+    // Another Python says nothing of a runtime.
+    let runtime = runtimes.find(|runtime| runtime.selected && args.python.is_none());
     Ok(Results {
         prompt_tokens: tokens,
         stock,
         machine: machine(),
-        runtime: runtime.map(|runtime| runtime.label.clone()),
+        runtime: runtime.map(Runtime::label),
         runs_per_size: args.runs,
         ..Results::new(sizes)
     })
 }
 
-/// The machine that this runs on: `Apple M3 Ultra, 256 GB, macOS 26.1`.
 fn machine() -> String {
     let words = "-n machdep.cpu.brand_string hw.memsize kern.osproductversion".split(' ');
     let said = command::output(Command::new("sysctl").args(words), Duration::from_secs(2));
     let said = said.unwrap_or_default();
-    match said.lines().collect::<Vec<_>>()[..] {
-        [cpu, memory, version] => {
-            let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
-            format!("{cpu}, {gigabytes} GB, macOS {version}")
-        }
-        _ => format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-    }
+    let [cpu, memory, version] = said.lines().collect::<Vec<_>>()[..] else {
+        return format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    };
+    let gigabytes = memory.parse().unwrap_or(0_u64) >> 30;
+    format!("{cpu}, {gigabytes} GB, macOS {version}")
 }
 
-/// Lets `benchmark` measure until it ends, the budget runs out or a signal comes, then restores what there was; what is known
-/// goes into `results`.
-pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Results) {
+/// Lets `benchmark` measure until it ends, the budget runs out or a signal comes, then restores what there was.
+pub fn supervise(benchmark: Benchmark, mut signals: Signals) -> Results {
     let (start, budget) = (Instant::now(), benchmark.args.budget);
     let (output, sets_best) = (benchmark.output, benchmark.args.apply_best);
-    let (guard, bar) = (benchmark.guard.clone(), benchmark.bar.clone());
-    *results = benchmark.results.clone();
+    let (guard, before) = (benchmark.guard.clone(), benchmark.results.clone());
     let (sender, known) = mpsc::channel();
     // Only now that signals are caught: one that ended lmpatch here would leave the marker behind.
     let begun = guard.as_ref().map_or(Ok(()), |guard| guard.begin());
@@ -163,15 +169,11 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     let ended = wait(measuring, || {
         is_stopped = signals.pending().next().is_some();
         ensure!(!is_stopped, "stopped before the verdict was settled");
-        Ok(budget.is_none_or(|budget| start.elapsed() < budget))
+        Ok(budget.is_none_or(|minutes| start.elapsed().as_secs_f64() < minutes * 60.0))
     });
-    bar.finish_and_clear();
-    if let Some(last) = known.try_iter().last() {
-        *results = last;
-    }
+    let mut results = known.try_iter().last().unwrap_or(before);
     if let Ok(false) = ended {
-        let note = "The budget ran out before the verdict was settled.";
-        results.notes.push(note.to_owned());
+        results.notes = vec!["The budget ran out before the verdict was settled."];
     }
     results.note_error(ended);
     match results.verdict() {
@@ -180,10 +182,10 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
     }
     results.rows.sort_by_key(|row| row.size);
     let Some(guard) = guard else {
-        return;
+        return results;
     };
-    let best = results.verdict.keep;
-    let best = best.filter(|_| sets_best && results.error.is_none());
+    let sets_best = sets_best && results.error.is_none();
+    let best = results.verdict.keep.filter(|_| sets_best);
     results.note_error(guard.finish_files(best));
     let loading = thread::spawn(move || guard.finish_models());
     let ended = wait(loading, || {
@@ -195,9 +197,9 @@ pub fn supervise(benchmark: Benchmark, mut signals: Signals, results: &mut Resul
         Ok(true)
     });
     results.note_error(ended);
+    results
 }
 
-/// Waits until a thread ends, and for no longer than `goes_on` says. Returns whether it has ended.
 fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool>) -> Result<bool> {
     while !thread.is_finished() {
         if !goes_on()? {
@@ -207,30 +209,4 @@ fn wait(thread: JoinHandle<Result<()>>, mut goes_on: impl FnMut() -> Result<bool
     }
     let broken = |_| Err(anyhow!("lmpatch itself failed; please report this"));
     thread.join().unwrap_or_else(broken).map(|()| true)
-}
-
-/// Writes and prints the results. Fails if stdout cannot be written.
-fn report(results: &mut Results, is_json: bool, args: &BenchArgs, output: Output) -> Result<Exit> {
-    let written = results::write(&args.output, results);
-    results.note_error(written);
-    let printed = if is_json {
-        output.print_json(results)
-    } else if output.is_quiet || results.is_empty() {
-        Ok(())
-    } else {
-        let width = output.width().unwrap_or(80);
-        output.print(&results::table(results, width.into()))
-    };
-    // Even if stdout failed: people must learn what became of their files.
-    for remark in results.remarks() {
-        output.say(&remark);
-    }
-    let is_settable = results.stock.is_some() && !args.apply_best && results.error.is_none();
-    if let Some(size) = results.verdict.keep.filter(|_| is_settable) {
-        output.say(&format!("`lmpatch {size} --reload` sets it."));
-    }
-    results.error.iter().for_each(|error| output.error(error));
-    let is_bad = |row: &Row| row.failed.is_some() || !row.runs.is_empty() && row.speed() == 0.0;
-    let has_failed = results.error.is_some() || results.rows.iter().any(is_bad);
-    printed.map(|()| if has_failed { Exit::Failed } else { Exit::Done })
 }

@@ -2,21 +2,17 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::engine::{Position, Run};
-use super::results::{Cut, Results, Row, Verdict};
+use super::results::{Cut, Position, Results, Row, Run, Verdict};
 use crate::patch::settings::DEFAULT_SIZE;
 
 /// Speeds within this fraction count as equal.
 const LEAST_NOISE: f64 = 0.02;
 /// Where runs differ more than this, no smaller size is kept because of them.
 const MOST_NOISE: f64 = 0.15;
-/// A prefill this much slower than the best one at the same position is cut short. Two runs of the same
-/// speed, each with 1 % noise, are as far apart in one of five thousand.
+/// A prefill this much slower than the best is cut short: two that are alike, with 1 % noise, are so in one of 5,000.
 const CUT_MARGIN: f64 = 0.05;
 /// No prefill is cut short before this fraction of it.
 const CUT_FROM: f64 = 0.25;
-/// Nor is one that is nearly done.
-const CUT_TO: f64 = 0.9;
 /// How many standard errors a pair must be from the limit for another run not to matter.
 const CERTAIN: f64 = 1.5;
 
@@ -39,11 +35,6 @@ impl Results {
             rows,
             ..Self::default()
         }
-    }
-
-    /// Whether sizes are arguments, so that nothing is changed or loaded for them.
-    pub fn is_direct(&self) -> bool {
-        self.api == "direct"
     }
 
     /// The size that is measured next; `None` once the answer is settled.
@@ -81,25 +72,17 @@ impl Results {
         open
     }
 
-    /// Where a prefill of `size` that has come this far is cut short; `None` if it goes on.
-    pub fn cut(&self, size: Option<u64>, positions: &[Position]) -> Option<Cut> {
+    /// How a prefill of `size` that has come this far is cut short; `None` if it goes on.
+    pub fn cut(&self, size: Option<u64>, Position { tokens, seconds }: Position) -> Option<Cut> {
         let (_, best) = self.standing()?;
-        if self.measured().any(|row| row.size == size) {
+        let is_measured = self.measured().any(|row| row.size == size);
+        if is_measured || tokens < CUT_FROM * self.prompt_tokens as f64 {
             return None;
         }
-        // Where the best has reported its position, and not in the first step: a run begins with some time of its own.
-        let first = positions.iter().find(|position| position.tokens > 0.0)?;
-        let (last, whole) = (positions.last()?, self.prompt_tokens as f64);
-        if last.tokens > CUT_TO * whole {
-            return None;
-        }
-        let reached = first.tokens.max(CUT_FROM * whole)..=last.tokens;
         let run = best.valid().last()?;
-        let mut reported = run.positions.iter().rev();
-        let there = reported.find(|position| reached.contains(&position.tokens))?;
-        let (tokens, seconds) = (there.tokens, seconds_at(positions, there.tokens)?);
         // Where the best usually is by then: that run may have been a fast or a slow one.
-        let best_seconds = there.seconds * run.tokens_per_second / best.speed();
+        let usual = run.tokens_per_second / best.speed();
+        let best_seconds = seconds_at(&run.positions, tokens)? * usual;
         let cut = Cut {
             tokens,
             tokens_per_second: tokens / seconds,
@@ -139,33 +122,28 @@ impl Results {
     pub fn verdict(&self) -> Result<Verdict> {
         let verdict = |keep, reason| Ok(Verdict { keep, reason });
         let (keep, best) = self.standing().context("no size could be measured")?;
-        let alone = "one size was measured, so there is nothing to compare it with";
-        if self.rows.len() == 1 {
-            return verdict(None, format!("{alone}; --sizes takes several"));
-        }
         let compared = self.rows.iter().filter(|row| row.speed() > 0.0).count();
-        ensure!(compared > 1, alone);
+        if compared == 1 {
+            let alone = "one size was measured, so there is nothing to compare it with";
+            return verdict(None, alone.to_owned());
+        }
         let (name, noise) = (keep.name(), noise(keep.spread, best.spread));
         let (percent, is_best) = (noise * 100.0, keep.size == best.size);
         // The size of a direct run is an argument: it needs no proof of effect.
         ensure!(
-            self.is_direct() || keep.observed_chunk.is_some(),
+            self.api == "direct" || keep.observed_chunk.is_some(),
             "the engine's chunk could not be observed at {name}, so nothing shows that it took effect"
         );
         ensure!(
             noise <= MOST_NOISE || is_best,
             "several sizes are within the noise of {percent:.0} %; measure again when the Mac is idle"
         );
-        let are_all = compared == self.rows.len();
-        let of = ["of the sizes that could be measured, ", ""][usize::from(are_all)];
-        let mut why = "the fastest, and no smaller size comes within the noise of it".to_owned();
-        if !is_best {
-            let noise = format!("the noise ({percent:.1} %) of the fastest, {}", best.name());
-            why = format!(
-                "the smallest size within {noise}; a larger chunk costs memory and context"
-            );
+        let mut why =
+            format!("{name} is the smallest size within the noise ({percent:.1} %) of the fastest");
+        if compared < self.rows.len() {
+            why = format!("of the sizes that could be measured, {why}");
         }
-        verdict(keep.size, format!("{of}{name} is {why}"))
+        verdict(keep.size, why)
     }
 }
 
@@ -209,16 +187,15 @@ pub fn noise(one: Option<f64>, other: Option<f64>) -> f64 {
     LEAST_NOISE.max(one.unwrap_or_default() + other.unwrap_or_default())
 }
 
-/// The seconds at which a prefill reached `tokens`, interpolated.
+/// When a prefill was at `tokens`, interpolated between its steps; not within the first, a part of which is the start.
 fn seconds_at(positions: &[Position], tokens: f64) -> Option<f64> {
-    let index = positions.partition_point(|position| position.tokens < tokens);
-    let after = positions.get(index)?;
-    let before = positions[..index].last().copied().unwrap_or_default();
+    let is_around = |pair: &&[Position]| (pair[0].tokens..pair[1].tokens).contains(&tokens);
+    let around = positions.windows(2).find(is_around)?;
+    let (before, after) = (around[0], around[1]);
     let part = (tokens - before.tokens) / (after.tokens - before.tokens);
-    Some(before.seconds + part * (after.seconds - before.seconds))
+    (before.tokens > 0.0).then_some(before.seconds + part * (after.seconds - before.seconds))
 }
 
-/// The median; `None` if there are no values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,21 +1,17 @@
 //! What a benchmark found, what is unknown being `None`; and that as a table with bars, JSON, CSV, Markdown, SVG.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use comfy_table::{Table, presets};
+use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::engine::Run;
 use crate::output::{printable, with_home};
 use crate::report::table::layout;
 
 /// A benchmark's results so far; while it runs, its rows are in the order of their first runs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Results {
-    /// It grows when a field changes its meaning or goes away.
     pub schema: u32,
     pub lmpatch: &'static str,
     pub machine: String,
@@ -31,8 +27,7 @@ pub struct Results {
     #[serde(rename = "results")]
     pub rows: Vec<Row>,
     pub verdict: Verdict,
-    pub notes: Vec<String>,
-    /// Why it ended early or has no answer, and what is not as it was.
+    pub notes: Vec<&'static str>,
     pub error: Option<String>,
     /// The sizes that the engine has prefilled at since a model was last loaded.
     #[serde(skip)]
@@ -46,12 +41,10 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// What was found about one size.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Row {
-    /// The chunk that was set, in tokens.
     pub size: Option<u64>,
-    /// The chunk that the engine really used (after a cut, the one that was set, if it fits), and the steps of a prefill.
+    /// The chunk that the engine really used (the one that was set, if it fits), and the steps of a prefill.
     pub observed_chunk: Option<u64>,
     pub observed_steps: Option<u64>,
     pub median_tokens_per_second: Option<f64>,
@@ -59,7 +52,6 @@ pub struct Row {
     /// As a fraction of the median: 0.01 is 1 %.
     pub spread: Option<f64>,
     pub peak_memory_bytes: Option<u64>,
-    /// What LM Studio loaded the model with at this size, in tokens.
     pub context_length: Option<u64>,
     pub cut: Option<Cut>,
     pub failed: Option<String>,
@@ -74,6 +66,33 @@ pub struct Cut {
     pub best_tokens_per_second: f64,
     /// What the whole prefill would have had, if it had stayed as far behind.
     pub estimated_tokens_per_second: f64,
+}
+
+/// How far a prefill is: prompt tokens done, and seconds since the request was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Position {
+    pub tokens: f64,
+    pub seconds: f64,
+}
+
+/// One whole prefill.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Run {
+    pub prompt_tokens: u64,
+    pub prefill_seconds: f64,
+    pub tokens_per_second: f64,
+    /// Whose clock measured it: `server` or `client`.
+    pub source: &'static str,
+    pub cached_tokens: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
+    pub ignored: Option<String>,
+    #[serde(skip)]
+    pub model: Option<String>,
+    #[serde(skip)]
+    pub positions: Vec<Position>,
+    /// The number of steps, if the engine told them without their positions.
+    #[serde(skip)]
+    pub bare_steps: u64,
 }
 
 impl Row {
@@ -103,32 +122,26 @@ impl Results {
         self.rows.iter().all(is_unknown)
     }
 
-    /// What is said below the rows.
     pub fn remarks(&self) -> Vec<String> {
         let mut said = Vec::new();
         for row in &self.rows {
             let name = row.name();
-            if let Some(why) = &row.failed {
-                said.push(format!("{name} failed: {why}"));
-                continue;
-            }
+            let failed = row.failed.iter();
+            said.extend(failed.map(|why| format!("{name} failed: {why}")));
             if let Some(cut) = row.cut {
                 let (here, best) = (cut.tokens_per_second, cut.best_tokens_per_second);
                 let what = format!("{name} was cut short at {:.0} tokens", cut.tokens);
-                said.push(format!(
-                    "{what}: {here:.1} tok/s there, {best:.1} for the best"
-                ));
+                said.push(format!("{what}: {here:.1} tok/s, the best {best:.1}"));
             }
             let before = self.context_length.unwrap_or_default();
             let now = row.context_length.unwrap_or(before);
             if now < before {
-                let with = format!("with {name} the model has a context");
-                said.push(format!("{with} of {now} instead of {before}"));
+                said.push(format!("with {name} the context is {now}, not {before}"));
             }
             let whys = row.runs.iter().filter_map(|run| run.ignored.as_ref());
             said.extend(whys.map(|why| format!("a run does not count: {why}")));
         }
-        said.extend(self.notes.iter().cloned());
+        said.extend(self.notes.iter().map(ToString::to_string));
         if !self.verdict.reason.is_empty() {
             said.push(format!("Verdict: {}.", self.verdict.reason));
         }
@@ -136,44 +149,20 @@ impl Results {
     }
 }
 
-/// The path of a file to write, whose extension names the format. Fails if it could not be written; writes nothing yet.
-pub fn parse_path(path: &str) -> Result<PathBuf, String> {
-    let there = Path::new(".").join(path);
-    let Some("json" | "csv" | "md" | "svg") = there.extension().and_then(OsStr::to_str) else {
-        return Err("the name must end in .json, .csv, .md or .svg".to_owned());
-    };
-    let tried = match there.parent() {
-        Some(directory) if !there.exists() => tempfile::tempfile_in(directory),
-        _ => File::options().append(true).open(path),
-    };
-    tried.map_err(|error| format!("it cannot be written ({error})"))?;
-    Ok(path.into())
-}
-
-/// Writes every file, if there are results.
-pub fn write(paths: &[PathBuf], results: &Results) -> Result<()> {
-    for path in paths.iter().filter(|_| !results.is_empty()) {
-        let text = match path.extension().and_then(OsStr::to_str) {
-            Some("csv") => csv(results)?,
-            Some("md") => markdown(results),
-            Some("svg") => svg(results),
-            _ => serde_json::to_string_pretty(results)? + "\n",
-        };
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+/// The results in the format that a path's extension names. Fails if that is none of four.
+pub fn rendered(path: &Path, results: &Results) -> Result<String> {
+    match path.extension().and_then(OsStr::to_str) {
+        Some("json") => Ok(serde_json::to_string_pretty(results)? + "\n"),
+        Some("csv") => csv(results),
+        // A block of preformatted text, in which nothing is markup.
+        Some("md") => Ok(textwrap::indent(&lines(results).join("\n"), "    ") + "\n"),
+        Some("svg") => Ok(svg(results)),
+        _ => bail!("{} must end in .json, .csv, .md or .svg", path.display()),
     }
-    Ok(())
 }
 
-/// The table for people, with a bar in each row, in as many columns as there are.
-pub fn table(results: &Results, columns: usize) -> String {
-    let trimmed = |line: String| line.trim_end().to_owned() + "\n";
-    let header = cells(results, 0.0).lines().next().unwrap_or_default();
-    let room = columns.saturating_sub(header.trim_end().chars().count() + 2);
-    let table = cells(results, room.min(24) as f64);
-    table.lines().map(trimmed).collect()
-}
-
-fn cells(results: &Results, longest: f64) -> Table {
+/// The table for people, with a bar in each row, in 80 columns.
+pub fn table(results: &Results) -> String {
     let header = "size|seconds|tok/s|× stock|spread|memory|observed|";
     let mut table = layout(header.split('|').collect(), 1..7);
     let speeds = results.rows.iter().map(Row::speed);
@@ -181,102 +170,71 @@ fn cells(results: &Results, longest: f64) -> Table {
     let is_stock = |row: &&Row| row.size.is_some() && row.size == results.stock;
     let at_stock = results.rows.iter().find(is_stock).map_or(0.0, Row::speed);
     for row in &results.rows {
-        let stock = if is_stock(&row) { " (stock)" } else { "" };
-        let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / f64::from(1 << 30));
-        let unseen = row.valid().next().map(|_| "not observable".to_owned());
         let speed = row.speed();
-        let digits = usize::from(speed < 100.0);
-        let shown = match row.cut {
-            Some(_) => format!("~{speed:.digits$} (cut)"),
-            None => format!("{speed:.digits$}"),
-        };
-        let bar = (longest * speed / fastest).round();
+        let stock = if is_stock(&row) { " (stock)" } else { "" };
+        let about = if row.cut.is_some() { "~" } else { "" };
+        let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / f64::from(1 << 30));
+        let unseen = row.valid().next().map(|_| "not observable".to_owned());
         let cells = [
             Some(row.name() + stock),
             row.median_prefill_seconds.map(|s| format!("{s:.2}")),
-            (speed > 0.0).then_some(shown),
+            (speed > 0.0).then(|| format!("{about}{speed:.1}")),
             (speed * at_stock > 0.0).then(|| format!("{:.2}", speed / at_stock)),
             row.spread.map(|part| format!("±{:.1} %", part * 100.0)),
             row.peak_memory_bytes.map(gigabytes),
             row.observed_chunk.map(|c| c.to_string()).or(unseen),
-            Some("█".repeat(bar as usize)),
+            Some("█".repeat((8.0 * speed / fastest).round() as usize)),
         ];
         table.add_row(cells.map(|cell| cell.unwrap_or("–".to_owned())));
     }
-    table
+    table.trim_fmt() + "\n"
 }
 
-fn csv(results: &Results) -> Result<String> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let header = "size,tokens_per_second,prefill_seconds,spread,runs,observed_chunk,observed_steps,\
-                  peak_memory_bytes,cut_at_tokens,failed,model,runtime,machine,prompt_tokens,lmpatch";
-    writer.write_record(header.split(','))?;
-    for row in &results.rows {
-        let cut = row.cut.map(|cut| cut.tokens);
-        let speed = Some(row.speed()).filter(|speed| *speed > 0.0);
-        let (seconds, runs) = (row.median_prefill_seconds, row.valid().count());
-        writer.serialize((
-            (row.size, speed, seconds, row.spread, runs),
-            (row.observed_chunk, row.observed_steps),
-            (row.peak_memory_bytes, cut, &row.failed),
-            (&results.model, &results.runtime, &results.machine),
-            (results.prompt_tokens, results.lmpatch),
-        ))?;
-    }
-    Ok(String::from_utf8(writer.into_inner()?)?)
-}
-
-fn heading(results: &Results) -> String {
-    let (tokens, runs) = (results.prompt_tokens, results.runs_per_size);
+/// All that is known for people, in lines of 100 columns.
+fn lines(results: &Results) -> Vec<String> {
     let (model, machine, lmpatch) = (&results.model, &results.machine, results.lmpatch);
+    let (tokens, runs) = (results.prompt_tokens, results.runs_per_size);
     let runtime = results.runtime.as_deref().unwrap_or("unknown runtime");
-    format!(
+    let mut text = format!(
         "Prefill speed of {model}\n{tokens} prompt tokens, at most {runs} runs per size\n\
-         {machine}, {runtime}, lmpatch {lmpatch}"
-    )
-}
-
-fn below(results: &Results) -> impl Iterator<Item = String> {
-    let remarks = results.remarks().into_iter();
-    remarks.chain(results.error.clone())
-}
-
-fn markdown(results: &Results) -> String {
-    let escape = |text: String, c: char| text.replace(c, &format!("\\{c}"));
-    let escaped = |text: String| r"\|<*_`".chars().fold(printable(&text), escape);
-    let mut table = cells(results, 24.0);
-    table.load_style(presets::ASCII_MARKDOWN);
-    for column in table.column_iter_mut() {
-        column.set_padding((1, 1));
+         {machine}, {runtime}, lmpatch {lmpatch}\n\n{}",
+        table(results)
+    );
+    for remark in results.remarks().iter().chain(&results.error) {
+        text += &format!("\n{remark}");
     }
-    let heading = heading(results).replace('\n', ", ");
-    let mut text = escaped(heading);
-    text += &format!("\n\n{table}\n\n");
-    for remark in below(results) {
-        text += &format!("- {}\n", escaped(remark));
-    }
-    text
+    let lines = textwrap::wrap(&text, 100);
+    lines.iter().map(|line| printable(line)).collect()
 }
 
 const STYLE: &str = "text{font:13px ui-monospace,monospace;fill:#24292f}rect{fill:#fff}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}rect{fill:#0d1117}}";
 
-/// A picture of all that is said, which looks right on a light and on a dark background.
+/// A picture that looks right on a light and on a dark background.
 fn svg(results: &Results) -> String {
-    let texts = [heading(results), table(results, 100)];
-    let text = texts
-        .into_iter()
-        .chain(below(results))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let (lines, mut body) = (textwrap::wrap(&text, 100), String::new());
+    let (lines, mut body) = (lines(results), String::new());
     let size = format!("width=\"840\" height=\"{}\"", 20 * lines.len() + 28);
     for (line, y) in lines.iter().zip((28..).step_by(20)) {
-        let line = printable(line).replace('&', "&amp;").replace('<', "&lt;");
+        let line = line.replace('&', "&amp;").replace('<', "&lt;");
         body += &format!("<text x=\"16\" y=\"{y}\">{line}</text>\n");
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" {size} xml:space=\"preserve\" role=\"img\">\n\
          <style>{STYLE}</style>\n<rect {size}/>\n{body}</svg>\n"
     )
+}
+
+/// The names of the columns are those of the JSON.
+const COLUMNS: &str = "size,median_tokens_per_second,median_prefill_seconds,spread,observed_chunk,observed_steps,\
+                       peak_memory_bytes,context_length,cut/estimated_tokens_per_second,failed";
+
+fn csv(results: &Results) -> Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(COLUMNS.split(','))?;
+    for row in &results.rows {
+        let row = serde_json::to_value(row)?;
+        let cell = |name| row.pointer(&format!("/{name}"));
+        writer.serialize(COLUMNS.split(',').map(cell).collect::<Vec<_>>())?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
 }

@@ -1,8 +1,6 @@
-//! LM Studio's HTTP interface (REST, 0.4.0 and later), as far as its server or another one has it.
-//!
-//! Fields as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`.
+//! LM Studio's REST interface, as in lmstudio-ai/docs, `1_developer/2_rest/{list,chat,streaming-events}.md`.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::time::Duration;
@@ -14,12 +12,9 @@ use ureq::http::{Request, Response};
 use ureq::{Agent, AsSendBody, Body, Timeout};
 
 use super::lms::LoadedModel;
-use crate::{command, files};
+use crate::files;
 
-/// For a list of models.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// No answer is longer, in bytes.
-const MAX_LENGTH: u64 = 64 << 20;
+const BROKEN_OFF: &str = "the server broke off; did the model or the app end?";
 
 /// One event of LM Studio's own stream of an answer; anything else is `OpenAI`'s.
 #[derive(Deserialize)]
@@ -47,28 +42,26 @@ pub struct Api {
 }
 
 impl Api {
-    /// The server at `url`, or that of an LM Studio home: this machine, at the port in its settings. A stream may be silent
-    /// for `silence`.
+    /// The server at `url`, or at the port in the home's settings; it may be silent for `silence`.
     pub fn new(url: Option<&str>, home: Option<&Path>, silence: Duration) -> Self {
         let base = url.map_or_else(|| usual_url(home), str::to_owned);
-        // As other programs are given it.
         let base = base.trim_end_matches('/').trim_end_matches("/v1");
         let scheme = if base.contains("://") { "" } else { "http://" };
         Self {
             base: scheme.to_owned() + base,
             silence,
-            agent: agent(None, Some(silence)),
+            agent: agent(silence),
         }
     }
 
     /// Its loaded MLX models; `None` if it has only the `OpenAI` interface.
     pub fn loaded(&self) -> Result<Option<Vec<LoadedModel>>> {
         let request = Request::get(format!("{}/api/v1/models", self.base)).body(())?;
-        let response = self.send(&agent(Some(TIMEOUT), None), request)?;
+        let response = self.send(&agent(self.silence), request)?;
         let status = response.status();
         ensure!(!status.is_server_error(), "the server answered {status}");
         let body = response.into_body().read_to_string();
-        let body = body.map_err(|error| self.broken_off(error))?;
+        let body = body.map_err(|error| self.explain(error, BROKEN_OFF))?;
         let list: Value = serde_json::from_str(&body).unwrap_or_default();
         let Some(models) = list["models"].as_array() else {
             return Ok(None);
@@ -89,11 +82,6 @@ impl Api {
         Ok(Some(loaded))
     }
 
-    /// Waits until it answers: a restarted server takes a while.
-    pub fn wait(&self) -> Result<()> {
-        command::retry(self.silence, || self.loaded().map(drop))
-    }
-
     /// Closes the connections of streams, which ends what is generated for them.
     pub fn hang_up(&self) {
         self.agent.clone().shutdown();
@@ -110,27 +98,26 @@ impl Api {
         let mut response = self.send(&self.agent, post.body(request.to_string())?)?;
         let (status, body) = (response.status(), response.body_mut());
         if status != 200 || body.mime_type() != Some("text/event-stream") {
-            // What cannot be read of a refusal is not shown.
             let said = body.read_to_string().unwrap_or_default();
-            let value: Value = serde_json::from_str(&said).unwrap_or_default();
-            let said = reason(&value).unwrap_or(said);
             let said: String = said.trim().chars().take(200).collect();
             bail!("the server answered {}: {said}", status.as_u16());
         }
-        let body = BufReader::new(response.into_body().into_reader());
-        let lines = body.take(MAX_LENGTH).lines();
-        Ok(lines.map(|line| line.map_err(|error| self.broken_off(error))))
+        let lines = BufReader::new(response.into_body().into_reader()).lines();
+        Ok(lines.map(|line| line.map_err(|error| self.explain(error, BROKEN_OFF))))
     }
 
-    /// The answer to a request. Fails if there is none, or if the token is refused.
     fn send(&self, agent: &Agent, mut request: Request<impl AsSendBody>) -> Result<Response<Body>> {
         if let Ok(token) = std::env::var("LM_API_TOKEN") {
             let token = format!("Bearer {}", token.trim()).parse();
             let token = token.context("LM_API_TOKEN cannot be sent as it is")?;
             request.headers_mut().insert("Authorization", token);
         }
-        let response = agent.run(request);
-        let response = response.map_err(|error| self.explain(error))?;
+        let response = agent.run(request).map_err(|error| {
+            let start = "start it in LM Studio's Developer tab or with `lms server start`";
+            let base = &self.base;
+            let what = format!("no server answers at {base}; {start}, or name it with --url");
+            self.explain(error, &what)
+        })?;
         ensure!(
             !matches!(response.status().as_u16(), 401 | 403),
             "the server asks for a valid API token; set LM_API_TOKEN to one from LM Studio's Developer settings"
@@ -138,39 +125,25 @@ impl Api {
         Ok(response)
     }
 
-    fn explain(&self, error: impl Into<ureq::Error>) -> Error {
-        let base = &self.base;
+    fn explain(&self, error: impl Into<ureq::Error>, what: &str) -> Error {
         match error.into() {
-            ureq::Error::Timeout(Timeout::PerRead) => self.silent(),
-            error => anyhow!(
-                "no server answers at {base} ({error}); start it in LM Studio's Developer tab or with \
-                 `lms server start`, or name it with --url"
-            ),
+            ureq::Error::Timeout(Timeout::PerRead) => {
+                let seconds = self.silence.as_secs();
+                anyhow!("the server said nothing for {seconds} seconds")
+            }
+            error => anyhow!("{what} ({error})"),
         }
-    }
-
-    fn broken_off(&self, error: impl Into<ureq::Error>) -> Error {
-        match error.into() {
-            ureq::Error::Timeout(Timeout::PerRead) => self.silent(),
-            error => anyhow!("the server broke off ({error}); did the model or the app end?"),
-        }
-    }
-
-    fn silent(&self) -> Error {
-        let seconds = self.silence.as_secs();
-        anyhow!("the server said nothing for {seconds} seconds")
     }
 }
 
 /// No proxy and no redirects: they could only lead away from this machine.
-fn agent(timeout: Option<Duration>, silence: Option<Duration>) -> Agent {
+fn agent(silence: Duration) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
         .max_redirects(0)
         .timeout_connect(Some(Duration::from_secs(2)))
-        .timeout_per_read(silence)
-        .timeout_global(timeout);
+        .timeout_per_read(Some(silence));
     config.build().into()
 }
 

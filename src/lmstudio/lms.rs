@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::command;
 
-const PS_TIMEOUT: Duration = Duration::from_secs(30);
-/// LM Studio goes on with an unload even if its `lms` is killed.
-const UNLOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Of `ps` and `unload`. LM Studio goes on with an unload even if its `lms` is killed.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One loaded model, as `lms ps --json` lists it and as the report does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,10 +35,6 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub fn is_here(&self) -> bool {
-        self.device_identifier.is_none()
-    }
-
     pub fn is_mlx(&self) -> bool {
         self.format.as_deref().unwrap_or("safetensors") == "safetensors"
     }
@@ -49,9 +44,8 @@ impl LoadedModel {
     }
 }
 
-/// The model of that identifier on this Mac.
 pub fn find_loaded<'m>(models: &'m [LoadedModel], id: &str) -> Option<&'m LoadedModel> {
-    models.iter().find(|m| m.is_here() && m.identifier == id)
+    models.iter().find(|model| model.identifier == id)
 }
 
 /// `<home>/bin/lms`, and how long to wait for a load, and for a busy model or an app that restarts.
@@ -71,15 +65,20 @@ impl Lms {
         }
     }
 
-    /// The loaded models, including those on other devices that LM Link reaches.
+    /// The models that are loaded on this Mac. One failure of `lms` says nothing.
     pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let printed = self.run(&["ps", "--json"], PS_TIMEOUT)?;
-        serde_json::from_str(printed.trim()).context("`lms ps --json` printed no list of models")
+        let list = || {
+            let printed = self.run(&["ps", "--json"], TIMEOUT)?;
+            serde_json::from_str(&printed).context("`lms ps --json` printed no list of models")
+        };
+        let mut loaded: Vec<LoadedModel> = command::retry(Duration::from_secs(2), list)?;
+        loaded.retain(|model| model.device_identifier.is_none());
+        Ok(loaded)
     }
 
     /// Unloads a model. `lms` also succeeds if there is none of that name.
     pub fn unload(&self, identifier: &str) -> Result<()> {
-        self.run(&["unload", identifier], UNLOAD_TIMEOUT).map(drop)
+        self.run(&["unload", identifier], TIMEOUT).map(drop)
     }
 
     /// Loads a model with its identifier, and with what this `lms` has flags for: context, parallelism, TTL.

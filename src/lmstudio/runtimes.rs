@@ -6,39 +6,51 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use walkdir::WalkDir;
 
 use crate::files;
 
-/// The apps that have their own choice of runtime in the one home, by the names that macOS knows, and where below it
-/// their preferences are. LM Studio's headless daemon reads LM Studio's; Bionic is by the same makers, since 2026-07.
-pub const APPS: [(&str, &str); 2] = [
-    (LM_STUDIO, ".internal/backend-preferences-v1.json"),
-    (
-        "Bionic",
-        "apps/bionic/.internal/backend-preferences-v1.json",
-    ),
-];
+/// The apps that share the home, by the names that macOS knows, and where below it their own directories are.
+pub const APPS: [(&str, &str); 2] = [(LM_STUDIO, ""), ("Bionic", "apps/bionic")];
+/// Where below that their choice of runtime is.
+pub const PREFERENCES: &str = ".internal/backend-preferences-v1.json";
 pub const LM_STUDIO: &str = "LM Studio";
-/// The name on every Mac but those with an M5, whose runtime has `nax` in it.
-const USUAL_NAME: &str = "mlx-llm-mac-arm64-apple-metal-advsimd";
 
-/// One runtime, as its `backend-manifest.json` describes it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// The start of every MLX backend's name that has been seen so far.
+pub const NAME_PREFIX: &str = "app-mlx-generate";
+
+/// One MLX runtime, as its `backend-manifest.json` describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
     /// `mlx-llm-mac-arm64-apple-metal-advsimd`.
     pub name: String,
     pub version: String,
-    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax` where the name has a part that the usual one has not.
-    #[serde(skip)]
-    pub label: String,
-    /// The directories of `_amphibian` that it is made of.
-    #[serde(skip)]
+    /// What it is made of: `_amphibian/app-mlx-generate-mac14-arm64@34`.
+    #[serde(rename = "vendor_lib_package_names", skip_serializing)]
     pub packages: Vec<String>,
+    #[serde(skip_deserializing)]
     pub selected: bool,
+    #[serde(skip_deserializing)]
     pub selected_by: Vec<&'static str>,
+}
+
+impl Runtime {
+    /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax`, which is for an M5.
+    pub fn label(&self) -> String {
+        let nax = if self.name.contains("-nax-") {
+            " nax"
+        } else {
+            ""
+        };
+        format!("MLX {}{nax}", self.version)
+    }
+
+    pub fn directories(&self) -> impl Iterator<Item = &str> {
+        let packages = self.packages.iter();
+        packages.filter_map(|package| package.strip_prefix("_amphibian/"))
+    }
 }
 
 /// Since when, at the latest, each app has had its runtime, in seconds since 1970; or why its runtime is unknown.
@@ -47,81 +59,50 @@ pub type Selections = BTreeMap<&'static str, Result<u64, String>>;
 /// Every MLX runtime of `home`, newest first, and which are selected.
 pub fn read(home: &Path) -> (Vec<Runtime>, Selections) {
     let directory = home.join("extensions/backends");
-    let entries = WalkDir::new(directory).min_depth(1).max_depth(1);
     let mut runtimes = Vec::new();
+    let entries = WalkDir::new(directory).min_depth(1).max_depth(1);
     for entry in entries.sort_by_file_name().into_iter().flatten() {
         let manifest = files::read(&entry.path().join("backend-manifest.json"));
-        let Some(new) = manifest.ok().and_then(|bytes| parse_manifest(&bytes)) else {
-            continue;
-        };
-        // Of two with one name and version, one is somebody's backup.
-        let is_same = |old: &Runtime| (&old.name, &old.version) == (&new.name, &new.version);
-        if entry.file_name() == &*format!("{}-{}", new.name, new.version) {
-            runtimes.retain(|old| !is_same(old));
-        }
-        if !runtimes.iter().any(is_same) {
-            runtimes.push(new);
-        }
+        let runtime = serde_json::from_slice::<Runtime>(&manifest.unwrap_or_default());
+        // llama.cpp and other engines have manifests too.
+        let is_mlx = |one: &Runtime| one.directories().any(|name| name.starts_with(NAME_PREFIX));
+        runtimes.extend(runtime.ok().filter(is_mlx));
     }
-    let version = |runtime: &Runtime| -> Vec<u64> {
+    let key = |runtime: &Runtime| {
         let parts = runtime.version.split('.');
-        parts.map(|part| part.parse().unwrap_or(0)).collect()
+        let version: Vec<u64> = parts.map(|part| part.parse().unwrap_or(0)).collect();
+        (Reverse(version), runtime.name.clone())
     };
-    runtimes.sort_by_cached_key(|runtime| Reverse(version(runtime)));
+    runtimes.sort_by_cached_key(key);
+    // A backup of one says the same.
+    runtimes.dedup();
     let mut selections = Selections::new();
-    for (app, preferences) in APPS {
-        let preferences = home.join(preferences);
+    for (app, directory) in APPS {
+        let preferences = home.join(directory).join(PREFERENCES);
         // Without its file an app is not installed, as most people have no Bionic.
-        if app != LM_STUDIO && !preferences.exists() {
-            continue;
+        if app == LM_STUDIO || preferences.exists() {
+            let since = files::modified(&preferences).unwrap_or(u64::MAX);
+            let selected = select(&mut runtimes, app, &preferences);
+            selections.insert(app, selected.map(|()| since));
         }
-        let selected = select(&mut runtimes, app, &preferences);
-        let since = || files::modified(&preferences).unwrap_or(u64::MAX);
-        selections.insert(app, selected.map(|()| since()));
     }
     (runtimes, selections)
 }
 
-/// Marks the runtime that an app's preferences select for safetensors, the format of MLX models. Fails with the reason if
-/// there is not just one.
+/// Marks the runtime that an app's preferences select for safetensors, the format of MLX models.
 fn select(runtimes: &mut [Runtime], app: &'static str, preferences: &Path) -> Result<(), String> {
     let preferences = files::read(preferences).unwrap_or_default();
     let mut rows: Vec<Value> = serde_json::from_slice(&preferences).unwrap_or_default();
     rows.retain(|row| row["model_format"] == "safetensors");
-    rows.retain(|row| row["name"].is_string() && row["version"].is_string());
-    let row = match &rows[..] {
-        [row] => row,
-        [] => return Err("name none, or cannot be read".to_owned()),
-        rows => return Err(format!("name {} for MLX models", rows.len())),
+    let [row] = &rows[..] else {
+        return Err(format!("name {} runtimes for MLX models", rows.len()));
     };
     let is_it = |r: &&mut Runtime| row["name"] == r.name && row["version"] == r.version;
-    let selected = runtimes.iter_mut().find(is_it);
-    let selected = selected.ok_or("name one that is not there")?;
+    let mut found = runtimes.iter_mut().filter(is_it);
+    let (Some(selected), None) = (found.next(), found.next()) else {
+        return Err("name one that is not known, or is there twice".to_owned());
+    };
     selected.selected = true;
     selected.selected_by.push(app);
     Ok(())
-}
-
-/// The MLX runtime that a `backend-manifest.json` describes.
-pub fn parse_manifest(manifest: &[u8]) -> Option<Runtime> {
-    let manifest: Value = serde_json::from_slice(manifest).ok()?;
-    let (name, version) = (manifest["name"].as_str()?, manifest["version"].as_str()?);
-    // llama.cpp and other engines have manifests too.
-    let engine = manifest["engine"].as_str().unwrap_or(name);
-    if !engine.starts_with("mlx") {
-        return None;
-    }
-    let listed = manifest["vendor_lib_package_names"].as_array();
-    let listed = listed.into_iter().flatten().filter_map(Value::as_str);
-    let names = listed.filter_map(|package| package.strip_prefix("_amphibian/"));
-    let is_odd = |n: &str| n.is_empty() || n.starts_with('.') || n.contains(['/', '\0']);
-    let is_odd_part = |part: &&str| !USUAL_NAME.split('-').any(|usual| usual == *part);
-    let odd_parts = name.split('-').filter(is_odd_part);
-    Some(Runtime {
-        label: odd_parts.fold(format!("MLX {version}"), |label, part| label + " " + part),
-        name: name.to_owned(),
-        version: version.to_owned(),
-        packages: names.filter(|n| !is_odd(n)).map(str::to_owned).collect(),
-        ..Runtime::default()
-    })
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind::Always};
+use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind::Always};
 
 use self::LoadState::{InEffect, NotLoaded, ReloadNeeded, Unknown};
 use super::backends::{Backend, amphibian};
@@ -29,7 +29,6 @@ impl Worker {
     }
 }
 
-/// What this machine's processes look like.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerSnapshot {
     pub workers: Vec<Worker>,
@@ -48,7 +47,6 @@ pub enum LoadState {
     Unknown(#[serde(skip)] String),
 }
 
-/// Looks at the processes of this machine.
 pub fn snapshot(home: &Path) -> WorkerSnapshot {
     // Files that stay open would make the system wait until no thread uses its table of them.
     sysinfo::set_open_files_limit(0);
@@ -68,21 +66,19 @@ pub fn snapshot(home: &Path) -> WorkerSnapshot {
 
     let node = resolved(&home.join(".internal/utils/node"));
     let amphibian = resolved(&amphibian(home));
-    let processes = || pids.iter().filter_map(|pid| system.process(*pid));
-    let worker = |one: &Process| {
-        let (pid, started) = (one.pid().as_u32(), one.start_time());
-        app_of_worker(one, &node).map(|app| Worker { pid, started, app })
-    };
-    let workers: Vec<_> = processes().filter_map(worker).collect();
-    // A child of a worker is part of that worker.
-    let is_worker = |pid: Pid| workers.iter().any(|one| one.pid == pid.as_u32());
-    let is_part = |one: &Process| is_worker(one.pid()) || one.parent().is_some_and(is_worker);
-    let others = processes().filter(|one| !is_part(one));
-    let engine = |one: &Process| Some((one.pid().as_u32(), engine_directory(one, &amphibian)?));
-    WorkerSnapshot {
-        foreign: others.filter_map(engine).collect(),
-        workers,
+    let mut seen = WorkerSnapshot::default();
+    for process in pids.iter().filter_map(|pid| system.process(*pid)) {
+        let (pid, started) = (process.pid().as_u32(), process.start_time());
+        // A child of a worker is part of that worker.
+        let parent = process.parent().and_then(|pid| system.process(pid));
+        let is_part = parent.is_some_and(|parent| app_of_worker(parent, &node).is_some());
+        if let Some(app) = app_of_worker(process, &node) {
+            seen.workers.push(Worker { pid, started, app });
+        } else if !is_part && let Some(directory) = engine_directory(process, &amphibian) {
+            seen.foreign.push((pid, directory));
+        }
     }
+    seen
 }
 
 fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
@@ -91,10 +87,8 @@ fn app_of_worker(process: &Process, node: &Path) -> Option<String> {
     }
     let words = process.cmd().iter().map(|word| word.to_string_lossy());
     let line = words.collect::<Vec<_>>().join(" ");
-    let (path, rest) = line.split_once("/llmworker.js")?;
-    let goes_on = |next: char| next.is_alphanumeric() || ".-_/".contains(next);
-    let path = path.rsplit(['"', '\'', '`']).next();
-    let path = path.filter(|_| !rest.starts_with(goes_on))?;
+    let (path, _) = line.split_once("/llmworker.js")?;
+    let path = path.rsplit(['"', '\'', '`']).next()?;
     match path.split_once(".app/") {
         Some((bundle, _)) => bundle.rsplit('/').next().map(str::to_owned),
         None if path.contains("/llmster/") => Some("llmster".to_owned()),
@@ -114,10 +108,8 @@ fn engine_directory(process: &Process, amphibian: &Path) -> Option<String> {
 }
 
 impl WorkerSnapshot {
-    /// Whether loaded models have the values of `backend`, whose files were last `written` then (seconds since 1970).
-    ///
-    /// `loaded` asks `lms` how many MLX models and how many others there are. It is only called about an old worker, which
-    /// may run another engine, since it would start LM Studio.
+    /// Whether loaded models have the values of `backend`, whose files were `written` then, in seconds since 1970.
+    /// How many MLX models and others are `loaded` is only asked about an old worker: `lms` would start LM Studio.
     pub fn load_state(
         &self,
         backend: &Backend,
@@ -130,43 +122,32 @@ impl WorkerSnapshot {
         if let Some((pid, _)) = self.foreign.iter().find(|(_, of)| is_its(of)) {
             return Unknown(format!("process {pid} may use it, but is no known worker"));
         }
-        if self.workers.is_empty() {
+        let mut its = Vec::new();
+        for worker in &self.workers {
+            // The headless daemon has LM Studio's choice.
+            let app = worker.app.replace("llmster", LM_STUDIO);
+            match selections.iter().find(|(of, _)| app.contains(**of)) {
+                Some((app, Ok(since))) if worker.started > *since => {
+                    its.extend(backend.selected_by().contains(app).then_some(worker));
+                }
+                _ => {
+                    let what = format!("the runtime of worker {} is unknown", worker.pid);
+                    return Unknown(what + ", or was chosen after it started");
+                }
+            }
+        }
+        if its.is_empty() {
             return NotLoaded;
         }
         let Some(written) = written() else {
             return Unknown("its files have no date, or one in the future".to_owned());
         };
-        let (mut is_used, mut older) = (false, Vec::new());
-        for worker in &self.workers {
-            let Worker { pid, started, app } = worker;
-            // The headless daemon has LM Studio's choice.
-            let app = app.replace("llmster", LM_STUDIO);
-            let Some((app, Ok(since))) = selections.iter().find(|(of, _)| app.contains(**of))
-            else {
-                return Unknown(format!("the runtime of worker {pid} is unknown"));
-            };
-            if started <= since {
-                return Unknown(format!(
-                    "{app} chose its runtime after worker {pid} started"
-                ));
-            }
-            if backend.selected_by().contains(app) {
-                is_used = true;
-                // Start times are whole seconds: a worker of the same second may have started before the edit.
-                older.extend((*started <= written).then(|| worker.clone()));
-            }
-        }
+        // Start times are whole seconds: a worker of the same second may have started before the edit.
+        let older = its.into_iter().filter(|worker| worker.started <= written);
+        let older: Vec<_> = older.cloned().collect();
         if older.is_empty() {
-            return if is_used { InEffect } else { NotLoaded };
+            return InEffect;
         }
-        self.judge_old(older, loaded)
-    }
-
-    fn judge_old(
-        &self,
-        older: Vec<Worker>,
-        loaded: impl FnOnce() -> Option<(usize, usize)>,
-    ) -> LoadState {
         // `lms` knows no model of another app, and none that is still being loaded.
         let is_of_lms = older.iter().all(Worker::is_lm_studios);
         match is_of_lms.then(loaded).flatten() {

@@ -1,33 +1,30 @@
 //! What is edited in LM Studio's MLX backends, and how; knows nothing of HTTP or processes.
 
 pub mod backend;
-pub mod bytecode;
-pub mod file;
 pub mod original;
 pub mod settings;
 pub mod sites;
-pub mod survey;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Mutex;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use glob::Pattern;
 use serde::Serialize;
 
-use crate::lmstudio::backends::{self, Absent, MissingBackend};
+use crate::files::{self, cannot};
+use crate::lmstudio::backends::{self, Absent, Backend};
 use crate::lock::Lock;
-use backend::{Goal, Surveyed};
-use file::{Edit, State};
+use backend::{Edit, Goal, State, Surveyed, VendorFile};
+use original::{Evidence, Proof, Receipt, Source, parse_record, releases};
+use settings::{SETTINGS, Setting, Site};
 
-/// How many backends are written at a time: a disk handles many syncs as one.
-const WRITERS: usize = 16;
-
-/// What became of one backend. If it is incomplete or refused, its files are as they were; if it failed, the reason says
-/// whether they are.
+/// What became of one backend. Unless it is changed, or failed and says so, its files are as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -40,76 +37,63 @@ pub enum Outcome {
 }
 
 /// One backend, before and after a run. Both are the same if nothing was written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Applied {
     pub before: Surveyed,
     pub after: Surveyed,
     pub outcome: Outcome,
-    /// Why it is incomplete, was refused or failed.
     pub why: Option<String>,
-    /// The planned content of every file; empty if the backend is not edited.
     pub edits: Vec<Edit>,
 }
 
-#[derive(Debug, Default)]
-pub struct Survey {
-    pub backends: Vec<Surveyed>,
-    pub absent: Absent,
-}
-
 /// Reads the backends of a home: all of them, or only those whose names match one of `wanted`.
-pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<Survey> {
+pub fn survey(home: &Path, wanted: &[Pattern]) -> Result<(Vec<Surveyed>, Absent)> {
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one.matches(name));
     let (found, mut absent) = backends::find(home)?;
-    let found = found.into_iter();
-    let (found, left_out) = found.partition(|one| is_wanted(&one.name, wanted));
-    // That the selected runtime lacks something is told in any case.
-    let is_told = |one: &MissingBackend| one.selected || is_wanted(&one.name, wanted);
-    absent.missing.retain(is_told);
+    let (found, left_out): (Vec<_>, _) = found.into_iter().partition(|one| is_wanted(&one.name));
+    let missing = &mut absent.missing;
+    missing.retain(|one| one.selected || is_wanted(&one.name));
     absent.left_out = left_out;
-    let backends = parallel(found, 1, survey::survey);
-    Ok(Survey { backends, absent })
-}
-
-/// Whether the name matches one of the patterns, or there are none.
-pub fn is_wanted(name: &str, patterns: &[Pattern]) -> bool {
-    patterns.is_empty() || patterns.iter().any(|one| one.matches(name))
+    Ok((parallel(&found, 1, read_backend), absent))
 }
 
 /// Brings every backend to the goal; each wholly or not at all, all planned before the first write.
-pub fn apply(lock: &Lock, backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
+pub fn apply(lock: &Lock, backends: &[Surveyed], goal: Goal<'_>) -> Vec<Applied> {
     let planned = dry_run(backends, goal);
     // Backends are independent, unless two are links to one directory: those take turns.
-    let edits = planned.iter().flat_map(|planned| &planned.edits);
-    let turn = |edit: &Edit| (edit.path.clone(), Mutex::new(()));
-    let turns: BTreeMap<_, _> = edits.map(turn).collect();
-    parallel(planned, WRITERS, |mut planned| {
-        let first = planned.edits.first();
-        let _turn = first.map(|edit| turns[&edit.path].lock());
-        let written = write::apply(lock, &planned.edits);
+    let turn = |one: &Applied| (one.before.backend.real.clone(), Mutex::new(()));
+    let turns: BTreeMap<_, _> = planned.iter().map(turn).collect();
+    // Many at a time: a disk handles their syncs as one.
+    parallel(&planned, 16, |planned| {
+        let mut one = planned.clone();
+        let _turn = turns[&one.before.backend.real].lock();
+        let written = write::apply(lock, &one.edits);
         // What was written has been read back. A receipt that was written or removed changes what proves the originals.
         let keeps_receipt = |edit: &Edit| edit.receipt.is_none() && !edit.drops_receipt;
-        planned.after = if written.is_ok() && planned.edits.iter().all(keeps_receipt) {
-            planned.before.edited(&planned.edits)
+        if written.is_ok() && one.edits.iter().all(keeps_receipt) {
+            for (file, edit) in one.after.files.iter_mut().zip(&one.edits) {
+                file.content = Ok(edit.after.clone());
+            }
         } else {
-            survey::survey(planned.before.backend.clone())
-        };
-        if let Err(error) = written {
-            planned.outcome = Outcome::Failed;
-            planned.why = Some(format!("{error:#}"));
-        } else if planned.outcome == Outcome::WouldChange {
-            planned.outcome = Outcome::Changed;
+            one.after = read_backend(&one.before.backend);
         }
-        planned
+        if let Err(error) = written {
+            one.outcome = Outcome::Failed;
+            one.why = Some(format!("{error:#}"));
+        } else if one.outcome == Outcome::WouldChange {
+            one.outcome = Outcome::Changed;
+        }
+        one
     })
 }
 
 /// What [`apply`] would do. Writes nothing.
-pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
+pub fn dry_run(backends: &[Surveyed], goal: Goal<'_>) -> Vec<Applied> {
     parallel(backends, 1, |before| {
         let (outcome, why, edits) = match before.edits(goal) {
-            Ok(edits) if edits.iter().any(Edit::is_change) => match write::unwritable(&edits) {
-                Some(why) => (Outcome::Failed, Some(why), vec![]),
-                None => (Outcome::WouldChange, None, edits),
+            Ok(edits) if edits.iter().any(Edit::is_change) => match write::ensure_open(&edits) {
+                Ok(()) => (Outcome::WouldChange, None, edits),
+                Err(why) => (Outcome::Failed, Some(why.to_string()), vec![]),
             },
             Ok(edits) => (Outcome::Unchanged, None, edits),
             Err((State::Incomplete, why)) => (Outcome::Incomplete, Some(why), vec![]),
@@ -117,7 +101,7 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
         };
         Applied {
             after: before.clone(),
-            before,
+            before: before.clone(),
             outcome,
             why,
             edits,
@@ -125,11 +109,10 @@ pub fn dry_run(backends: Vec<Surveyed>, goal: Goal<'_>) -> Vec<Applied> {
     })
 }
 
-/// What `work` makes of each item, in their order. If a thread cannot start, the others do its share.
-fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+/// What `work` makes of each item, on all cores or in `min` threads. If one cannot start, the others do its share.
+fn parallel<T: Sync, R: Send>(items: &[T], min: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = thread::available_parallelism().map_or(min, |cores| cores.get().max(min));
-    let threads = items.len().min(threads);
-    let left = Mutex::new(items.into_iter().enumerate());
+    let left = Mutex::new(items.iter().enumerate());
     let done = Mutex::new(BTreeMap::new());
     let unlocked = "nothing panics while it is locked";
     let next = || left.lock().expect(unlocked).next();
@@ -140,9 +123,104 @@ fn parallel<T: Send, R: Send>(items: Vec<T>, min: usize, work: impl Fn(T) -> R +
         }
     };
     thread::scope(|scope| {
-        let spawn = |_| drop(thread::Builder::new().spawn_scoped(scope, drain));
-        (1..threads).for_each(spawn);
+        let start = |_| drop(thread::Builder::new().spawn_scoped(scope, drain));
+        (1..threads.min(items.len())).for_each(start);
         drain();
     });
     done.into_inner().expect(unlocked).into_values().collect()
+}
+
+const REINSTALL: &str = "; move it away and reinstall the runtime in LM Studio";
+
+pub fn read_backend(backend: &Backend) -> Surveyed {
+    let mut files = Vec::new();
+    for packages in backend.site_packages.as_deref().unwrap_or_default() {
+        for setting in &SETTINGS {
+            // What cannot be looked at cannot be read either, which says what to do.
+            if !matches!(files::is_dir(&packages.join(setting.package)), Ok(false)) {
+                files.push(vendor_file(backend, packages, setting));
+            }
+        }
+    }
+    let backend = backend.clone();
+    Surveyed { backend, files }
+}
+
+fn vendor_file(backend: &Backend, packages: &Path, setting: &'static Setting) -> VendorFile {
+    let path = packages.join(setting.path);
+    let parts = path.ancestors().take_while(|part| *part != backend.real);
+    // The outermost: the others may be in what it leads to.
+    let links = parts.filter_map(|part| Some((part.display(), fs::read_link(part).ok()?)));
+    let read = match links.last() {
+        Some((link, target)) => {
+            let target = target.display();
+            let why = "where an edit may leave its backend, or break an app's signature";
+            Err(anyhow!("{link} is a link to {target}, {why}{REINSTALL}"))
+        }
+        None => read(setting, packages, &path),
+    };
+    let (file, unfinished) = (setting.path, "not there: an unfinished update");
+    let content = match read {
+        Ok(Some(source)) => Ok(Arc::new(source)),
+        Ok(None) => Err((State::Incomplete, format!("{file}: {unfinished}"))),
+        Err(why) => Err((State::Refused, format!("{file}: {why:#}"))),
+    };
+    VendorFile {
+        setting,
+        path,
+        content,
+    }
+}
+
+fn read(setting: &Setting, packages: &Path, path: &Path) -> Result<Option<Source>> {
+    let bytes = match files::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => return Ok(None),
+            // That can be fixed in place.
+            ErrorKind::PermissionDenied => return Err(cannot("read", path, &error)),
+            _ => bail!("{}{REINSTALL}", cannot("read", path, &error)),
+        },
+    };
+    let sites = sites::locate(setting, &bytes)
+        .map_err(|why| anyhow!("{why}; if nobody edited it, a newer lmpatch may know it"))?;
+    let mut evidence = releases(setting);
+    let receipt = read_receipt(path, &bytes, &sites);
+    let mut source = Source::new(bytes, sites, receipt, &evidence);
+    if !matches!(source.original, Some((Proof::Release, _))) {
+        evidence.extend(record(packages, setting)?);
+        source = Source::new(source.bytes, source.sites, source.receipt, &evidence);
+    }
+    Ok(Some(source))
+}
+
+fn receipt_path(file: &Path) -> PathBuf {
+    file.with_extension("py.lmpatch")
+}
+
+fn read_receipt(path: &Path, source: &[u8], sites: &[Site]) -> Result<Option<Receipt>, String> {
+    let path = receipt_path(path);
+    let ignored = |why: &str| Err(format!("{} {why}", path.display()));
+    match files::read(&path).map(|bytes| serde_json::from_slice::<Receipt>(&bytes)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => ignored(&format!("cannot be read ({error})")),
+        Ok(Err(_)) => ignored("is damaged"),
+        Ok(Ok(receipt)) if receipt.fits(source, sites) => Ok(Some(receipt)),
+        Ok(Ok(_)) => ignored("belongs to another version of the file"),
+    }
+}
+
+/// Fails if a `RECORD` cannot be read: without it an edited file could be taken for one that was never edited.
+fn record(packages: &Path, setting: &Setting) -> Result<Evidence> {
+    let prefix = format!("{}-", setting.package);
+    let mut rows = Evidence::new();
+    for name in files::names(packages, &prefix, ".dist-info")? {
+        let path = packages.join(name).join("RECORD");
+        match files::read(&path) {
+            Ok(record) => rows.extend(parse_record(&record, setting.path)),
+            Err(error) if files::is_absence(&error) => {}
+            Err(error) => return Err(cannot("read", &path, &error)),
+        }
+    }
+    Ok(rows)
 }

@@ -1,40 +1,38 @@
 //! PURE: which bytes of a vendor file are the original, and what proves it.
 
-use std::borrow::Cow;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::settings::{Setting, Site};
+use super::settings::{Setting, Site, number};
 
-/// What proves that bytes are the original: the package's `dist-info/RECORD`, the table of known releases, or what
-/// lmpatch wrote down before its first edit.
+/// What says that bytes are the original; `Untouched`: only that they have the stock values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Proof {
     Record,
     Release,
     Receipt,
+    #[serde(rename = "unknown")]
+    Untouched,
 }
 
 /// The size in bytes and the SHA-256, in hexadecimal, of an original.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub size: usize,
-    pub sha256: Cow<'static, str>,
+    pub sha256: String,
 }
 
 impl Fingerprint {
     pub fn of(bytes: &[u8]) -> Self {
-        let (size, sha256) = (bytes.len(), hex(&Sha256::digest(bytes)).into());
+        let (size, sha256) = (bytes.len(), hex(&Sha256::digest(bytes)));
         Self { size, sha256 }
     }
 }
 
-/// What lmpatch writes beside a file, as `<file>.lmpatch`, before its first edit of one that neither `RECORD` nor the
-/// table could give back.
+/// Written beside a file, as `<file>.lmpatch`, before the first edit of one that nothing else could give back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     #[serde(flatten)]
@@ -50,36 +48,76 @@ impl Receipt {
         }
     }
 
-    /// Whether `source` is the file that it was written for, perhaps with other numbers.
     pub fn fits(&self, source: &[u8], sites: &[Site]) -> bool {
-        let evidence = vec![(Proof::Receipt, self.fingerprint.clone())];
-        let is_proven = prove(source, sites, &self.literals, &evidence).is_some();
-        is_proven && self.literals.len() == sites.len()
+        let original = fill(source, sites, &self.literals);
+        self.literals.len() == sites.len() && self.fingerprint == Fingerprint::of(&original)
     }
 }
 
-/// The original of a file: what its sites say there, and what proves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Original {
-    pub proof: Proof,
-    pub literals: Vec<String>,
+/// A vendor file's text, and what is known of its original.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub bytes: Vec<u8>,
+    pub sites: Vec<Site>,
+    /// What its sites say in the original, and what proves that.
+    pub original: Option<(Proof, Vec<String>)>,
+    /// The receipt for this very file, if there is one; or why what is in its place is ignored.
+    pub receipt: Result<Option<Receipt>, String>,
+    /// Whether an edit needs one first. A useless one is replaced only if the file has its stock values again.
+    pub needs_receipt: bool,
+    pub differs_from_record: bool,
+    /// Whether the original is what lmpatch found before its first edit, and that was not what such files ship with.
+    pub came_edited: bool,
 }
 
-/// Fingerprints of originals, in the order in which they are tried.
+impl Source {
+    pub fn new(
+        bytes: Vec<u8>,
+        mut sites: Vec<Site>,
+        receipt: Result<Option<Receipt>, String>,
+        evidence: &Evidence,
+    ) -> Self {
+        let now = literals(&bytes, &sites);
+        // By the rule alone: after an edit nothing else tells what a release ships with, or how that was written.
+        let shipped: Vec<_> = sites.iter().map(|site| site.stock.to_string()).collect();
+        let noted = receipt.iter().flatten().next();
+        let noted = noted.map(|receipt| receipt.literals.clone());
+        let prove = |literals: &Vec<String>| {
+            // Most candidates have a size that nothing has; filling them in and hashing is what takes time.
+            let before: usize = sites.iter().map(|site| site.range.len()).sum();
+            let after: usize = literals.iter().map(String::len).sum();
+            let size = bytes.len() - before + after;
+            evidence.iter().find(|(_, of)| of.size == size)?;
+            let fingerprint = Fingerprint::of(&fill(&bytes, &sites, literals));
+            let (proof, _) = evidence.iter().find(|(_, of)| *of == fingerprint)?;
+            Some((*proof, literals.clone()))
+        };
+        let proven = [&now, &shipped].into_iter().chain(&noted).find_map(prove);
+        let is_recoverable = proven.as_ref().is_some_and(|(_, it)| *it == shipped);
+        let vendors = proven.iter().flat_map(|(_, literals)| literals);
+        for (site, literal) in sites.iter_mut().zip(vendors) {
+            site.stock = number(literal).unwrap_or(site.stock);
+        }
+        let is_stock = sites.iter().all(|site| site.value == site.stock);
+        let lacks_receipt = matches!(receipt, Ok(None)) || receipt.is_err() && is_stock;
+        let is_recorded = evidence.iter().any(|(proof, _)| *proof == Proof::Record);
+        let mut odd = noted.iter().flatten().zip(&sites);
+        let is_odd = odd.any(|(literal, site)| number(literal) != Some(site.stock));
+        let noted = noted.map(|literals| (Proof::Receipt, literals));
+        let untouched = is_stock.then_some((Proof::Untouched, now));
+        Self {
+            needs_receipt: lacks_receipt && !is_recoverable,
+            differs_from_record: is_recorded && proven.is_none(),
+            came_edited: proven.is_none() && is_odd,
+            bytes,
+            sites,
+            original: proven.or(noted).or(untouched),
+            receipt,
+        }
+    }
+}
+
 pub type Evidence = Vec<(Proof, Fingerprint)>;
-
-/// What says that `source` with these literals is the original, if anything does.
-pub fn prove(source: &[u8], sites: &[Site], literals: &[String], rows: &Evidence) -> Option<Proof> {
-    // Most candidates have a size that nothing has; hashing is what takes time.
-    let before: usize = sites.iter().map(|site| site.range.len()).sum();
-    let after: usize = literals.iter().map(String::len).sum();
-    let size = source.len() - before + after;
-    let has_size = rows.iter().any(|row| row.1.size == size);
-    let parts = has_size.then(|| parts(source, sites, literals))?;
-    let hashed = parts.iter().fold(Sha256::new(), Sha256::chain_update);
-    let sha256 = hex(&hashed.finalize());
-    Some(rows.iter().find(|row| row.1.sha256 == sha256)?.0)
-}
 
 pub fn literals(source: &[u8], sites: &[Site]) -> Vec<String> {
     with_values(source, sites, |site| site.value)
@@ -96,26 +134,21 @@ pub fn with_values(source: &[u8], sites: &[Site], value: impl Fn(&Site) -> u64) 
     sites.iter().map(literal).collect()
 }
 
-/// `source` with the literal of each site replaced.
 pub fn fill(source: &[u8], sites: &[Site], literals: &[String]) -> Vec<u8> {
-    parts(source, sites, literals).concat()
-}
-
-fn parts<'a>(source: &'a [u8], sites: &[Site], literals: &'a [String]) -> Vec<&'a [u8]> {
-    let (mut parts, mut end) = (Vec::new(), 0);
+    let (mut filled, mut end) = (Vec::with_capacity(source.len()), 0);
     for (site, literal) in sites.iter().zip(literals) {
-        parts.extend([&source[end..site.range.start], literal.as_bytes()]);
+        filled.extend(&source[end..site.range.start]);
+        filled.extend(literal.as_bytes());
         end = site.range.end;
     }
-    parts.push(&source[end..]);
-    parts
+    filled.extend(&source[end..]);
+    filled
 }
 
-/// What the table of known releases says of the setting's file.
 pub fn releases(setting: &Setting) -> Evidence {
-    let path = setting.record_path() + "\t";
     let row = |line: &'static str| {
-        let mut fields = line.strip_prefix(&path)?.split('\t');
+        let mut fields = line.split('\t');
+        fields.next().filter(|path| *path == setting.path)?;
         let (sha256, size) = (fields.next()?.into(), fields.next()?.parse().ok()?);
         Some((Proof::Release, Fingerprint { size, sha256 }))
     };
@@ -125,16 +158,13 @@ pub fn releases(setting: &Setting) -> Evidence {
 
 /// What a `RECORD` says of `path`, in rows of `path,sha256=<URL-safe base64 without padding>,<size>`.
 pub fn parse_record(record: &[u8], path: &str) -> Evidence {
-    let quoted = format!("\"{path}\"");
     let row = |row| {
         let mut fields = std::str::from_utf8(row).ok()?.rsplitn(3, ',');
-        let (size, digest, named) = (fields.next()?, fields.next()?, fields.next()?);
-        if named != path && named != quoted {
-            return None;
-        }
+        let (size, digest) = (fields.next()?, fields.next()?);
+        fields.next().filter(|it| *it == path)?;
         let size = size.trim().parse().ok()?;
         let digest = URL_SAFE_NO_PAD.decode(digest.strip_prefix("sha256=")?);
-        let sha256 = hex(&digest.ok().filter(|digest| digest.len() == 32)?).into();
+        let sha256 = hex(&digest.ok().filter(|digest| digest.len() == 32)?);
         Some((Proof::Record, Fingerprint { size, sha256 }))
     };
     let rows = record.split(|byte| matches!(byte, b'\n' | b'\r'));

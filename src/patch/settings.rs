@@ -14,13 +14,11 @@ pub const DEFAULT_SIZE: u64 = 4096;
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.strip_suffix(['k', 'K']).unwrap_or(text);
     let unit = if digits == text { 1 } else { 1024 };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("give plain digits such as 4096, or 4k".to_owned());
-    }
-    let number = digits.parse::<u64>().ok();
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| is_plain);
     let size = number.and_then(|number| number.checked_mul(unit));
     let (least, most) = (SIZES.start(), SIZES.end());
-    let why = || format!("the size must be from {least} to {most} tokens");
+    let why = || format!("give a size such as 4096 or 4k, from {least} to {most}");
     size.filter(|size| SIZES.contains(size)).ok_or_else(why)
 }
 
@@ -34,44 +32,30 @@ pub fn number(literal: &str) -> Option<u64> {
 
 #[derive(Debug)]
 pub struct Setting {
-    /// The Python package; also its directory in `site-packages`.
     pub package: &'static str,
-    pub file: &'static str,
-    /// How the number is written, newest engines first. Only one of the forms may be there.
+    /// The path below `site-packages`, as `RECORD` writes it.
+    pub path: &'static str,
+    /// Newest engines first; only one of them may be there.
     pub forms: &'static [Form],
     /// The number that the vendor ships, from the source and the owner of the site.
     pub stock: fn(source: &[u8], owner: &str) -> u64,
 }
 
-impl Setting {
-    /// The path below `site-packages`, as `RECORD` writes it.
-    pub fn record_path(&self) -> String {
-        format!("{}/{}", self.package, self.file)
-    }
-}
-
-/// One number literal that is the setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Site {
     pub name: &'static str,
     /// The function, method or class it belongs to; `<module>` for a constant.
     pub owner: String,
-    /// The line of the literal, from 1.
+    /// From 1.
     pub line: usize,
-    /// The byte range of the literal.
     #[serde(skip)]
     pub range: Range<usize>,
-    /// What it says, in tokens.
+    /// In tokens, as is the stock value.
     pub value: u64,
-    /// What such a file ships with, in tokens.
     pub stock: u64,
 }
 
-#[derive(Debug)]
-pub struct Form {
-    pub name: &'static str,
-    pub place: FormPlace,
-}
+pub type Form = (&'static str, FormPlace);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormPlace {
@@ -83,23 +67,17 @@ pub enum FormPlace {
     AnyDefinition,
 }
 
-const fn form(name: &'static str, place: FormPlace) -> Form {
-    Form { name, place }
-}
-
-/// Every setting, the one that governs first.
-///
-/// Names, places and stock values hold for every published mlx-engine since 2025-02 and every mlx-lm wheel since
-/// 0.22.3: the chunk was 512 until 2026-03-25, when `validate_prefill_step_size` came with 2048; mlx-lm ships 512
-/// for speculative decoding and 2048 for the rest.
+/// The one that governs first. Names, places and stock values hold for every published mlx-engine since 2025-02 and every
+/// mlx-lm wheel since 0.22.3: the chunk was 512 until 2026-03-25, when `validate_prefill_step_size` came with 2048; mlx-lm
+/// ships 512 for speculative decoding and 2048 for the rest.
 pub const SETTINGS: [Setting; 2] = [
     Setting {
         package: "mlx_engine",
-        file: "cache_wrapper.py",
+        path: "mlx_engine/cache_wrapper.py",
         forms: &[
-            form("PROMPT_PROCESSING_CHUNK_SIZE", FormPlace::ModuleConstant),
+            ("PROMPT_PROCESSING_CHUNK_SIZE", FormPlace::ModuleConstant),
             // Engines of 2025-02 to 2025-09, before the constant existed.
-            form("chunk_size", FormPlace::MethodParameter("CacheWrapper")),
+            ("chunk_size", FormPlace::MethodParameter("CacheWrapper")),
         ],
         stock: |source, _| match memmem::find(source, b"validate_prefill_step_size") {
             Some(_) => 2048,
@@ -108,8 +86,8 @@ pub const SETTINGS: [Setting; 2] = [
     },
     Setting {
         package: "mlx_lm",
-        file: "generate.py",
-        forms: &[form("prefill_step_size", FormPlace::AnyDefinition)],
+        path: "mlx_lm/generate.py",
+        forms: &[("prefill_step_size", FormPlace::AnyDefinition)],
         stock: |_, owner| match owner {
             "speculative_generate_step" => 512,
             _ => 2048,

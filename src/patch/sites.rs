@@ -1,7 +1,6 @@
 //! PURE: Python source → the number literals that are the setting, or a refusal with its line.
 //!
-//! Strings and comments are blanked, so that regular expressions see code only. In each logical line that mentions a
-//! setting they look for the spellings that vendors use; whatever else gives that name a value is refused.
+//! Regular expressions see code without strings and comments. Any unfamiliar way to bind the name is refused.
 
 use std::mem;
 use std::ops::Range;
@@ -16,26 +15,22 @@ use super::settings::{Form, Setting, Site, number};
 type Bindings = Vec<Result<Site, String>>;
 const OVERRIDES: &str = "is set here in a way that would override the edit:";
 
-/// The sites of `setting` in `source`, in the order in which they stand there.
-///
-/// Fails, with the line and what was found there, if the source cannot be read with certainty, if the name is bound in
-/// any other way, or if there are fewer or more sites than the form must have.
+/// The sites of `setting`, in their order. Fails, with the line and what is there, if the source cannot be read with
+/// certainty, if the name is bound in any other way, or if there are fewer or more sites than the form must have.
 pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
     let (text, lines) = blank(source)?;
     let read = |form| (form, bindings(form, source, &text, &lines));
     let mut present: Vec<_> = setting.forms.iter().map(read).collect();
-    present.retain(|(form, found)| {
-        let is_optional = matches!(form.place, MethodParameter(_));
+    present.retain(|((_, place), found)| {
+        let is_optional = matches!(place, MethodParameter(_));
         found.iter().any(Result::is_ok) || !found.is_empty() && !is_optional
     });
-    let Some((form, found)) = present.pop() else {
-        let names: Vec<_> = setting.forms.iter().map(|form| form.name).collect();
-        let names = names.join(" or ");
-        return Err(format!("no definition of {names} with an integer value"));
+    let Some(((name, place), found)) = present.pop() else {
+        let (name, _) = setting.forms[0];
+        return Err(format!("no definition of {name} with an integer value"));
     };
-    let name = form.name;
-    if let Some((other, _)) = present.pop() {
-        return Err(format!("has both {} and {name}: ambiguous", other.name));
+    if let Some(((other, _), _)) = present.pop() {
+        return Err(format!("has both {other} and {name}: ambiguous"));
     }
     let mut sites = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     let (mut line, mut counted) = (1, 0);
@@ -44,15 +39,14 @@ pub fn locate(setting: &Setting, source: &[u8]) -> Result<Vec<Site>, String> {
         (site.line, counted) = (line, site.range.start);
         site.stock = (setting.stock)(source, &site.owner);
     }
-    if sites.len() > 1 && form.place != AnyDefinition {
-        let lines: Vec<_> = sites.iter().take(5).map(|s| s.line.to_string()).collect();
-        let (times, lines) = (sites.len(), lines.join(", "));
-        return Err(format!("{name} is set {times} times, in lines {lines}"));
+    if let [_, second, ..] = &sites[..]
+        && *place != AnyDefinition
+    {
+        return Err(format!("line {}: {name} is set again", second.line));
     }
     Ok(sites)
 }
 
-/// Compiles the patterns, which takes about as long as finding the backends.
 pub fn compile_patterns() {
     _ = (&*HEADER, &*DEFINITION, &*ODD, &*ODD_ITEM);
 }
@@ -66,7 +60,7 @@ fn refusal(source: &[u8], at: usize, what: &str) -> String {
     format!("line {}: {what}", 1 + line_ends(&source[..at]))
 }
 
-/// The source with strings, comments and continued line ends blanked, and where its logical lines are.
+/// The source with strings, comments and continued line ends blanked, and its logical lines.
 fn blank(source: &[u8]) -> Result<(Vec<u8>, Vec<Range<usize>>), String> {
     let refuse = |at, what| Err(refusal(source, at, what));
     if let Some(at) = memchr(0, source) {
@@ -137,51 +131,40 @@ fn token_length(text: &[u8]) -> Option<usize> {
 }
 
 fn bindings(form: &Form, source: &[u8], text: &[u8], lines: &[Range<usize>]) -> Bindings {
-    let (mut found, mut end) = (Vec::new(), 0);
-    for at in memmem::find_iter(text, form.name) {
-        if at < end {
+    let (name, place) = *form;
+    let mut mentions = memmem::find_iter(text, name).peekable();
+    // The line and those in whose blocks it may be, each with its indentation.
+    let (mut open, mut found) = (Vec::<(usize, &[u8])>::new(), Vec::new());
+    for line in lines {
+        let code = &text[line.clone()];
+        let Some(blanks) = code.iter().position(|byte| !byte.is_ascii_whitespace()) else {
+            continue;
+        };
+        // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
+        let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
+        while open.pop_if(|(outer, _)| *outer >= indent).is_some() {}
+        open.push((indent, code));
+        if mentions.next_if(|at| *at < line.end).is_none() {
             continue;
         }
-        let index = lines.partition_point(|line| line.end <= at);
-        let line = lines[index].clone();
-        end = line.end;
-        let owner = headers(text, &lines[..=index]);
-        if !matches!(form.place, MethodParameter(class) if !owner.contains(&class.to_owned())) {
-            let code = &text[line.clone()];
+        while mentions.next_if(|at| *at < line.end).is_some() {}
+        let headers = open.iter().filter_map(|(_, code)| HEADER.captures(code));
+        let owner = headers.map(|header| String::from_utf8_lossy(&header[2]).into_owned());
+        let owner: Vec<_> = owner.collect();
+        if !matches!(place, MethodParameter(class) if !owner.contains(&class.to_owned())) {
             found.extend(read_line(form, source, code, line.start, &owner.join(".")));
         }
     }
     found
 }
 
-/// The names in the headers of the blocks that the last line is in, and in its own.
-fn headers(text: &[u8], lines: &[Range<usize>]) -> Vec<String> {
-    let (mut names, mut least) = (Vec::new(), usize::MAX);
-    for code in lines.iter().rev().map(|line| &text[line.clone()]) {
-        let Some(blanks) = code.iter().position(|byte| !byte.is_ascii_whitespace()) else {
-            continue;
-        };
-        // Python refuses indentation in which the width of a tab matters; a form feed starts it anew.
-        let indent = blanks - memrchr(b'\x0c', &code[..blanks]).map_or(0, |feed| feed + 1);
-        if indent < least {
-            least = indent;
-            let header = HEADER.captures(code);
-            names.extend(header.map(|h| String::from_utf8_lossy(&h[2]).into_owned()));
-        }
-        if least == 0 {
-            break;
-        }
-    }
-    names.reverse();
-    names
-}
-
 fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str) -> Bindings {
+    let (name, place) = *form;
     let end = start + code.len();
-    let code = mark(code, form.name);
+    let code = mark(code, name);
     let items = items(&code);
     let refuse = |at, why, quoted: Range<usize>| {
-        let what = format!("{} {why} {}", form.name, quote(&source[quoted]));
+        let what = format!("{name} {why} {}", quote(&source[quoted]));
         Err(refusal(source, at, &what))
     };
     let mut found = Vec::new();
@@ -198,21 +181,21 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
     for definition in DEFINITION.captures_iter(&items) {
         let is_parameter = definition.name("parameter").is_some();
         let is_definition = is_parameter || definition.name("annotation").is_some();
-        let fits = match form.place {
+        let fits = match place {
             ModuleConstant => !is_parameter && owner.is_empty(),
             MethodParameter(_) => is_parameter,
             AnyDefinition => is_definition,
         };
         let part = |name| definition.name(name).map_or(0..0, |part| part.range());
-        let (name, value) = (part("name"), part("value"));
-        let (at, range) = (start + name.start, start + value.start..start + value.end);
+        let (at, value) = (start + part("name").start, part("value"));
+        let range = start + value.start..start + value.end;
         let text = String::from_utf8_lossy(&source[range.clone()]);
         found.push(match number(&text) {
-            _ if text == "None" && is_definition && form.place != ModuleConstant => continue,
+            _ if text == "None" && is_definition && place != ModuleConstant => continue,
             _ if text.is_empty() => refuse(at, "has no value behind its `=`:", at..end),
             _ if !fits => refuse(at, OVERRIDES, at..end),
             Some(value) => Ok(Site {
-                name: form.name,
+                name,
                 owner: if owner.is_empty() { "<module>" } else { owner }.to_owned(),
                 line: 0,
                 range,
@@ -225,7 +208,6 @@ fn read_line(form: &Form, source: &[u8], code: &[u8], start: usize, owner: &str)
     found
 }
 
-/// The source up to the end of the line, and no more than a line can be.
 fn quote(source: &[u8]) -> String {
     let text = String::from_utf8_lossy(source.trim_ascii());
     let line = text.split(['\r', '\n']).next().unwrap_or_default();

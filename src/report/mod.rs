@@ -1,16 +1,14 @@
 //! What a run found and did. `table` shows it to people, serde to scripts.
 
-pub mod diff;
 pub mod notes;
 pub mod table;
 
 use serde::Serialize;
 
-use crate::lmstudio::backends::{Absent, Backend};
+use crate::lmstudio::backends::Absent;
 use crate::lmstudio::workers::{LoadState, Worker};
 use crate::output::{Level, Output, with_home};
-use crate::patch::backend::Surveyed;
-use crate::patch::file::{State, VendorFile};
+use crate::patch::backend::{State, Surveyed};
 use crate::patch::{Applied, Outcome};
 use crate::reload::{How, Reloaded};
 
@@ -26,11 +24,7 @@ pub struct Report {
     /// What was asked for, in tokens.
     pub size: Option<u64>,
     pub home: Option<String>,
-    /// The `--backend` flags that commands for the same backends have.
-    #[serde(skip)]
-    pub flags: String,
     pub exit_code: u8,
-    /// Why the run as a whole failed.
     pub error: Option<String>,
     pub backends: Vec<BackendReport>,
     #[serde(flatten)]
@@ -54,69 +48,54 @@ pub enum Action {
 #[derive(Debug, Serialize)]
 pub struct BackendReport {
     #[serde(flatten)]
-    pub backend: Backend,
+    pub now: Surveyed,
     pub chunk: Option<u64>,
     pub chunk_before: Option<u64>,
     pub stock: Option<u64>,
     pub state: State,
     pub result: Option<Outcome>,
-    /// Why it is refused or incomplete, or what failed.
     pub why: Option<String>,
     pub in_effect: Option<LoadState>,
     pub stale_workers: Vec<u32>,
-    pub files: Vec<VendorFile>,
+    /// Whether its files were edited before lmpatch first saw them, also if a revert has just ended that.
+    #[serde(skip)]
+    pub came_edited: bool,
 }
 
 #[derive(Debug, Serialize)]
 pub struct ReloadReport {
     pub how: How,
     pub models: Vec<Reloaded>,
-    /// Why nothing could be done.
     pub error: Option<String>,
 }
 
 impl Report {
-    pub fn with(&self, outcomes: &[Outcome]) -> impl Iterator<Item = &BackendReport> {
-        let is_such = |row: &&BackendReport| row.result.is_some_and(|one| outcomes.contains(&one));
-        self.backends.iter().filter(is_such)
-    }
-
-    /// The backends that a run has to do with: all but those that are unfinished and not in use.
-    pub fn counted(&self) -> impl Iterator<Item = &BackendReport> {
-        let is_unfinished = |row: &BackendReport| row.state == State::Incomplete;
-        let has_failed = |row: &BackendReport| row.result == Some(Outcome::Failed);
+    /// The backends that loaded models use, as far as what the apps have selected is known.
+    pub fn used(&self) -> impl Iterator<Item = &BackendReport> {
+        let is_known = self.absent.selections.values().any(Result::is_ok);
         let rows = self.backends.iter();
-        rows.filter(move |row| row.backend.selected || has_failed(row) || !is_unfinished(row))
-    }
-
-    pub fn is_selected_missing(&self) -> bool {
-        self.absent.missing.iter().any(|one| one.selected)
+        rows.filter(move |row| row.now.backend.selected || !is_known)
     }
 }
 
 impl BackendReport {
-    pub fn surveyed(surveyed: Surveyed) -> Self {
-        let (chunk, stock) = surveyed.chunk_and_stock().unzip();
+    /// A backend as it is now, after a run in which that was `applied`.
+    pub fn new(now: Surveyed, applied: Option<&Applied>) -> Self {
+        let (chunk, stock) = now.chunk_and_stock().unzip();
+        let before = applied.map_or(&now, |applied| &applied.before);
+        let came_edited = |one: &Surveyed| one.sources().any(|source| source.came_edited);
+        let blocked = || now.blocked().map(|(_, why)| why);
         Self {
             chunk,
-            chunk_before: chunk,
+            chunk_before: before.chunk_and_stock().unzip().0,
             stock,
-            state: surveyed.state(),
-            result: None,
-            why: surveyed.blocked().map(|(_, why)| why),
+            state: now.state(),
+            result: applied.map(|applied| applied.outcome),
+            why: applied.map_or_else(blocked, |applied| applied.why.as_deref().map(with_home)),
             in_effect: None,
             stale_workers: Vec::new(),
-            backend: surveyed.backend,
-            files: surveyed.files,
-        }
-    }
-
-    pub fn applied(applied: &Applied) -> Self {
-        Self {
-            chunk_before: applied.before.chunk_and_stock().unzip().0,
-            result: Some(applied.outcome),
-            why: applied.why.as_deref().map(with_home),
-            ..Self::surveyed(applied.after.clone())
+            came_edited: came_edited(before) || came_edited(&now),
+            now,
         }
     }
 
@@ -129,10 +108,8 @@ impl BackendReport {
 #[derive(Debug, Serialize)]
 struct Finding {
     level: Level,
-    /// Those that it is about; empty if it is about no backend in particular.
     backends: Vec<String>,
     what: String,
-    /// What to do; empty if that is in `what`.
     next: String,
 }
 
@@ -144,10 +121,9 @@ impl Findings {
     /// Adds a finding and its next step. If several backends share it, it is told once.
     pub fn add(&mut self, level: Level, row: Option<&BackendReport>, what: &str, next: &str) {
         let (what, next) = (with_home(what), with_home(next));
-        let name = row.map(|row| row.backend.name.clone());
+        let name = row.map(|row| row.now.backend.name.clone());
         let is_same = |old: &&mut Finding| old.what == what && old.next == next;
         if let Some(old) = self.0.iter_mut().find(is_same) {
-            let name = name.filter(|name| !old.backends.contains(name));
             old.backends.extend(name);
             old.level = old.level.min(level);
             return;
@@ -160,20 +136,19 @@ impl Findings {
         });
     }
 
-    pub fn append(&mut self, mut more: Self) {
-        self.0.append(&mut more.0);
+    pub fn has_error(&self) -> bool {
+        self.0.iter().any(|finding| finding.level == Level::Error)
     }
 
     /// Prints them all to stderr, the most serious first.
     pub fn print(&mut self, output: &Output) {
         self.0.sort_by_key(|finding| finding.level);
         for finding in &self.0 {
-            let about = match &finding.backends[..] {
-                [] => String::new(),
-                few @ ([_] | [_, _]) => few.join(", ") + ": ",
-                all => format!("{} backends: ", all.len()),
-            };
-            let mut text = about + &finding.what;
+            let mut text = finding.backends.join(", ");
+            if !text.is_empty() {
+                text += ": ";
+            }
+            text += &finding.what;
             if !finding.next.is_empty() {
                 text += &format!("; {}", finding.next);
             }

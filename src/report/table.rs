@@ -1,15 +1,16 @@
 //! The report for people: tables, and the lines below them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anstyle::Style;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::{Action, BackendReport, Report};
-use crate::output::{BAD, FAINT, GOOD, NOTE, Output, STRONG, printable};
-use crate::patch::Outcome::{Changed, Failed, Incomplete, Refused, Unchanged, WouldChange};
-use crate::patch::file::{State, VendorFile};
+use crate::lmstudio::runtimes::Runtime;
+use crate::output::{BAD, GOOD, NOTE, Output, STRONG, printable};
+use crate::patch::backend::VendorFile;
 use crate::patch::original::Proof;
 
 /// The table of backends; with `--verbose`, the sites of each below it.
@@ -22,31 +23,22 @@ pub fn backends(report: &Report, output: &Output) -> String {
     let numbers = 3..header.len() - 1;
     let mut table = layout(header, numbers);
     table.add_rows(report.backends.iter().map(cells));
-    if let Some(width) = output.width() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_width(width);
-    }
-    // A name or a number that is broken cannot be read; a list of runtimes can, and each is about as long as this.
-    for column in table.column_iter_mut() {
-        column.set_constraint(match column.index {
-            1 => ColumnConstraint::LowerBoundary(Width::Fixed(12)),
-            _ => ColumnConstraint::ContentWidth,
-        });
-    }
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default();
     let mut text = format!("{STRONG}{}{STRONG:#}\n", header.trim_end());
-    let mut words = report.backends.iter().map(last_word).peekable();
     for line in lines {
-        // A row that is wrapped ends in its last word only in its first line.
-        let line = line.trim_end();
-        let word = words.next_if(|(word, _)| line.ends_with(word));
-        let (word, style) = word.unwrap_or_default();
-        let start = &line[..line.len() - word.len()];
-        text += &format!("{start}{style}{word}{style:#}\n");
+        let (start, word) = line.trim_end().rsplit_once("  ").unwrap_or_default();
+        let style = match word {
+            "changed" | "patched" => GOOD,
+            "incomplete" | "mixed" => NOTE,
+            "failed" | "refused" => BAD,
+            _ => Style::new(),
+        };
+        text += &format!("{start}  {style}{word}{style:#}\n");
     }
     if output.is_verbose {
-        text.extend(report.backends.iter().map(details));
+        let files = report.backends.iter().flat_map(|row| &row.now.files);
+        text.extend(files.map(details));
     }
     text
 }
@@ -66,34 +58,28 @@ pub fn layout(header: Vec<&str>, numbers: Range<usize>) -> Table {
 }
 
 fn cells(row: &BackendReport) -> Vec<String> {
-    let runtimes = row.backend.runtimes.iter();
-    let runtimes: Vec<_> = runtimes.map(|runtime| printable(&runtime.label)).collect();
-    let selected = if row.backend.selected { "yes" } else { "" };
+    let backend = &row.now.backend;
+    let label = |runtime: &Runtime| printable(&runtime.label());
+    let runtimes: Vec<_> = backend.runtimes.iter().map(label).collect();
+    let selected = if backend.selected { "yes" } else { "" };
     let mut chunk = number(row.chunk);
     if row.chunk_before != row.chunk {
         chunk = format!("{} → {chunk}", number(row.chunk_before));
     }
-    let name = printable(&row.backend.name);
-    let mut cells = vec![name, runtimes.join(", "), selected.to_owned(), chunk];
+    let name = printable(&backend.name);
+    let mut cells = vec![name, runtimes.join("\n"), selected.to_owned(), chunk];
     if row.result.is_none() {
         cells.push(number(row.stock));
     }
-    cells.push(last_word(row).0);
+    cells.push(last_word(row));
     cells
 }
 
-fn last_word(row: &BackendReport) -> (String, Style) {
-    let style = match (row.result, row.state) {
-        (Some(Changed), _) | (None, State::Patched) => GOOD,
-        (Some(Incomplete), _) | (None, State::Incomplete | State::Mixed) => NOTE,
-        (Some(Failed | Refused), _) | (None, State::Refused) => BAD,
-        _ => Style::new(),
-    };
-    let word = row.result.map_or_else(|| words(row.state), words);
-    (word, style)
+fn last_word(row: &BackendReport) -> String {
+    row.result.map_or_else(|| words(row.state), words)
 }
 
-/// An outcome or a state as it is printed: its JSON name with spaces.
+/// An outcome, a state or a proof as it is printed: its JSON name with spaces.
 fn words(value: impl Serialize) -> String {
     let name = serde_json::to_value(value).unwrap_or_default();
     name.as_str().unwrap_or_default().replace('-', " ")
@@ -103,71 +89,36 @@ fn number(value: Option<u64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| value.to_string())
 }
 
-/// What was done, in one line: "3 backends: 2 changed, 1 unchanged".
+/// What was done, in one line: "Backends: 2 changed, 1 unchanged".
 pub fn summary(report: &Report) -> String {
-    let mut counts = Vec::new();
-    for outcome in [Changed, WouldChange, Unchanged, Incomplete, Refused, Failed] {
-        let count = report.with(&[outcome]).count();
-        counts.extend((count > 0).then(|| format!("{count} {}", words(outcome))));
+    let mut counts = BTreeMap::new();
+    for row in &report.backends {
+        *counts.entry(last_word(row)).or_insert(0) += 1;
     }
-    format!("{}: {}", counted(report.backends.len()), counts.join(", "))
+    let counted = |(word, n): (String, u32)| format!("{n} {word}");
+    let counts: Vec<_> = counts.into_iter().map(counted).collect();
+    format!("Backends: {}", counts.join(", "))
 }
 
-/// How many of the backends have the size that was asked about, and what sets it in the others.
-pub fn verdict(size: u64, report: &Report) -> String {
-    let rows = &report.backends;
-    let lacking: Vec<_> = rows.iter().filter(|row| !row.has(size)).collect();
-    let having = rows.len() - lacking.len();
-    let mut text = format!("{size} in {having} of {}", counted(rows.len()));
-    if report.is_selected_missing() {
-        text += ", and a part of the selected runtime is not on disk";
-    }
-    if lacking.iter().any(|row| row.why.is_none()) {
-        text += &format!("; `lmpatch {size}{}` sets it", report.flags);
-    }
-    text
-}
-
-fn counted(backends: usize) -> String {
-    format!("{backends} backend{}", if backends == 1 { "" } else { "s" })
-}
-
-fn details(row: &BackendReport) -> String {
-    let name = printable(&row.backend.name);
-    let path = printable(&row.backend.path.display().to_string());
-    let files: String = row.files.iter().map(|f| file_details(row, f)).collect();
-    format!("\n{STRONG}{name}{STRONG:#}\n  {path}\n{files}")
-}
-
-fn file_details(row: &BackendReport, file: &VendorFile) -> String {
-    // Below the backend, since there may be several Pythons in it.
-    let path = file.path.strip_prefix(&row.backend.real);
-    let path = printable(&path.unwrap_or(&file.path).display().to_string());
-    let state = words(file.state());
+fn details(file: &VendorFile) -> String {
+    let path = printable(&file.path.display().to_string());
+    let mut text = format!("\n{STRONG}{path}{STRONG:#}  {}\n", words(file.state()));
     let Some(source) = file.source() else {
-        return format!("  {path}  {state}\n");
+        return text;
     };
-    let unproven = "this file, as far as is known; a receipt is written before the first edit";
-    let original = match source.original.as_ref().map(|original| original.proof) {
-        Some(Proof::Record) => "known from the package's RECORD",
-        Some(Proof::Release) => "known, a published release",
-        Some(Proof::Receipt) if source.came_edited() => "as lmpatch first found it",
-        Some(Proof::Receipt) => "known from lmpatch's receipt",
-        None if source.is_stock() => unproven,
-        None => "unknown",
+    let original = match &source.original {
+        None => "unknown".to_owned(),
+        Some((Proof::Untouched, _)) => "this file, as far as is known".to_owned(),
+        Some((proof, _)) => words(proof),
     };
-    let mut differs = "";
+    text += &format!("  original: {original}\n");
     if source.differs_from_record {
-        differs = "\n    it differs from the file that its package's RECORD lists";
+        text += "  it differs from the file that its package's RECORD lists\n";
     }
-    let name = source.sites.first().map_or("", |site| site.name);
-    let mut text = format!("  {path}: {name}  {state}\n");
-    text += &format!("    {FAINT}original: {original}{differs}{FAINT:#}\n");
     for site in &source.sites {
-        let (line, value, owner) = (site.line, site.value, printable(&site.owner));
-        let stock = format!("  {FAINT}stock {}{FAINT:#}", site.stock);
-        let stock = if value == site.stock { "" } else { &stock };
-        text += &format!("    line {line:>5}  {value:>6}  {owner}{stock}\n");
+        let (line, value, stock) = (site.line, site.value, site.stock);
+        let owner = printable(&site.owner);
+        text += &format!("  line {line:>5}  {value:>6}  {owner}  stock {stock}\n");
     }
     text
 }

@@ -12,8 +12,7 @@
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use lmpatch::lock::Lock;
-use lmpatch::patch::backend::{Goal, Surveyed};
-use lmpatch::patch::file::{Edit, State};
+use lmpatch::patch::backend::{Edit, Goal, State, Surveyed};
 use lmpatch::patch::settings::SETTINGS;
 use lmpatch::patch::{self, Applied, Outcome, sites};
 use tempfile::TempDir;
@@ -52,10 +51,10 @@ fn check(bencher: Bencher<'_, '_>, backends: usize) {
 #[divan::bench(args = BACKENDS, max_time = 5)]
 fn plan(bencher: Bencher<'_, '_>, backends: usize) {
     let home = Home::new(backends);
-    let survey = patch::survey(home.root.path(), &[]).unwrap();
+    let (found, _) = patch::survey(home.root.path(), &[]).unwrap();
     bencher.counter(ItemsCount::new(backends)).bench(|| {
         let edits = |backend: &Surveyed| backend.edits(Goal::Size(4096)).unwrap();
-        let changes = survey.backends.iter().flat_map(edits);
+        let changes = found.iter().flat_map(edits);
         assert_eq!(changes.filter(Edit::is_change).count(), 2 * backends);
     });
 }
@@ -136,16 +135,16 @@ impl Home {
     }
 
     fn check(&self, backends: usize) {
-        let survey = patch::survey(self.root.path(), &[]).unwrap();
+        let (found, _) = patch::survey(self.root.path(), &[]).unwrap();
         let understood =
             |backend: &&Surveyed| matches!(backend.state(), State::Stock | State::Patched);
-        assert_eq!(survey.backends.iter().filter(understood).count(), backends);
+        assert_eq!(found.iter().filter(understood).count(), backends);
     }
 
     fn set(&self, size: u64, backends: usize) {
         let lock = Lock::try_take(self.root.path()).unwrap().unwrap();
-        let survey = patch::survey(self.root.path(), &[]).unwrap();
-        let applied = patch::apply(&lock, survey.backends, Goal::Size(size));
+        let (found, _) = patch::survey(self.root.path(), &[]).unwrap();
+        let applied = patch::apply(&lock, &found, Goal::Size(size));
         let is_set = |done: &&Applied| {
             let chunk = done.after.chunk_and_stock().map(|(chunk, _)| chunk);
             done.outcome == Outcome::Changed && chunk == Some(size)

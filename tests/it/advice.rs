@@ -3,11 +3,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use crate::support::child::finish;
 use crate::support::home::{BackendDir, NAME, engine_since_2026, engine_with_parameter, generate};
 use crate::support::lms::FakeLms;
 use crate::support::standins::{ago, written};
 use crate::support::{Before, Env, LMPATCH, Ran, column, edit, text};
-use lmpatch::lmstudio::runtimes::APPS;
+use lmpatch::lmstudio::runtimes::{APPS, PREFERENCES};
 use lmpatch::marker;
 use lmpatch::patch::survey;
 use serde_json::json;
@@ -37,8 +38,7 @@ fn advised(stderr: &str) -> Vec<&str> {
 fn follow(env: &Env, command: &str) -> Ran {
     let script = command.replacen("lmpatch", LMPATCH, 1);
     let mut shell = Command::new("sh");
-    let ran = env.isolate(&mut shell).args(["-c", &script]).output();
-    Ran::of(&ran.unwrap()).exits(0)
+    finish(env.isolate(&mut shell).args(["-c", &script])).exits(0)
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn it_is_for_the_home_that_was_given() {
         .exits(3)
         .says(&format!("{command} 4096` sets it"));
     env.run(["--home", home, "1000"])
-        .tells(&format!("{command} 768` keeps it"));
+        .tells(&format!("{command} 768 --backend '{NAME}'` keeps it"));
 }
 
 #[test]
@@ -128,11 +128,11 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
     env.run(["512", "--backend", OLDER]).exits(0);
     let home = env.lmstudio();
     let cut_off = || {
-        let before = survey(&home, &[]).unwrap().backends;
-        marker::add(&home, marker::commands(before.iter(), true)).unwrap();
+        let before = survey(&home, &[]).unwrap().0;
+        marker::add(&home, &before).unwrap();
         env.run(["64"]).says("2 changed");
         // That set them all, so nothing is left to give back.
-        marker::add(&home, marker::commands(before.iter(), true)).unwrap();
+        marker::add(&home, &before).unwrap();
     };
     cut_off();
     let given = ["--check", "--home", home.to_str().unwrap()];
@@ -162,18 +162,20 @@ fn the_way_back_of_a_benchmark_is_followed_to_its_end() {
 #[test]
 fn the_way_back_is_a_revert_only_where_that_gives_the_size_back() {
     let back = |env: &Env| {
-        let before = survey(&env.lmstudio(), &[]).unwrap().backends;
-        marker::commands(before.iter(), true)[NAME].clone()
+        let before = survey(&env.lmstudio(), &[]).unwrap().0;
+        marker::add(&env.lmstudio(), &before).unwrap();
+        marker::restore_commands(&env.lmstudio()).unwrap()
     };
+    let command = |way: &str| format!("`lmpatch {way} --backend '{NAME}'`");
     let (env, _) = one("3072");
-    assert_eq!(back(&env), "lmpatch 3072");
+    assert_eq!(back(&env), command("3072"));
     for size in ["2048", "4096"] {
         env.run([size]).exits(0);
-        assert_eq!(back(&env), format!("lmpatch {size}"));
+        assert_eq!(back(&env), command(size));
     }
     // lmpatch sets no such size as 32.
     for chunk in ["2048", "32"] {
-        assert_eq!(back(&one(chunk).0), "lmpatch --revert");
+        assert_eq!(back(&one(chunk).0), command("--revert"));
     }
 }
 
@@ -184,7 +186,11 @@ fn what_a_limited_run_advises_is_limited_too() {
         let ran = env.run([size, "--backend", "*@34"]).exits(0);
         let mut own = advised(&ran.stderr);
         own.retain(|advised| advised.starts_with("lmpatch"));
-        let is_limited = |advised: &&str| advised.contains(" --backend '*@34'");
+        let is_limited = |advised: &&str| {
+            ["*@34", NAME]
+                .iter()
+                .any(|name| advised.contains(&format!(" --backend '{name}'")))
+        };
         assert!(own.iter().all(is_limited), "{own:?}");
     }
 }
@@ -198,14 +204,14 @@ fn what_is_a_pattern_or_needs_quotes_can_be_copied() {
     env.select("1.13.0");
     let last = |ran: &Ran| (*advised(&ran.stderr).last().unwrap()).to_owned();
     let ran = env.run(["--check", "3072", "--backend", "*it's*"]).exits(3);
-    follow(&env, &last(&ran)).says("1 backend: 1 changed");
+    follow(&env, &last(&ran)).says("Backends: 1 changed");
     env.run(["--check", "3072", "--backend", "*@35"]).exits(0);
     // The home that is there beside an empty one.
     let user = env.user().join("it's mine");
     fs::create_dir_all(user.join(".cache/lm-studio")).unwrap();
     fs::rename(env.lmstudio(), user.join(".lmstudio")).unwrap();
-    let check = env.command(["--check"]).env("HOME", &user).output();
-    let home = last(&Ran::of(&check.unwrap()).exits(1));
+    let check = finish(env.command(["--check"]).env("HOME", &user));
+    let home = last(&check.exits(1));
     let command = format!("lmpatch {home} --check 3072 --backend '*@35'");
     follow(&env, &command);
 }
@@ -215,25 +221,22 @@ fn a_check_advises_for_the_backend_that_it_is_about() {
     let (env, ..) = two("2048");
     env.run(["1000"]).exits(0);
     env.run(["--check"])
-        .says("`lmpatch 768` keeps it")
-        .says("`lmpatch --revert` restores");
-    env.run(["4096", "--backend", OLDER]).exits(0);
-    env.run(["--check"])
         .says(&format!("`lmpatch 768 --backend '{NAME}'` keeps it"))
-        .says(&format!("`lmpatch --revert --backend '{NAME}'` restores"));
+        .says(&format!(
+            "`lmpatch 2048 --backend '{NAME}'` sets that again"
+        ))
+        .says_nothing_of(OLDER);
 }
 
 #[test]
-fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
+fn a_read_only_file_is_told_by_a_dry_run_too() {
     let (env, backend) = Env::in_use();
-    let files = [backend.engine(), backend.generate()];
-    for file in &files {
-        fs::set_permissions(file, fs::Permissions::from_mode(0o444)).unwrap();
-    }
-    let [first, second] = files.map(|file| file.display().to_string());
-    let advice = format!("allow writing with `chmod u+w '{first}' '{second}'`");
+    fs::set_permissions(backend.generate(), fs::Permissions::from_mode(0o444)).unwrap();
+    let file = backend.generate().display().to_string();
+    let told = format!(
+        "cannot write {file} (Permission denied (os error 13)); allow it with `chmod u+rwX '{file}'`"
+    );
     for args in [&["4096"][..], &["4096", "--dry-run"]] {
-        let told = format!("{first} is read-only; {advice}");
         env.run(args).fails(&told);
     }
 }
@@ -241,7 +244,7 @@ fn read_only_files_are_told_all_at_once_and_by_a_dry_run_too() {
 #[test]
 fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     let (env, backend, older) = two("4 * 256");
-    let preferences = env.lmstudio().join(APPS[0].1);
+    let preferences = env.lmstudio().join(APPS[0].1).join(PREFERENCES);
     for path in [preferences, backend.engine(), backend.generate()] {
         written(&path, ago(7200));
     }
@@ -249,7 +252,7 @@ fn no_model_is_loaded_again_if_the_backend_in_use_was_refused() {
     fake.add(json!({ "path": "qwen/tiny" }));
     env.run(["4096", "--reload"])
         .fails("no model was loaded again: no selected backend was set")
-        .says_nothing_of("has these values");
+        .says_nothing_of(": loaded models have");
     let report = env.json(["4096", "--reload"]);
     assert_eq!(report["reload"]["error"], "no selected backend was set");
     assert_eq!(fake.calls(), [""; 0]);
@@ -264,7 +267,7 @@ fn after_a_failed_reload_only_what_was_changed_goes_back() {
     fake.faults(json!({ "load-fails-at": [8192] }));
     let ran = env.run(["8192", "--reload"]).exits(1);
     let before = Before::of(&older.root);
-    let command = format!("lmpatch --revert --backend '{NAME}'");
+    let command = format!("lmpatch 2048 --backend '{NAME}'");
     assert!(advised(&ran.stderr).contains(&&*command), "{ran:#?}");
     follow(&env, &command);
     before.still_holds();

@@ -230,8 +230,8 @@ fn the_sites_are_those_that_cpython_sees() {
 
 /// The integers that are the setting according to CPython, and the other integers that would decide in their place.
 fn judged<'s>(source: &'s Source, name: &str) -> (Vec<((usize, usize), u64)>, Vec<&'s Binding>) {
-    let is_constant = SETTINGS[source.setting].forms[0].place == FormPlace::ModuleConstant
-        && name.starts_with('P');
+    let is_constant =
+        SETTINGS[source.setting].forms[0].1 == FormPlace::ModuleConstant && name.starts_with('P');
     let (mut fitting, mut overriding) = (Vec::new(), Vec::new());
     for binding in source.bindings.iter().filter(|binding| binding.1 == name) {
         let (kind, _, line, column, value, scopes) = binding;

@@ -100,7 +100,7 @@ fn real() -> Option<Real> {
     let slower = env.user().join("slower.py");
     fs::write(&slower, SLOWER).unwrap();
     let (program, slower) = (python.display(), slower.display());
-    let python_c = format!("exec '{program}' -c \"$(cat '{slower}')\n$2\"");
+    let python_c = format!("exec '{program}' -c \"$(cat '{slower}')\n$2\" \"$3\"");
     executable(&backend.root.join("bin/python3.11"), &python_c);
     let model = env.user().join("tiny");
     env.python(&python, MAKE_MODEL, &[&model]);

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support::child::ended;
 use crate::support::home::{BackendDir, engine_since_2026, generate, stock_generate};
 use crate::support::strace::{self, Call, Paused};
-use crate::support::{Before, Env, Ran, differences, list, snapshot, text};
+use crate::support::{Before, Env, differences, list, snapshot, text};
 use serde_json::Value;
 
 const FIRST: &str = "app-mlx-generate-mac14-arm64@1";
@@ -59,9 +60,7 @@ fn sixteen_at_once_leave_one_value() {
         piped.spawn().unwrap()
     };
     let started: Vec<_> = sizes.iter().map(start).collect();
-    let outputs = started.into_iter().map(Child::wait_with_output);
-    for output in outputs.collect::<Vec<_>>() {
-        let ran = Ran::of(&output.unwrap());
+    for ran in started.into_iter().map(ended).collect::<Vec<_>>() {
         let gave_up = ran.code == Some(1) && ran.stderr.contains("another process has locked");
         assert!(ran.code == Some(0) || gave_up, "{ran:#?}");
     }
@@ -76,8 +75,8 @@ fn sixteen_at_once_leave_one_value() {
 #[test]
 fn beside_the_marker_of_an_interrupted_benchmark_a_set_is_no_benchmark() {
     let env = three_backends();
-    let commands = [(FIRST.to_owned(), "lmpatch --revert".to_owned())];
-    lmpatch::marker::add(&env.lmstudio(), commands.into()).unwrap();
+    let before = lmpatch::patch::survey(&env.lmstudio(), &[]).unwrap().0;
+    lmpatch::marker::add(&env.lmstudio(), &before).unwrap();
     let holder = File::open(env.amphibian()).unwrap();
     holder.lock().unwrap();
     let mut child = env.command(["4096", "--quiet"]).spawn().unwrap();
@@ -99,7 +98,7 @@ fn a_lock_that_is_never_given_up_is_named_after_a_bounded_wait() {
     let waited = started.elapsed();
     assert!(waited.as_secs() < 60, "it waited for {waited:?}");
     ran.says("another process has locked")
-        .says(&format!("{} for", env.amphibian().display()))
+        .says(&format!("{};", env.amphibian().display()))
         .says("lsof");
     env.run(["--check"]).exits(0).shows(FIRST);
     env.run(["4096", "--dry-run"]).exits(0).shows("4096");
@@ -126,8 +125,8 @@ fn paused_in(name: &str, words: &[&str]) -> Option<(Env, Paused)> {
 /// A run that stands still when everything is planned, the first backend is done, and the new content of the second
 /// is on the disk but not yet in its place.
 fn paused() -> Option<(Env, Paused)> {
-    let staged = ".generate.py.lmpatch-tmp.";
-    let (env, paused) = paused_in("fsync", &[SECOND, staged])?;
+    let staged = ".lmpatch-tmp.";
+    let (env, paused) = paused_in("fsync", &[SECOND, "/mlx_lm/", staged])?;
     let there = snapshot(&backend(&env, SECOND).path("mlx_lm"));
     let is_staged = |name: &OsString| name.to_string_lossy().contains(staged);
     assert!(there.keys().any(is_staged), "{:?}", there.keys());
@@ -187,11 +186,11 @@ fn a_backend_that_appears_is_left_to_the_next_run() {
     let Some((env, run)) = paused() else { return };
     let new = env.backend("app-mlx-generate-mac14-arm64@4");
     let before = Before::of(&new.root);
-    run.resume().tells("3 backends: 3 changed");
+    run.resume().tells("Backends: 3 changed");
 
     before.still_holds();
     let next = env.run(["4096"]).exits(0);
-    next.says("4 backends: 1 changed, 3 unchanged");
+    next.says("Backends: 1 changed, 3 unchanged");
 }
 
 #[test]
@@ -202,7 +201,7 @@ fn a_backend_that_vanishes_is_named_and_stops_no_other() {
         let ran = run.resume().exits(1);
 
         ran.says(&format!("error: {gone}: "))
-            .says("3 backends: 2 changed, 1 failed");
+            .says("Backends: 2 changed, 1 failed");
         assert!(!backend(&env, gone).root.exists());
         assert_eq!(values(&env), all_have(&others, 4096));
     }
@@ -218,6 +217,6 @@ fn a_backend_that_vanishes_while_lmpatch_looks_is_named_and_stops_no_other() {
     let ran = paused.resume().exits(0);
 
     ran.says(&format!("note: {THIRD}: "))
-        .says("3 backends: 2 changed, 1 incomplete");
+        .says("Backends: 2 changed, 1 incomplete");
     assert_eq!(values(&env), all_have(&[FIRST, SECOND], 4096));
 }

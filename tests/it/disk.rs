@@ -1,8 +1,8 @@
 //! Disks that cannot or may not, one error at a time: what is fallen back on, what is said, and in which order.
 
-use crate::support::home::{self, BackendDir};
+use crate::support::home::{self, BackendDir, engine_since_2026};
 use crate::support::strace::{self, Call};
-use crate::support::{Before, Env, Ran};
+use crate::support::{Before, Env, Ran, text};
 
 /// A home of one backend, and as it is before anything is run; none where strace is missing.
 fn one() -> Option<(Env, BackendDir, Before)> {
@@ -33,7 +33,7 @@ fn find(calls: &[Call], name: &str, text: &str) -> usize {
 fn a_receipt_is_on_the_disk_before_the_first_edit() {
     let Some((env, ..)) = one() else { return };
     let calls = strace::record(&env, &["-q", "4096"]);
-    let synced = find(&calls, "fsync", ".cache_wrapper.py.lmpatch.lmpatch-tmp.");
+    let synced = find(&calls, "fsync", "/mlx_engine/.lmpatch-tmp.");
     let named = find(&calls, "rename", "/cache_wrapper.py.lmpatch\"");
     let directory = find(&calls, "fsync", "/mlx_engine>");
     for edit in ["/cache_wrapper.py\"", "/generate.py\""] {
@@ -71,17 +71,32 @@ fn a_sync_that_fails_is_an_error() {
 }
 
 #[test]
-fn what_cannot_be_removed_in_the_end_is_told_and_the_files_are_as_wanted() {
+fn a_leftover_that_cannot_be_removed_is_told_and_nothing_is_changed() {
     let Some((env, backend, _)) = one() else {
         return;
     };
-    let backend = backend.write("mlx_lm/.generate.py.lmpatch-tmp.1", "left over");
+    let backend = backend.write("mlx_lm/.lmpatch-tmp.1", "left over");
+    let before = Before::of(env.lmstudio());
     let ran = tampered(&env, "?unlink,unlinkat", "error=EIO", &["4096"]);
-    ran.fails("cannot remove .generate.py.lmpatch-tmp.1")
-        .says("its files are as wanted, but a leftover is not removed");
-    backend.is_set_to("4096");
+    ran.fails("cannot remove files from")
+        .says(backend.path("mlx_lm").to_str().unwrap());
+    before.still_holds();
     env.run(["4096"]).exits(0);
-    assert!(!backend.path("mlx_lm/.generate.py.lmpatch-tmp.1").exists());
+    backend.is_set_to("4096");
+    assert!(!backend.path("mlx_lm/.lmpatch-tmp.1").exists());
+}
+
+#[test]
+fn a_receipt_that_cannot_be_removed_is_told_and_the_files_are_as_wanted() {
+    let Some((env, backend, _)) = one() else {
+        return;
+    };
+    env.run(["4096"]).exits(0);
+    tampered(&env, "?unlink,unlinkat", "error=EIO", &["--revert"])
+        .fails("its files are as wanted, but a receipt is not removed");
+    assert_eq!(text(backend.engine()), engine_since_2026("2048"));
+    env.run(["--revert"]).exits(0);
+    assert!(!backend.path("mlx_engine/cache_wrapper.py.lmpatch").exists());
 }
 
 /// On macOS no chmod helps against that.
@@ -93,7 +108,7 @@ fn eperm_is_told_as_privacy_and_eacces_as_permissions() {
         ("openat", "/_amphibian\""),
         ("openat", "/_amphibian/"),
         ("openat", "/mlx_lm/generate.py\""),
-        ("openat", ".generate.py.lmpatch-tmp."),
+        ("openat", "/mlx_lm/.lmpatch-tmp."),
         ("rename", "/generate.py\""),
     ] {
         let call = &calls[find(&calls, name, text)];

@@ -45,7 +45,7 @@ const ANY: [&str; 5] = ["4096", "--check", "--check --json", "--dry-run", "--rev
 #[test]
 fn read_only_files_are_named_with_the_fix() {
     for file in [BackendDir::engine, BackendDir::generate] {
-        assert_denied(file, 0o444, &WRITING, "chmod u+w");
+        assert_denied(file, 0o444, &WRITING, "chmod u+rwX");
     }
 }
 
@@ -60,25 +60,25 @@ fn unreadable_files_are_named_with_the_fix() {
 #[test]
 fn read_only_directories_are_named_with_the_fix() {
     for name in ["mlx_engine", "mlx_lm", "mlx_lm/__pycache__"] {
-        assert_denied(|backend| backend.path(name), 0o555, &WRITING, "chmod u+rwx");
+        assert_denied(|backend| backend.path(name), 0o555, &WRITING, "chmod u+rwX");
     }
     let (env, backend) = one_backend();
     let dry_run = || as_user(&env, "4096 --dry-run");
     let ran = while_mode(&backend.path("mlx_lm"), 0o555, dry_run).exits(1);
-    ran.says("cannot write in ").says("1 backend: 1 failed");
+    ran.says("cannot write in ").says("Backends: 1 failed");
 }
 
 /// The directory itself, `site-packages` and every one above it, up to LM Studio's home.
 #[test]
 fn unreadable_directories_of_a_backend_and_above_it_are_named_with_the_fix() {
     let engine = |backend: &BackendDir| backend.path("mlx_engine");
-    assert_denied(engine, 0o000, &ANY, "chmod u+rwx");
+    assert_denied(engine, 0o000, &ANY, "chmod u+rwX");
     for up in 0..10 {
         let above = |backend: &BackendDir| {
             let package = backend.path("mlx_lm");
             package.ancestors().nth(up).unwrap().to_owned()
         };
-        assert_denied(above, 0o000, &ANY, "chmod u+rwx");
+        assert_denied(above, 0o000, &ANY, "chmod u+rwX");
     }
 }
 
@@ -86,13 +86,13 @@ fn unreadable_directories_of_a_backend_and_above_it_are_named_with_the_fix() {
 fn what_is_closed_behind_a_link_is_named_and_not_where_the_link_is() {
     let (env, backend) = one_backend();
     let moved = env.user().join("other disk");
-    for link in [env.lmstudio(), backend.root.clone(), backend.engine()] {
+    for link in [env.lmstudio(), backend.root.clone()] {
         fs::create_dir(&moved).unwrap();
         fs::rename(&link, moved.join("it")).unwrap();
         symlink(moved.join("it"), &link).unwrap();
         env.hand_over();
         let ran = while_mode(&moved, 0o000, || as_user(&env, "4096")).exits(1);
-        ran.says(&format!("`chmod u+rwx '{}'`", moved.display()));
+        ran.says(&format!("`chmod u+rwX '{}'`", moved.display()));
         fs::remove_file(&link).unwrap();
         fs::rename(moved.join("it"), &link).unwrap();
         fs::remove_dir(&moved).unwrap();
@@ -102,7 +102,7 @@ fn what_is_closed_behind_a_link_is_named_and_not_where_the_link_is() {
 #[test]
 fn an_unreadable_bytecode_directory_is_named_with_the_fix() {
     let bytecode = |backend: &BackendDir| backend.path("mlx_lm/__pycache__");
-    assert_denied(bytecode, 0o000, &WRITING, "chmod u+rwx");
+    assert_denied(bytecode, 0o000, &WRITING, "chmod u+rwX");
 }
 
 /// User, group and mode.
@@ -141,16 +141,16 @@ fn an_odd_owner_is_kept_by_root_and_respected_by_others() {
     chown(backend.generate(), Some(4321), Some(1234)).unwrap();
     set_mode(&backend, 0o640);
     let before = Before::of(backend.path("mlx_engine"));
-    env.finish(["4096"]).exits(0);
+    env.run(["4096"]).exits(0);
     assert_eq!(ownership(backend.engine()), (4321, 1234, 0o640));
     assert_eq!(ownership(backend.generate()), (4321, 1234, 0o640));
-    env.finish(["--revert"]).exits(0);
+    env.run(["--revert"]).exits(0);
     before.still_holds();
 
     // Others may read it and may write in its directory, and still cannot give a new file its owner.
     set_mode(&backend, 0o644);
     let before = Before::of(env.user());
-    let ran = as_user(&env, "4096").fails("cannot keep its owner");
+    let ran = as_user(&env, "4096").fails("cannot keep the owner");
     ran.says(backend.path("mlx_").to_str().unwrap());
     before.still_holds();
 }
@@ -203,7 +203,7 @@ fn what_was_changed_is_told_also_where_stdout_is_full() {
     let Some(full) = full() else { return };
     let (env, _) = one_backend();
     with_full_stdout(&env, "4096", full)
-        .says("1 backend: 1 changed")
+        .says("Backends: 1 changed")
         .says("Takes effect when a model is next loaded");
 }
 
@@ -220,7 +220,7 @@ fn a_refusal_is_told_also_where_stdout_is_full() {
 fn json_is_whole_or_an_error_also_where_the_run_failed() {
     let (env, backend) = one_backend();
     fs::remove_dir_all(&backend.root).unwrap();
-    let ran = env.finish(["4096", "--json"]).exits(1);
+    let ran = env.run(["4096", "--json"]).exits(1);
     let report = ran.json();
     assert_eq!(report["exit_code"], 1);
     let Some(full) = full() else { return };
@@ -291,7 +291,7 @@ fn a_reader_that_stops_after_the_first_line_is_no_error() {
         env.backend(&name);
     }
     for args in ["--check -v", "--check --json", "--dry-run"] {
-        let printed = env.finish(args.split(' ')).exits(0).stdout;
+        let printed = env.run(args.split(' ')).exits(0).stdout;
         let bytes = printed.len();
         assert!(bytes > 1 << 17, "{args}: only {bytes} bytes");
         let (mut reader, writer) = std::io::pipe().unwrap();

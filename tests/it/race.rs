@@ -5,9 +5,8 @@
     reason = "small numbers, compared with what they were made of"
 )]
 
-use lmpatch::bench::engine::{Position, Run};
 use lmpatch::bench::race::{median, noise, spread};
-use lmpatch::bench::results::{Cut, Results};
+use lmpatch::bench::results::{Cut, Position, Results, Run};
 
 use crate::support::aloud;
 
@@ -81,10 +80,10 @@ fn simulate(race: &mut Results, mut speed: impl FnMut(u64, bool) -> Option<f64>)
             continue;
         };
         let all = positions(size, |tokens| tokens / speed);
-        let is_cut = |told: &usize| race.cut(Some(size), &all[..*told]).is_some();
-        let told = (1..all.len()).find(is_cut).unwrap_or(all.len());
-        seconds += all[told - 1].seconds;
-        let cut = race.cut(Some(size), &all[..told]);
+        let is_cut = |at: &&Position| race.cut(Some(size), **at).is_some();
+        let last = *all.iter().find(is_cut).or(all.last()).unwrap();
+        seconds += last.seconds;
+        let cut = race.cut(Some(size), last);
         let row = race.row(Some(size));
         row.cut = cut;
         if cut.is_none() {
@@ -198,32 +197,34 @@ fn one_size_is_measured_as_often_as_was_asked_and_warmed_up_once() {
 #[test]
 fn a_prefill_is_cut_where_it_is_behind_at_the_same_position() {
     let mut race = race(&SIZES, 3);
-    let slow = [(0.0, 0.0), (2048.0, 12.0), (4096.0, 24.0), (6144.0, 48.0)];
-    let slow = slow.map(|(tokens, seconds)| at(tokens, seconds));
-    assert_eq!(race.cut(Some(2048), &slow), None, "there is no best yet");
+    let slow = at(4096.0, 24.0);
+    assert_eq!(race.cut(Some(2048), slow), None, "there is no best yet");
     // Slower and slower, as attention makes it.
     let positions = vec![at(2048.0, 10.0), at(4096.0, 20.0), at(16_384.0, 180.0)];
     race.row(Some(4096)).add(run(91.0, positions));
-    let early = race.cut(Some(2048), &slow[..2]);
+    let early = race.cut(Some(2048), at(2048.0, 12.0));
     assert_eq!(early, None, "a quarter is given to every size");
-    let five = [at(2048.0, 12.0), at(4096.0, 21.0)];
-    assert_eq!(race.cut(Some(2048), &five), None, "5 % behind");
+    let five = race.cut(Some(2048), at(4096.0, 21.0));
+    assert_eq!(five, None, "5 % behind");
     let cut = Cut {
         tokens: 4096.0,
         tokens_per_second: 4096.0 / 24.0,
         best_tokens_per_second: 204.8,
         estimated_tokens_per_second: 91.0 * 20.0 / 24.0,
     };
-    // Compared where the best has told its position, also later.
-    assert_eq!(race.cut(Some(2048), &slow[..3]), Some(cut));
-    assert_eq!(race.cut(Some(2048), &slow), Some(cut));
-    // A prefill that is nearly done is worth more than an estimate, even if only now there is something to compare.
-    let late = [at(8192.0, 100.0), at(16_384.0, 200.0)];
-    assert_eq!(race.cut(Some(8192), &late), None);
-    // Not within its own first step, a part of which is the start.
-    assert_eq!(race.cut(Some(8192), &[at(6000.0, 900.0)]), None);
+    assert_eq!(race.cut(Some(2048), slow), Some(cut));
+    // Between two steps of the best, it is held against what lies between them.
+    let between = race.cut(Some(2048), at(10_240.0, 200.0)).unwrap();
+    assert_eq!(between.best_tokens_per_second, 102.4);
+    // One that is done is not cut any more.
+    assert_eq!(race.cut(Some(8192), at(16_384.0, 200.0)), None);
+    // Not within the first step of the best, a part of which is the start.
+    let mut coarse = self::race(&SIZES, 3);
+    let positions = vec![at(0.0, 0.0), at(8192.0, 60.0), at(16_384.0, 180.0)];
+    coarse.row(Some(8192)).add(run(91.0, positions));
+    assert_eq!(coarse.cut(Some(2048), at(6144.0, 900.0)), None);
     race.row(Some(2048)).add(run(90.0, Vec::new()));
-    assert_eq!(race.cut(Some(2048), &slow), None, "only a first run is cut");
+    assert_eq!(race.cut(Some(2048), slow), None, "only a first run is cut");
 }
 
 /// Every size has the same time, a part of which is spent before the first step.
@@ -237,8 +238,9 @@ fn a_slow_start_is_no_reason_to_cut() {
     race.row(Some(4096)).add(run(2700.0, positions(4096)));
     for size in [512, 2048] {
         let all = positions(size);
-        for count in 1..=all.len() {
-            assert_eq!(race.cut(Some(size), &all[..count]), None, "{size}: {count}");
+        for position in all {
+            let cut = race.cut(Some(size), position);
+            assert_eq!(cut, None, "{size}: {position:?}");
         }
     }
 }
@@ -264,9 +266,9 @@ fn a_best_that_varies_cuts_less() {
         let told = [4096.0, 8192.0].map(|tokens| at(tokens, tokens / speed));
         race.row(Some(4096)).add(run(speed, told.into()));
     }
-    let behind = |part: f64| [2048.0, 4096.0].map(|tokens| at(tokens, tokens / 112.0 / part));
-    assert_eq!(race.cut(Some(2048), &behind(0.97)), None);
-    let cut = race.cut(Some(2048), &behind(0.85)).unwrap();
+    let behind = |part: f64| at(4096.0, 4096.0 / 112.0 / part);
+    assert_eq!(race.cut(Some(2048), behind(0.97)), None);
+    let cut = race.cut(Some(2048), behind(0.85)).unwrap();
     // It is held against the best as it usually is, not against its last run.
     assert_eq!(cut.best_tokens_per_second, 120.5);
     assert!((cut.estimated_tokens_per_second - 0.85 * 112.0).abs() < 1e-9);

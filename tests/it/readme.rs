@@ -2,10 +2,11 @@
 use std::fs;
 use std::process::Command;
 
+use crate::support::child::finish;
 use crate::support::home::{BackendDir, NAME};
 use crate::support::server::{FakeLmStudio, chunk_on_disk};
 use crate::support::standins::{Launchd, MADE_UP_PYTHON, StandIns, executable, install};
-use crate::support::{Env, Ran, differences, fixture, snapshot};
+use crate::support::{Env, differences, fixture, snapshot};
 
 const README: &str = include_str!("../../README.md");
 
@@ -39,8 +40,7 @@ fn every_command_works() {
     fs::write(settings, format!("{{\"port\": {port}}}")).unwrap();
     executable(&backend.root.join("bin/python3.11"), MADE_UP_PYTHON);
     fs::create_dir_all(env.user().join("models/qwen3-4b")).unwrap();
-    let standins = StandIns::new(&env);
-    let launchd = Launchd::new(&standins);
+    let launchd = Launchd::new(&StandIns::new(&env));
     let program = env.user().join("bin/lmpatch");
     install(&program);
     let commands = commands();
@@ -53,8 +53,7 @@ fn every_command_works() {
         let words: Vec<_> = words.iter().map(|word| word.replace('~', &user)).collect();
         let run = |more: &[&str]| {
             let mut command = Command::new(&program);
-            let command = standins.prepare(&mut command).args(&words).args(more);
-            Ran::of(&command.output().unwrap()).exits(0)
+            finish(env.isolate(&mut command).args(&words).args(more)).exits(0)
         };
         run(&[]);
         // Whatever it says is no error.
@@ -74,7 +73,7 @@ fn the_first_command_prints_what_the_readme_shows() {
     let size = arguments.strip_prefix("--home fixtures/lmstudio ").unwrap();
     let mut command = env.command([size]);
     // Without a `ps` nothing is said of loaded models, which depends on the machine.
-    let ran = Ran::of(&command.env("PATH", "").output().unwrap()).exits(0);
+    let ran = finish(command.env("PATH", "")).exits(0);
     assert_eq!(ran.stdout + &ran.stderr, shown);
     // And back, byte for byte.
     assert!(README.contains("`cargo run -- --home fixtures/lmstudio --revert` takes it back"));

@@ -16,7 +16,6 @@ backend                          runtime     selected  chunk  stock  state
 app-mlx-generate-mac-arm64@8     MLX 0.14.0              512    512  stock
 app-mlx-generate-mac14-arm64@19  MLX 1.1.0               512    512  stock
 app-mlx-generate-mac14-arm64@34  MLX 1.11.0  yes        4096   2048  patched
-No model is loaded.
 ";
     assert_eq!(ran.stdout, expected);
 }
@@ -61,7 +60,7 @@ fn the_diff_has_bytes_that_are_not_utf_8() {
 }
 
 #[test]
-fn the_diff_has_colours_that_are_asked_for_and_paths_within_a_home_that_is_a_link() {
+fn the_diff_has_paths_within_a_home_that_is_a_link() {
     let (env, _) = Env::in_use();
     let moved = env.user().join("moved");
     fs::rename(env.lmstudio(), &moved).unwrap();
@@ -69,9 +68,6 @@ fn the_diff_has_colours_that_are_asked_for_and_paths_within_a_home_that_is_a_lin
     let path = format!("extensions/backends/vendor/_amphibian/{NAME}/lib/python3.11");
     let plain = format!("--- a/{path}/site-packages/mlx_engine/cache_wrapper.py\n");
     env.run(["--dry-run"]).exits(0).shows(&plain);
-    let red = format!("\u{1b}[1m\u{1b}[31m--- a/{path}");
-    let coloured = env.run(["--dry-run", "--color", "always"]);
-    coloured.exits(0).shows(&red);
 }
 
 #[test]
@@ -80,9 +76,9 @@ fn verbose_shows_every_site() {
     env.run(["4096"]).exits(0);
     let ran = env.run(["--check", "-v", "--backend", "*@34"]).exits(0);
     for line in [
-        "  lib/python3.11/site-packages/mlx_engine/cache_wrapper.py: PROMPT_PROCESSING_CHUNK_SIZE  patched\n    original: known from lmpatch's receipt",
+        "/lib/python3.11/site-packages/mlx_engine/cache_wrapper.py  patched\n  original: receipt",
         "line     5    4096  <module>  stock 2048",
-        "mlx_lm/generate.py: prefill_step_size  patched\n    original: known from the package's RECORD",
+        "mlx_lm/generate.py  patched\n  original: record",
         "line    25    4096  speculative_generate_step  stock 512",
         "line    49    4096  BatchGenerator.__init__  stock 2048",
     ] {
@@ -149,21 +145,19 @@ fn the_json_has_everything_the_table_knows() {
 fn advice_comes_only_where_it_applies() {
     let (env, _) = Env::in_use();
     let grid = "not a multiple of 256";
-    let memory = "may be too much";
     let below = "below its stock";
     for (size, applies) in [
         ("4096", vec![]),
         ("3000", vec![grid]),
         ("6144", vec![]),
-        ("8192", vec![memory]),
-        ("16384", vec![memory]),
+        ("16384", vec![]),
         ("1024", vec![below]),
         ("100", vec![grid, below]),
         ("2048", vec![]),
     ] {
         let stderr = env.run([size]).exits(0).stderr;
         let told = stderr.lines().flat_map(|line| {
-            let all = [grid, memory, below].into_iter();
+            let all = [grid, below].into_iter();
             all.filter(move |advice| line.contains(advice))
         });
         let told: Vec<_> = told.collect();

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::child::has_tool;
+use crate::support::child::{ended, has_tool};
 use crate::support::{Env, LMPATCH, Ran};
 
 /// Types an unfinished flag, tab, another argument and enter.
@@ -22,8 +22,16 @@ print -r -- "$line"
 zpty -w -n shell $'\C-ulmpatch 4096 --dry\t'
 zpty -r -m shell line '*lmpatch 4096 --dry-run*'
 print -r -- "$line"
-zpty -w -n shell $'\C-ulmpatch agent ins\t'
-zpty -r -m shell line '*lmpatch agent install*'
+zpty -w -n shell $'\C-ulmpatch ag\t'
+zpty -r -m shell line '*lmpatch agent*'
+zpty -w -n shell $'ins\t'
+zpty -r -m shell line '*install*'
+print -r -- "$line"
+zpty -w -n shell $'\C-ulmpatch --json agent uni\t'
+zpty -r -m shell line '*lmpatch --json agent uninstall*'
+print -r -- "$line"
+zpty -w -n shell $'\C-ulmpatch bench --runs 2 --si\t'
+zpty -r -m shell line '*lmpatch bench --runs 2 --sizes*'
 print -r -- "$line"
 "#;
 
@@ -53,7 +61,7 @@ fn run(env: &Env, program: &str, arguments: &[&str], input: &[u8]) -> Option<Ran
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
-    Some(Ran::of(&child.wait_with_output().unwrap()))
+    Some(ended(child))
 }
 
 #[test]
@@ -76,7 +84,9 @@ fn zsh_completes_a_flag() {
     if let Some(ran) = run(&env, "zsh", &["-f", "-c", ZSH], b"") {
         ran.shows("lmpatch --backend")
             .shows("lmpatch 4096 --dry-run")
-            .shows("lmpatch agent install");
+            .shows("install")
+            .shows("lmpatch --json agent uninstall")
+            .shows("lmpatch bench --runs 2 --sizes");
     }
 }
 
@@ -102,7 +112,8 @@ fn man_renders_the_page_without_a_warning() {
     assert_eq!(ran.stderr, "");
     ran.exits(0)
         .shows("--backend <GLOB>")
-        .shows("lmpatch completions [OPTIONS] <SHELL>")
-        .shows("  lmpatch --revert        restore the vendor's files in every backend\n")
+        .shows("lmpatch bench:")
+        .shows("--sizes <SIZES>")
+        .shows("<SHELL>")
         .shows("  3  --check SIZE found another value\n");
 }

@@ -7,7 +7,7 @@ const ENGINE: &Setting = &SETTINGS[0];
 const GENERATE: &Setting = &SETTINGS[1];
 
 fn named(setting: &Setting, text: &str) -> String {
-    text.replace("@N", setting.forms[0].name)
+    text.replace("@N", setting.forms[0].0)
 }
 
 /// Fails unless the sites are these, each with its owner, line and value.
@@ -146,7 +146,7 @@ fn engines_from_before_the_constant_have_a_parameter() {
     let elsewhere = "class Other:\n    def f(self, chunk_size: int = 1): pass\ndef g(chunk_size: int = 2): pass\n";
     let both = elsewhere.to_owned() + &plain;
     has(ENGINE, &both, &[("CacheWrapper._prefill", 5, 512)]);
-    let none = "no definition of @N or chunk_size with an integer value";
+    let none = "no definition of @N with an integer value";
     refuses(ENGINE, elsewhere, none);
 
     // The engine of 2025-01-23 gave the parameter a value again, so that its default decided nothing.
@@ -154,7 +154,7 @@ fn engines_from_before_the_constant_have_a_parameter() {
     let why = "line 3: chunk_size is set here in a way";
     refuses(ENGINE, &overridden, why);
     let twice = plain + "    def g(self, chunk_size=1): pass\n";
-    refuses(ENGINE, &twice, "is set 2 times, in lines 2, 4");
+    refuses(ENGINE, &twice, "line 4: chunk_size is set again");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn unfamiliar_forms_are_refused_and_named() {
     for (source, why) in [
         ("@N = 2\nmatch 99:\n  case(@N):\n    pass\n", "line 3"),
         ("@N = 2\nmatch 99:\n  case[@N]:\n    pass\n", "line 3"),
-        ("@N = 1\n@N = 2\n", "is set 2 times, in lines 1, 2"),
+        ("@N = 1\n@N = 2\n", "line 2: @N is set again"),
         ("@N = 1\nprint(@N := 2)\n", "line 2"),
         ("@N = 1\ndef f():\n    @N = 2\n", "line 3"),
     ] {

@@ -62,7 +62,7 @@ fn install_sets_what_is_stock_now_and_leaves_what_somebody_set() {
     assert_eq!(user.logged(), "");
     before.still_holds();
     user.agent("install")
-        .tells("it sets every backend that is at stock to 4096")
+        .tells("it sets every stock backend to 4096")
         .says(&format!("{OLD}: 2048 → 4096"))
         .says_nothing_of(NEW);
     user.has_chunks([4096, 1024]);
@@ -244,7 +244,7 @@ fn where_a_new_job_cannot_take_its_place_the_old_one_comes_back_or_stays() {
     // A file that cannot be written.
     fs::remove_file(user.job()).unwrap();
     fs::create_dir(user.job()).unwrap();
-    user.agent("install 512").fails("its job cannot be written");
+    user.agent("install 512").fails("cannot write in ");
     assert_eq!(launchd.job(), Some(before));
 }
 

@@ -144,7 +144,7 @@ fn a_directory_that_is_closed_is_logged_at_once_with_the_command_that_opens_it()
     let words = format!("--home .lmstudio agent run 4096 --settle-ms {NEVER}");
     let mut job = env.ordinary(words.split(' '));
     let ran = while_mode(&env.amphibian(), 0o000, || finish(&mut job));
-    ran.fails("chmod u+rwx");
+    ran.fails("chmod u+rwX");
 }
 
 #[test]

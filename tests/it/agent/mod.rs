@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::support::child::finish;
 use crate::support::standins::{Launchd, StandIns, install};
 use crate::support::{Entry, Env, Ran, snapshot};
 use serde_json::Value;
@@ -57,7 +58,7 @@ impl User {
         user
     }
 
-    fn standins(&self) -> StandIns<'_> {
+    fn standins(&self) -> StandIns {
         StandIns::new(&self.env)
     }
 
@@ -91,8 +92,7 @@ impl User {
 
     fn run_as(&self, program: &Path, args: &[&str]) -> Ran {
         let mut command = Command::new(program);
-        let command = self.standins().prepare(&mut command).args(args);
-        Ran::of(&command.output().unwrap())
+        finish(self.env.isolate(&mut command).args(args))
     }
 
     fn agent(&self, words: &str) -> Ran {
@@ -107,8 +107,8 @@ impl User {
         let mut words = words.map(|word| word.as_str().unwrap());
         let mut command = Command::new(words.next().unwrap());
         let log = File::options().create(true).append(true).open(self.log());
-        self.standins()
-            .prepare(&mut command)
+        self.env
+            .isolate(&mut command)
             .args(words)
             .args(["--settle-ms", settle_ms])
             .stdout(Stdio::piped())

@@ -1,5 +1,6 @@
 //! `agent status`, `agent uninstall`, and what other commands say of the agent.
 use std::fs;
+use std::path::Path;
 
 use super::{NEW, OLD, SOON, User};
 use crate::support::home::{runtime, select, usual_backend};
@@ -14,7 +15,7 @@ fn status_tells_size_and_the_last_ten_lines() {
     fs::write(user.log(), lines + "\u{1b}[31m\n").unwrap();
     let shown = user.agent("status").exits(0).stdout;
     let home = user.env.lmstudio().display().to_string();
-    let size = format!("installed and loaded, size 8192 in {home}\n");
+    let size = format!("installed, loaded, size 8192 in {home}\n");
     assert!(shown.starts_with(&size), "{shown}");
     assert!(shown.contains("line 4\n"), "{shown}");
     assert!(!shown.contains("line 3\n"), "{shown}");
@@ -27,6 +28,12 @@ fn status_tells_size_and_the_last_ten_lines() {
     assert_eq!((&*quiet.stdout, &*quiet.stderr), ("", ""));
 }
 
+/// What installs the agent for this home again.
+fn fixes(home: &Path) -> String {
+    let home = home.display();
+    format!("`lmpatch --home '{home}' agent install 4096` fixes it")
+}
+
 #[test]
 fn status_tells_what_is_wrong_and_what_to_do() {
     let user = User::with_agent();
@@ -35,25 +42,19 @@ fn status_tells_what_is_wrong_and_what_to_do() {
     user.launchd.forget();
     user.agent("status")
         .fails("launchd does not have the agent")
-        .shows("installed, but it does not work")
-        .says("the background item may be switched off (System Settings → General → Login Items)")
-        .says("lmpatch agent install");
+        .shows("installed, not loaded, size 4096")
+        .says("its background item may be off (System Settings → General → Login Items)")
+        .says(&fixes(&home));
     user.agent("status -q")
         .fails("launchd does not have the agent");
     let gone = job.replace("bin/lmpatch", "gone/lmpatch");
     fs::write(user.job(), &gone).unwrap();
-    let fix = "gone/lmpatch is gone; `lmpatch agent install 4096` fixes it";
-    user.agent("status").fails(fix);
+    let fix = format!("gone/lmpatch is gone; {}", fixes(&home));
+    user.agent("status").fails(&fix);
     fs::write(user.job(), gone.replace(".lmstudio<", "else<")).unwrap();
     let other = user.env.user().join("else");
     usual_backend(&other, OLD);
-    let of = format!("--home '{}'", other.display());
-    let fix = format!("is gone; `lmpatch {of} agent install 4096` fixes it");
-    user.agent("status").fails(&fix);
-    // Also where there is no usual one.
-    fs::rename(&home, &moved).unwrap();
-    user.agent("status").fails(&fix);
-    fs::rename(&moved, &home).unwrap();
+    user.agent("status").fails(&fixes(&other));
     // Its home was moved, or the disk is away: to install it again would be for another home.
     fs::write(user.job(), &job).unwrap();
     user.agent("install").exits(0);
@@ -63,8 +64,9 @@ fn status_tells_what_is_wrong_and_what_to_do() {
         .says("; `lmpatch agent uninstall` ends it");
     fs::rename(&moved, &home).unwrap();
     fs::write(user.job(), "<plist>").unwrap();
-    let fix = "not written by lmpatch; `lmpatch agent install 4096` fixes it";
-    user.agent("status").fails(fix);
+    user.agent("status")
+        .fails("`lmpatch agent install` installs it.")
+        .shows("not installed");
 }
 
 #[test]
@@ -124,10 +126,11 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     is_silent(&["--check"]);
     user.agent("install").exits(0);
     is_silent(&["--check"]);
-    is_silent(&["8192"]);
-    user.run(&["--check"])
-        .tells("the agent sets 4096, and the selected backend has 8192")
-        .says("`lmpatch agent install 8192` keeps 8192, `lmpatch 4096` sets 4096");
+    for action in ["8192", "--check"] {
+        user.run(&[action])
+            .tells("the agent sets 4096, and the selected backend has 8192")
+            .says("`lmpatch agent install 8192` keeps 8192, `lmpatch 4096` sets 4096");
+    }
     for action in ["--check", "--revert"] {
         is_silent(&[action, "--home", elsewhere.to_str().unwrap()]);
     }
@@ -139,7 +142,7 @@ fn check_tells_of_an_agent_that_does_not_work_or_keeps_another_size() {
     user.launchd.forget();
     user.run(&["--check"])
         .tells("launchd does not have the agent")
-        .says("`lmpatch agent install 4096` fixes it");
+        .says(&fixes(&user.env.lmstudio()));
     let ran = user.run(&["--revert"]).exits(0);
     ran.says_nothing_of("the agent will set");
 }

@@ -34,7 +34,7 @@ fn a_best_that_could_not_be_set_is_an_error() {
     usual_backend(&stage.env.lmstudio(), other);
     let words = "--sizes 2048,4096 --runs 1 --apply-best";
     let ran = ran(&mut stage.command(words)).exits(1);
-    ran.says("Verdict: 4096 is the fastest")
+    ran.says("Verdict: 4096 is the smallest size within the noise (2.0 %) of the fastest")
         .says(&format!("4096 is set in {other}; it takes effect"))
         .says(&format!("error: not set to 4096: {NAME}: "))
         .says_nothing_of("sets it");
@@ -50,9 +50,9 @@ fn after_a_signal_the_best_of_what_is_known_is_not_set() {
     let child = stage.start("--sizes 3000,4096,8192 --runs 1 --apply-best");
     // A probe; a warm-up and a whole prompt of each size.
     until("the server is silent", || stage.state().chats.len() == 7);
-    signal(&child, "-INT");
+    signal(child.id(), "INT");
     let ran = ended(child).exits(1);
-    ran.says("Verdict: of the sizes that could be measured, 3000 is the fastest")
+    ran.says("Verdict: of the sizes that could be measured, 3000 is the smallest size within the noise (2.0 %) of the fastest")
         .says("error: stopped before the verdict was settled")
         .says("Every backend is as it was.")
         .says_nothing_of("is set in");

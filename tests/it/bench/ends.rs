@@ -21,6 +21,9 @@ use super::{
     keeps, ran, signal, stage,
 };
 
+/// Restores the one backend of a stage.
+const WAY_BACK: &str = "`lmpatch --revert --backend 'app-mlx-generate-mac14-arm64@34'`";
+
 #[test]
 fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_runs() {
     let stage = stage().pace(&[(2048, 800)]);
@@ -44,7 +47,7 @@ fn every_backend_gets_its_own_bytes_back_and_others_are_told_that_a_benchmark_ru
 #[test]
 fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent() {
     // At a size, or before one is set.
-    for (name, prompts) in [("-INT", 3), ("-TERM", 3), ("-HUP", 3), ("-INT", 1)] {
+    for (name, prompts) in [("INT", 3), ("TERM", 3), ("HUP", 3), ("INT", 1)] {
         // What a busy machine adds is not lmpatch's: one of three is enough.
         let mut attempts = (0..3).map(|_| {
             let stage = failing(512, Failure::IsSilent);
@@ -54,7 +57,7 @@ fn signals_put_everything_back_within_a_second_also_while_the_server_is_silent()
             let has_begun = || stage.state().chats.len() == prompts;
             until("a prompt is being measured", has_begun);
             assert!(marker.exists());
-            signal(&child, name);
+            signal(child.id(), name);
             let sent = Instant::now();
             until("the files are back", || stage.chunk() == Some(2048));
             let taken = sent.elapsed();
@@ -89,7 +92,7 @@ fn a_signal_at_the_very_beginning_leaves_nothing_behind() {
         while names().count() == count {
             assert_eq!(child.try_wait().unwrap(), None);
         }
-        signal(&child, "-INT");
+        signal(child.id(), "INT");
         ended(child).exits(1);
         assert_eq!(names().count(), count);
     }
@@ -101,14 +104,14 @@ fn a_second_signal_ends_it_after_the_files() {
     let before = stage.before();
     let mut child = stage.start("--sizes 512,1024 --json");
     until("a load hangs", || stage.state().loads() == 1);
-    signal(&child, "-INT");
+    signal(child.id(), "INT");
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
-    while !said.contains("Restoring the models") {
+    while !said.contains("Every backend is as it was.") {
         assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
     }
     assert_eq!(stage.chunk(), Some(2048), "the files are back");
-    signal(&child, "-INT");
+    signal(child.id(), "INT");
     stderr.read_to_string(&mut said).unwrap();
     let results = ended(child).exits(1).json();
     let stopped = "stopped before the model was loaded as it was; `lms ps` shows what is loaded";
@@ -131,7 +134,7 @@ fn signals_also_end_the_last_load() {
     other.says("wait for that lmpatch, which may be loading models");
     // Two that come together count as one.
     until("signals end it", || {
-        signal(&child, "-INT");
+        signal(child.id(), "INT");
         child.try_wait().unwrap().is_some()
     });
     let ran = ended(child).exits(1);
@@ -152,7 +155,7 @@ fn a_model_that_is_still_at_work_is_waited_for_however_short_the_timeout_is() {
     let child = stage.start("--sizes 512,4096 --runs 1 --timeout 1");
     let is_measured = || stage.whole().contains(&512);
     until("the second size is measured", is_measured);
-    stage.state().odd.busy_looks = 40;
+    stage.state().odd.busy_looks = 160;
     ended(child).says("Every model is loaded as it was.");
     stage.is_as(&before);
 }
@@ -178,10 +181,10 @@ fn files_that_could_not_be_restored_are_told_with_the_results() {
     let stage = stage().odd(|odd| odd.meddles = Some((4, edits)));
     let ran = ran(&mut stage.command("--sizes 512,2048 --runs 1 --json")).exits(1);
     let results = ran.json();
-    begins(&results["error"], "sizes not restored: ");
-    let error = results["error"].as_str().unwrap();
-    let end = "`lmpatch --revert` restores them";
-    assert!(error.ends_with(end), "{error}");
+    let error = "sizes not restored, `lmpatch --check` says how: ";
+    begins(&results["error"], error);
+    let check = stage.env.run(["--check"]);
+    check.says(&format!("{WAY_BACK} restores them"));
     ran.says("error: sizes not restored")
         .says_nothing_of("Every backend is as it was.");
 }
@@ -191,7 +194,7 @@ fn files_that_could_not_be_restored_are_told_with_the_results() {
 fn is_interrupted(stage: &Stage) {
     let home = stage.env.lmstudio();
     until("the lock is free", || interrupted(&home).is_some());
-    assert_eq!(interrupted(&home).as_deref(), Some("`lmpatch --revert`"));
+    assert_eq!(interrupted(&home).as_deref(), Some(WAY_BACK));
 }
 
 #[test]
@@ -203,19 +206,20 @@ fn after_a_kill_the_way_back_is_known() {
     let has_begun = || stage.state().chats.len() == 3;
     until("a prompt is being measured", has_begun);
     assert_eq!(stage.chunk(), Some(1024));
-    signal(&child, "-KILL");
+    signal(child.id(), "KILL");
     child.wait().unwrap();
     is_interrupted(&stage);
     let again = stage.run("--sizes 512,1024").exits(1);
-    again.says("a benchmark was interrupted; first restore the sizes: `lmpatch --revert`");
+    let first = format!("a benchmark was interrupted; first restore the sizes: {WAY_BACK}");
+    again.says(&first);
     let home = stage.env.lmstudio().display().to_string();
     let mut command = stage.command("--sizes 512 --home");
     let results = json(command.arg(&home), 1);
-    let advised = format!("`lmpatch --home '{home}' --revert`");
+    let advised = WAY_BACK.replace("--revert", &format!("--home '{home}' --revert"));
     has(&results["error"], &advised);
     let ran = stage.env.run(["--check"]).exits(0);
     ran.says("a benchmark was interrupted")
-        .says("`lmpatch --revert` restores them");
+        .says(&format!("{WAY_BACK} restores them"));
     stage.env.run(["--revert"]).exits(0);
     assert_eq!(stage.chunk(), Some(2048));
     before.0.still_holds();
@@ -232,7 +236,8 @@ fn a_backend_that_is_gone_is_told() {
     let gone = "it holds no mlx_engine and no mlx_lm: a stuck download, or it is gone";
     for keep in [None, Some(512)] {
         let why = format!("{:#}", guard.finish_files(keep).unwrap_err());
-        assert_eq!(why, format!("sizes not restored: {NAME}: {gone}"));
+        let what = "sizes not restored, `lmpatch --check` says how";
+        assert_eq!(why, format!("{what}: {NAME}: {gone}"));
     }
     // Its disk was away: the way back is known when it is there again.
     drop(guard);
@@ -244,14 +249,14 @@ fn a_backend_that_is_gone_is_told() {
     let other = usual_backend(&home, "app-mlx-generate-mac14-arm64@33");
     let ran = stage.run("--sizes 512,2048 --reload true");
     ran.says("512 failed: it did not take effect")
-        .says("error: one size was measured, so there is nothing to compare it with")
+        .says("Verdict: one size was measured, so there is nothing to compare it with")
         .says("Every backend is as it was.");
     fs::remove_dir_all(other.root).unwrap();
     fs::rename(away, there).unwrap();
     is_interrupted(&stage);
     for words in ["", "--sizes 512,2048"] {
         let ran = stage.run(words).exits(1);
-        ran.says("first restore the sizes: `lmpatch --revert`");
+        ran.says(&format!("first restore the sizes: {WAY_BACK}"));
     }
 }
 
@@ -290,10 +295,7 @@ fn a_budget_ends_it_in_time_with_what_is_known() {
 
 /// What is known when it has come to its end, without a signal.
 fn supervised(benchmark: Benchmark) -> Results {
-    let mut results = Results::new([]);
-    let signals = Signals::new::<_, i32>([]).unwrap();
-    supervise(benchmark, signals, &mut results);
-    results
+    supervise(benchmark, Signals::new::<_, i32>([]).unwrap())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::support::server::Meddle;
 
 use super::{
     MODEL, NONE, begins, column, ended, failed, failing, has, json, keeps, make_read_only, ran,
-    rows, runs, stage,
+    runs, stage,
 };
 
 #[test]
@@ -37,21 +37,15 @@ fn a_size_that_fails_is_a_row_and_the_rest_unharmed() {
 }
 
 #[test]
-fn what_fails_after_it_has_worked_is_tried_again_and_still_counts() {
+fn a_size_that_fails_after_it_has_worked_leaves_it_to_the_others() {
     // 4096 cuts 2048 short and is loaded once more, so that this is not one lucky run.
-    for (fails, most) in [(&[3][..], 2), (&[3, 4], 1)] {
-        let stage = stage().pace(&[(4096, 8), (2048, 40)]);
-        let stage = stage.odd(|odd| odd.failing_loads = fails.to_vec());
-        let results = stage.json("--sizes 2048,4096", 0);
-        let best = &rows(&results)[1];
-        assert_eq!(best["failed"], NONE, "{results:#}");
-        let whys = runs(&results, 1).iter().map(|run| &run["ignored"]);
-        let whys: Vec<_> = whys.filter(|why| **why != NONE).collect();
-        assert_eq!(whys.len(), fails.len());
-        has(whys[0], "Failed to load model");
-        assert!(runs(&results, 1).len() - fails.len() <= most);
-        keeps(&results, 4096);
-    }
+    let stage = stage().pace(&[(4096, 8), (2048, 40)]);
+    let stage = stage.odd(|odd| odd.failing_loads = vec![4]);
+    let results = stage.json("--sizes 512,2048,4096", 1);
+    failed(&results, 2, "Failed to load model");
+    keeps(&results, 512);
+    let reason = "of the sizes that could be measured, 512";
+    begins(&results["verdict"]["reason"], reason);
 }
 
 const NO_LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
@@ -78,17 +72,11 @@ fn answers_with(list: &'static str, answer: String) -> String {
 #[test]
 fn an_answer_that_breaks_off_is_told_as_one() {
     let stage = stage();
-    let broken = "13\r\n: keepalive 0/1536\n\r\n".to_owned();
-    // 70 million bytes of one line are not waited for.
-    let endless = format!("{:x}\r\n{}", 80_000_000, "x".repeat(70_000_000));
-    for (answer, why) in [(broken, "broke off ("), (endless, "broke off before")] {
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{answer}"
-        );
-        let url = answers_with(NO_LIST, answer);
-        let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
-        ran.exits(1).says(&format!("error: the server {why}"));
-    }
+    let broken = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  13\r\n: keepalive 0/1536\n\r\n";
+    let url = answers_with(NO_LIST, broken.to_owned());
+    let ran = stage.env.run(["bench", "--model", "m", "--url", &url]);
+    ran.exits(1).says("error: the server broke off; did");
 }
 
 #[test]
@@ -104,8 +92,8 @@ fn a_refusal_is_told_with_its_status() {
         (
             500,
             "application/json",
-            r#"{"error":{"message":"no memory"}}"#,
-            "no memory",
+            r#"{"error":"no memory"}"#,
+            r#"{"error":"no memory"}"#,
         ),
         (200, "text/html", "<p>Welcome", "<p>Welcome"),
     ] {
@@ -129,7 +117,7 @@ fn a_client_that_uses_the_model_right_after_a_load_costs_no_size() {
     let stage = stage();
     let child = stage.start("--sizes 512,4096 --runs 1 --json");
     until("a model is being loaded", || stage.state().loads() == 1);
-    stage.state().odd.busy_looks = 30;
+    stage.state().odd.busy_looks = 120;
     let results = ended(child).exits(0).json();
     assert_eq!(column(&results, "failed"), [NONE, NONE]);
     keeps(&results, 512);
@@ -158,7 +146,7 @@ fn a_size_that_could_not_be_set_is_not_measured() {
     let locks: Meddle = |state| make_read_only(&state.engine);
     let stage = stage().odd(|odd| odd.meddles = Some((3, locks)));
     let results = json(&mut stage.command("--sizes 512,2048 --runs 1"), 1);
-    failed(&results, 0, "is read-only; allow writing");
+    failed(&results, 0, "allow it with `chmod u+rwX");
     assert_eq!(column(&results, "observed_chunk"), [NONE, 2048.into()]);
     // For the other size, and in the end.
     assert_eq!(stage.state().loads(), 2);
@@ -176,13 +164,16 @@ fn a_list_that_fails_once_costs_no_size() {
 #[test]
 fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
     let again = "Every model is loaded as it was.";
-    let smaller = "with 4096 the model has a context of 20000 instead of 65536";
+    let smaller = "with 4096 the context is 20000, not 65536";
     for (stage, said) in [
         // The last load fails once; `lms` fails for a while; another client is the first to load the
         // model, for a size or in the end; memory is short.
         (stage().odd(|odd| odd.failing_loads = vec![3]), again),
         (stage().odd(|odd| odd.failing_looks = 25), again),
-        (stage().odd(|odd| odd.foreign_load = Some(2)), again),
+        (
+            stage().odd(|odd| odd.foreign_load = Some(2)),
+            "with 512 the context is 9000, not 65536",
+        ),
         (stage().odd(|odd| odd.foreign_load = Some(3)), again),
         (
             stage().odd(|odd| odd.fits = [(4096, 20_000)].into()),
@@ -191,7 +182,7 @@ fn a_load_that_goes_wrong_is_told_and_says_nothing_of_a_size() {
     ] {
         let ran = stage.run("--sizes 512,4096 --runs 1").exits(0);
         let ran = ran.says(said).says(again);
-        assert_eq!(ran.stderr.contains("context of"), said != again);
+        assert_eq!(ran.stderr.contains("the context is"), said != again);
         assert_eq!(stage.state().odd.failing_looks, 0);
     }
 }
@@ -202,13 +193,8 @@ fn disturbed_runs_do_not_count() {
     let meddled = |count, meddle: Meddle, sizes: &str, code| {
         let stage = stage().odd(|odd| odd.meddles = Some((count, meddle)));
         let before = stage.before();
-        let words = format!("{sizes} --runs 2 --output o.csv");
+        let words = format!("{sizes} --runs 2");
         let results = json(&mut stage.command(&words), code);
-        let csv = stage.read("o.csv");
-        let row: Vec<_> = csv.lines().nth(1).unwrap().split(',').collect();
-        let runs = runs(&results, 0).iter();
-        let valid = runs.filter(|run| run["ignored"] == NONE).count();
-        assert_eq!(row[4], valid.to_string(), "{csv}");
         before.0.still_holds();
         results
     };
@@ -227,7 +213,7 @@ fn disturbed_runs_do_not_count() {
     ignores(2, too, sweep, loaded);
     let otherwise: Meddle = |state| state.models[0].loaded[0].context = 9999;
     ignores(2, otherwise, sweep, loaded);
-    let uses: Meddle = |state| state.odd.busy_looks = 25;
+    let uses: Meddle = |state| state.odd.busy_looks = 120;
     ignores(3, uses, sweep, "something else uses the model");
     let unloads: Meddle = |state| state.models[0].loaded.clear();
     ignores(2, unloads, "", "LM Studio loaded the model first");
@@ -290,7 +276,8 @@ fn every_model_that_does_not_come_back_is_named() {
     });
     let words = "--model qwen/tiny --sizes 512,2048 --runs 1 --output page.md";
     let results = json(&mut stage.command(words), 1);
-    let page = stage.read("page.md");
+    // Its lines are wrapped.
+    let page = stage.read("page.md").replace("\n    ", " ");
     for name in ["gemma/tiny", "llama/tiny"] {
         let what = format!("{name} was not loaded again: ");
         has(&results["error"], &what);

@@ -15,15 +15,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::MutexGuard;
 
+use crate::support::child::{ended, signal};
 use crate::support::home::{BackendDir, NAME};
 use crate::support::server::{Failure, FakeLmStudio, Instance, Odd, State, chunk_on_disk};
 use crate::support::{Before, Env, Ran, text};
-use indicatif::ProgressBar;
 use lmpatch::bench::args::BenchArgs;
-use lmpatch::bench::engine::{Engine, OnProgress, Run};
+use lmpatch::bench::engine::{Engine, OnProgress};
 use lmpatch::bench::measure::Benchmark;
 use lmpatch::bench::prepare;
-use lmpatch::bench::results::Results;
+use lmpatch::bench::results::{Results, Run};
 use lmpatch::cli::{self, Cli};
 use lmpatch::output::Output;
 use serde_json::Value;
@@ -162,16 +162,6 @@ fn json(command: &mut Command, code: i32) -> Value {
     ran(command.arg("--json")).exits(code).json()
 }
 
-fn ended(child: Child) -> Ran {
-    Ran::of(&child.wait_with_output().unwrap())
-}
-
-fn signal(child: &Child, name: &str) {
-    let mut kill = Command::new("kill");
-    let sent = kill.args([name, &child.id().to_string()]).status();
-    assert!(sent.unwrap().success());
-}
-
 fn make_read_only(path: &Path) {
     fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
 }
@@ -255,6 +245,5 @@ fn benchmark<const N: usize>(
         lock: None,
         results,
         loaded: Vec::new(),
-        bar: ProgressBar::hidden(),
     }
 }

@@ -1,6 +1,6 @@
 //! Prompts, their lengths and their caches, over both interfaces.
 
-use lmpatch::bench::engine::Run;
+use lmpatch::bench::results::Run;
 
 use super::{NONE, column, exact, failed, keeps, openai, runs, stage};
 

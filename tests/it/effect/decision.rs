@@ -16,7 +16,6 @@ fn backend_of(app: &'static str) -> Backend {
         runtimes: vec![Runtime {
             name: String::new(),
             version: String::new(),
-            label: String::new(),
             packages: Vec::new(),
             selected: true,
             selected_by: vec![app],
@@ -85,7 +84,7 @@ fn what_cannot_be_decided_says_why() {
     for (workers, loaded, written, expected) in [
         (vec![&old, &new], both_engines, Some(101), "another engine"),
         (vec![&new], None, None, "no date"),
-        (vec![&early], None, Some(5), "after worker 7 started"),
+        (vec![&early], None, Some(5), "worker 7"),
         (vec![&other], None, Some(5), "worker 8"),
     ] {
         let state = seen(&workers).load_state(&used, || written, &selections(), || loaded);

@@ -52,7 +52,7 @@ fn a_file_just_over_the_limit_is_refused_and_one_at_it_is_edited() {
 
     let before = padded(MAX_BYTES - 1);
     fs::write(backend.generate(), &before).unwrap();
-    env.finish(["8192"]).exits(0);
+    env.run(["8192"]).exits(0);
     let after = fs::read(backend.generate()).unwrap();
     let rest = after.strip_prefix(generate("8192", "8192", "8192").as_bytes());
     assert!(rest == Some(&before[stock_generate().len()..]));
@@ -64,10 +64,10 @@ fn a_file_that_the_edit_would_bring_over_the_limit_is_refused_before_it() {
     // The one that ships with 512 needs a digit more.
     fs::write(backend.generate(), padded(MAX_BYTES)).unwrap();
     let before = Before::of(env.user());
-    let why = "it would exceed the limit of 16777216 bytes; give a shorter number";
+    let why = "it would not read back as planned; please report this";
     let told = format!("error: {BAD}: mlx_lm/generate.py: {why}\n");
     for args in [&["8192"][..], &["8192", "--dry-run"]] {
-        env.finish(args).fails(&told);
+        env.run(args).fails(&told);
         only_the_good_one_changed(&before);
     }
     good.is_set_to("8192");
@@ -112,14 +112,14 @@ fn only_digits_change_however_the_source_is_written() {
                 .with_generate(spell(&stock_generate()))
         });
         for size in ["4096", "64", "131072"] {
-            env.finish([size]).exits(0);
+            env.run([size]).exits(0);
             let engine = fs::read(backend.engine()).unwrap();
             assert_eq!(engine, spell(&engine_since_2026(size)));
             let now = fs::read(backend.generate()).unwrap();
             assert_eq!(now, spell(&generate(size, size, size)));
-            env.finish(["--check", size]).exits(0);
+            env.run(["--check", size]).exits(0);
         }
-        env.finish(["--revert"]).exits(0);
+        env.run(["--revert"]).exits(0);
         before.still_holds();
     }
 }
@@ -133,7 +133,7 @@ fn a_nul_byte_is_refused_wherever_it_stands() {
         fs::write(backend.generate(), source).unwrap();
         let before = Before::of(env.user());
         for args in ["--check", "4096", "--dry-run"] {
-            env.finish([args])
+            env.run([args])
                 .fails("mlx_lm/generate.py: line")
                 .says("a NUL byte, so this is not Python source");
         }

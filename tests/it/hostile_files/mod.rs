@@ -49,14 +49,14 @@ fn assert_refused(env: &Env, path: &Path, what: &str, good: &BackendDir) {
         &["--dry-run", "--json"],
         &["--revert"],
     ] {
-        told(env.finish(args));
+        told(env.run(args));
         before.still_holds();
     }
-    told(env.finish(["4096"]));
+    told(env.run(["4096"]));
     only_the_good_one_changed(&before);
     assert_eq!(identity(path).unwrap(), identity_before);
     good.is_set_to("4096");
-    told(env.finish(["--revert", "--json"]));
+    told(env.run(["--revert", "--json"]));
     assert_eq!(identity(path).unwrap(), identity_before);
     before.still_holds();
 }
@@ -80,18 +80,18 @@ const PLACED: [(&str, Put); 8] = [
         drop(UnixListener::bind(&short).unwrap());
         fs::rename(&short, path).unwrap();
     }),
-    ("is a link that leads nowhere", |_, path| {
+    ("is a link to ", |_, path| {
         symlink("nothing-here.py", path).unwrap();
     }),
-    ("symbolic links", |_, path| {
+    ("is a link to ", |_, path| {
         symlink(path.file_name().unwrap(), path).unwrap();
     }),
-    ("is a link out of its backend, to ", |env, path| {
+    ("is a link to ", |env, path| {
         let outside = env.user().join("elsewhere.py");
         fs::write(&outside, engine_since_2026("2048") + &stock_generate()).unwrap();
         symlink(outside, path).unwrap();
     }),
-    ("is a link out of its backend, to ", |env, path| {
+    ("is a link to ", |env, path| {
         let neighbour = BackendDir::new(&env.lmstudio(), GOOD);
         symlink(neighbour.generate(), path).unwrap();
     }),

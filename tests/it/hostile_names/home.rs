@@ -20,7 +20,7 @@ fn a_home_that_is_no_directory_is_said() {
         let ran = finish(env.command(["4096", "--home"]).arg(home)).exits(1);
         ran.says("is not there").says("--home DIR");
     }
-    let ran = env.finish(["4096", "--home", ""]).exits(2);
+    let ran = env.run(["4096", "--home", ""]).exits(2);
     ran.says("--home <DIR>");
     assert_eq!(text(file), "kept");
 }
@@ -66,7 +66,7 @@ fn assert_points_nowhere(make: impl Fn(&Path), why: &str) {
     make(&env.user().join(".lmstudio-home-pointer"));
     let before = Before::of(env.user());
     for args in ["--check", "--dry-run", "4096", "--revert", "--check --json"] {
-        let ran = env.finish(args.split(' ')).exits(1);
+        let ran = env.run(args.split(' ')).exits(1);
         assert_tame(&ran);
         ran.says(why).says("--home");
     }
@@ -81,18 +81,18 @@ fn a_home_pointer_of_no_use_is_an_error_and_no_other_home_is_patched() {
     let too_long = "/long".repeat(2000);
     let not_there = "LM Studio's home /nowhere/at/all is not there";
     for (content, why) in [
-        (&b""[..], "is empty"),
-        (b" \n\t\r\n", "is empty"),
-        (b"relative/home", "names the relative path"),
-        (b"~/.lmstudio", "names the relative path"),
-        (b"./\x1b[31m\x07", "names the relative path"),
+        (&b""[..], "names no absolute path, but \"\""),
+        (b" \n\t\r\n", "names no absolute path, but \"\""),
+        (b"relative/home", "names no absolute path"),
+        (b"~/.lmstudio", "names no absolute path"),
+        (b"./\x1b[31m\x07", "names no absolute path"),
         (b"/nowhere/at/all", not_there),
         (b"/nowhere\x1b]0;t\x07", "is not there"),
         (b"/dev/null\n", "no MLX backend found"),
         (too_long.as_bytes(), "is not there"),
         (b"/with\0nul", "is not there"),
-        (b"/not\xffUTF-8", "is not UTF-8"),
-        (b"\xff\xfe/\0a\0", "is not UTF-8"),
+        (b"/not\xffUTF-8", "is not there"),
+        (b"\xff\xfe/\0a\0", "names no absolute path"),
     ] {
         assert_points_nowhere(|path| fs::write(path, content).unwrap(), why);
     }
@@ -106,7 +106,7 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
     let (env, _) = one_backend();
     fs::create_dir(env.user().join(".lmstudio-home-pointer")).unwrap();
     let told = "regular file); LM Studio finds its home by it, lmpatch also by --home DIR";
-    env.finish(["--check"]).fails(told);
+    env.run(["--check"]).fails(told);
 }
 
 /// LM Studio asks whether the pointer exists, which a dangling link does not.
@@ -114,7 +114,7 @@ fn a_home_pointer_that_is_no_file_is_an_error() {
 fn a_home_pointer_that_leads_nowhere_is_as_none() {
     let (env, _) = one_backend();
     symlink("nothing", env.user().join(".lmstudio-home-pointer")).unwrap();
-    env.finish(["4096"]).exits(0).shows(NAME);
+    env.run(["4096"]).exits(0).shows(NAME);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_home_pointer_with_blanks_around_it_is_followed() {
         let backend = usual_backend(&pointed, NAME);
         let content = format!("{before}{}{after}", pointed.display());
         fs::write(env.user().join(".lmstudio-home-pointer"), content).unwrap();
-        env.finish(["4096"]).exits(0).says_nothing_of("pointer");
+        env.run(["4096"]).exits(0).says_nothing_of("pointer");
         assert_eq!(text(backend.engine()), engine_since_2026("4096"));
         assert_eq!(text(usual.engine()), engine_since_2026("2048"));
     }

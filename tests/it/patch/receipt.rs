@@ -12,7 +12,7 @@ use crate::support::text;
 const RECEIPT: &str = "mlx_engine/cache_wrapper.py.lmpatch";
 
 fn sha256(text: &str) -> String {
-    Fingerprint::of(text.as_bytes()).sha256.into_owned()
+    Fingerprint::of(text.as_bytes()).sha256
 }
 
 fn json_of(backend: &BackendDir, receipt: &str) -> Value {

@@ -1,6 +1,6 @@
 //! Which bytes a number changes, and that nothing else is touched.
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use crate::support::home::{
@@ -19,7 +19,7 @@ fn every_shape_is_set_and_reverted_to_the_byte() {
     ] {
         let (env, backend, before) = one_backend(|it| it.usual().with_engine(&engine));
         env.run(["4096"])
-            .tells("1 backend: 1 changed")
+            .tells("Backends: 1 changed")
             .says("Takes effect when a model is next loaded");
         let edited = engine.replace(&format!("= {stock}"), "= 4096");
         assert_eq!(text(backend.engine()), edited);
@@ -41,7 +41,7 @@ fn a_number_that_is_the_stock_value_gives_the_vendors_bytes_back() {
     let new = env.backend(NAME);
     let (old_before, new_before) = (Before::of(&old.root), Before::of(&new.root));
     env.run(["4096"]).exits(0);
-    let told = "@34: 512 is below its stock 2048: it saves memory, but prefill may be slower; `lmpatch --revert` restores";
+    let told = "@34: 512 is below its stock 2048: prefill may be slower; `lmpatch 2048 --backend";
     env.run(["512"]).tells(told);
     old_before.still_holds();
     new.is_set_to("512");
@@ -155,14 +155,8 @@ fn a_dry_run_shows_a_diff_that_patch_applies_and_writes_nothing() {
     let env = Env::with_fixture();
     let copy = env.user().join("copy");
     copy_tree(&env.lmstudio(), &copy);
-    // A file that two Pythons have is in the diff once.
-    let lib = env.amphibian().join(NAME).join("lib");
-    symlink("python3.11", lib.join("python3.12")).unwrap();
     let before = Before::of(env.lmstudio());
-    let ran = env
-        .run(["4096", "--dry-run"])
-        .tells("3 would change")
-        .says("nothing was written");
+    let ran = env.run(["4096", "--dry-run"]).tells("3 would change");
     before.still_holds();
     fs::write(env.user().join("it.diff"), &ran.stdout).unwrap();
     let mut git = Command::new("git");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{NOTHING, home_with_qwen, qwen, reloader};
 use crate::support::child::finish;
+use crate::support::home::NAME;
 use crate::support::{LMPATCH, Ran, interpreter};
 use lmpatch::reload::How;
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ fn an_lms_that_fails_or_hangs_or_is_not_there_is_told_and_nothing_is_unloaded() 
     for arguments in [["4096", "--reload"], ["8192", "--reload=app"]] {
         env.run(arguments)
             .fails("no model was loaded again: ")
-            .says("bin/lms is not there; unload and load the models in LM Studio");
+            .says("`lms` does not tell what is loaded; unload and load the models in LM Studio");
     }
     env.run(["--check", "8192"]).exits(0);
 }
@@ -53,7 +54,8 @@ fn a_parent_that_blocks_or_ignores_the_end_of_children_does_no_harm() {
         finish(python.args(["4096", "--reload"]))
     };
     let ran = started("signal(signal.SIGCHLD, signal.SIG_IGN)");
-    ran.fails("no model was loaded again: lms failed: No child processes");
+    ran.fails("no model was loaded again: ")
+        .says("/bin/lms failed: No child processes");
     assert_eq!(fake.actions(), NOTHING);
     let ran = started("pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])");
     ran.tells("qwen/tiny was reloaded");
@@ -67,7 +69,9 @@ fn a_load_that_fails_advises_the_old_size_and_not_the_call_that_failed() {
         .fails("Loading again what is loaded")
         .says("error: qwen/tiny was not loaded again")
         .says("Insufficient memory")
-        .says("`lmpatch --revert` goes back, then load it in LM Studio")
+        .says(&format!(
+            "`lmpatch 2048 --backend '{NAME}'` goes back, then load it in LM Studio"
+        ))
         .says_nothing_of("lms load")
         .says_nothing_of("lmpatch 8192");
     env.run(["--check", "8192"]).exits(0);
@@ -85,12 +89,12 @@ fn a_reload_that_failed_is_not_advised_again_and_after_one_that_worked_all_is_in
     let in_effect = || env.json(["--check"])["backends"][0]["in_effect"].clone();
     env.run(["6144"])
         .tells("may still have the old values")
-        .says("--reload` reloads it");
+        .says("load it again in its app, or use --reload");
     assert_eq!(in_effect(), "reload-needed");
     fake.faults(json!({ "ps-says": "no JSON" }));
     env.run(["6144", "--reload"])
-        .fails("load it again in LM Studio")
-        .says_nothing_of("--reload` reloads it");
+        .fails("load it again in its app")
+        .says_nothing_of("use --reload");
     fake.faults(json!({}));
     env.run(["6144", "--reload"])
         .exits(0)
@@ -109,9 +113,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
     // Under its own name, before it could be loaded: it stays, and no second copy is loaded.
     let same = json!({ "path": "qwen/tiny", "contextLength": 4096 });
     let faults = json!({ "jit-after-unload": same });
-    reload_with(faults, [("qwen/tiny", 4096, 4096)])
-        .fails("or something loaded it again")
-        .says(differs);
+    reload_with(faults, [("qwen/tiny", 4096, 4096)]).fails("or something loaded it again");
     // Under its own name, while it was being loaded: refused, or a second copy.
     let faults = json!({ "jit-after-load": same, "identifier-taken-fails": true });
     reload_with(faults, [("qwen/tiny", 4096, 4096)])
@@ -124,9 +126,7 @@ fn a_model_that_loads_itself_again_in_between_is_noticed() {
     // Under another name, and then perhaps there is no room for the one that is wanted.
     let other = json!({ "path": "qwen/tiny", "identifier": "qwen", "contextLength": 4096 });
     let both = [("qwen", 4096, 4096), ("qwen/tiny", 12345, 4096)];
-    reload_with(json!({ "jit-after-unload": other }), both)
-        .tells("qwen/tiny was reloaded (context 12345")
-        .says(copy);
+    reload_with(json!({ "jit-after-unload": other }), both).tells(&format!("qwen/tiny: {copy}"));
     let faults = json!({ "jit-after-unload": other, "load-fails-at": [4096] });
     reload_with(faults, [("qwen", 4096, 4096)])
         .fails("Insufficient memory")

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// `nobody` on Linux; what matters is that it is not root.
 const NOBODY: u32 = 65534;
 
-/// Runs a command to its end; one that is past the deadline is killed and fails the test.
+/// Runs a command to its end.
 #[track_caller]
 pub fn finish(command: &mut Command) -> Ran {
     finish_into(command, Stdio::piped(), Stdio::piped())
@@ -33,13 +33,18 @@ pub fn finish_into(
     stdout: impl Into<Stdio>,
     stderr: impl Into<Stdio>,
 ) -> Ran {
-    let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+    ended(command.stdout(stdout).stderr(stderr).spawn().unwrap())
+}
+
+/// Waits for a child to end; one that is past the deadline is killed and fails the test.
+#[track_caller]
+pub fn ended(child: Child) -> Ran {
     let pid = child.id();
     let (sender, output) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
     let Ok(output) = output.recv_timeout(DEADLINE) else {
         signal(pid, "KILL");
-        panic!("still running after {DEADLINE:?}: {command:?}");
+        panic!("still running after {DEADLINE:?}");
     };
     Ran::of(&output.unwrap())
 }
@@ -71,12 +76,6 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 impl Env {
-    /// Runs lmpatch with `args` to its end, within the deadline.
-    #[track_caller]
-    pub fn finish<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
-        finish(&mut self.command(args))
-    }
-
     /// What a Python script prints, which has to succeed.
     #[track_caller]
     pub fn python<A: AsRef<OsStr>>(&self, python: &Path, script: &str, args: &[A]) -> Vec<u8> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use lmpatch::lmstudio::runtimes::PREFERENCES;
 use sha2::{Digest as _, Sha256};
 
 use super::{Before, Env};
@@ -198,14 +199,9 @@ pub fn runtime(lmstudio: &Path, version: &str, backends: &[&str]) {
 
 /// Writes which runtime LM Studio has selected.
 pub fn select(lmstudio: &Path, version: &str) {
-    select_in(lmstudio, ".internal/backend-preferences-v1.json", version);
-}
-
-/// Writes which runtime the app with these preferences has selected.
-pub fn select_in(lmstudio: &Path, preferences: &str, version: &str) {
     let rows =
         serde_json::json!([{ "model_format": "safetensors", "name": RUNTIME, "version": version }]);
-    super::write(&lmstudio.join(preferences), rows.to_string());
+    super::write(&lmstudio.join(PREFERENCES), rows.to_string());
 }
 
 /// The name of the runtime that [`runtime`] writes.

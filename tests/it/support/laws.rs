@@ -1,8 +1,7 @@
 //! What holds for every source in which the settings are found: asserted by the property tests and by the fuzz targets.
 
-use lmpatch::patch::backend::Goal;
-use lmpatch::patch::file::{Edit, Source, VendorFile};
-use lmpatch::patch::original::{Evidence, Fingerprint, Proof, Receipt};
+use lmpatch::patch::backend::{Edit, Goal, State, VendorFile};
+use lmpatch::patch::original::{Evidence, Fingerprint, Proof, Receipt, Source};
 use lmpatch::patch::settings::{Setting, Site};
 use lmpatch::patch::sites::locate;
 use serde_json::json;
@@ -37,7 +36,7 @@ fn comes_back(setting: &'static Setting, source: &[u8], size: u64, evidence: &Ev
     let now = understand(setting, after, evidence, edit.receipt.as_ref());
     if edit.receipt.is_none() && !edit.drops_receipt {
         let mut planned = before.clone();
-        planned.content = Ok(Some(edit.after.clone()));
+        planned.content = Ok(edit.after.clone());
         let (planned, read) = (json!(planned), json!(now));
         assert_eq!(planned, read, "what is reported is what is read again");
         let needs_receipt = now.source().unwrap().needs_receipt;
@@ -55,7 +54,7 @@ fn comes_back(setting: &'static Setting, source: &[u8], size: u64, evidence: &Ev
             Ok(bytes) if bytes == source => {}
             Ok(bytes) => {
                 assert_eq!(&bytes, after, "what cannot be proven is left as it is");
-                assert!(now.source().unwrap().is_stock());
+                assert_eq!(now.state(), State::Stock);
             }
             Err(why) => assert!(why.contains("the original is unknown"), "{why}"),
         }
@@ -96,7 +95,7 @@ pub fn understand(
     VendorFile {
         setting,
         path: "/".into(),
-        content: Ok(Some(source.into())),
+        content: Ok(source.into()),
     }
 }
 

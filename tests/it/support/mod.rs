@@ -2,6 +2,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write as _;
+use std::iter;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,6 +22,7 @@ pub mod standins;
 pub mod strace;
 mod tree;
 
+use child::finish;
 pub use ran::Ran;
 pub use tree::{Before, Entry, copy_tree, differences, snapshot};
 
@@ -89,26 +91,34 @@ impl Env {
         command
     }
 
+    /// Where programs are that come first on PATH.
+    pub fn standins(&self) -> PathBuf {
+        self.root.path().join("stand-ins")
+    }
+
     /// Gives any command this environment and nothing else.
     pub fn isolate<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = iter::once(self.standins()).chain(std::env::split_paths(&path));
         command
             .env_clear()
             .env("HOME", self.user())
             .env("TMPDIR", self.root.path().join("tmp"))
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", std::env::join_paths(path).unwrap())
             .current_dir(self.user())
             .stdin(Stdio::null())
     }
 
-    /// Runs lmpatch with `args`.
+    /// Runs lmpatch with `args` to its end, within the deadline.
+    #[track_caller]
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
-        Ran::of(&self.command(args).output().unwrap())
+        finish(&mut self.command(args))
     }
 
     /// Runs lmpatch with `args` and `--json`, and parses what it prints.
+    #[track_caller]
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
-        let mut command = self.command(args);
-        Ran::of(&command.arg("--json").output().unwrap()).json()
+        finish(self.command(args).arg("--json")).json()
     }
 
     /// What `--check` reports of one backend, counted from 0.
@@ -154,12 +164,13 @@ pub fn mkfifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
-/// Runs its arguments on a terminal of 80 columns and copies what comes.
+/// Runs its arguments with stdout on a terminal of 80 columns and copies what comes.
 const ON_TERMINAL: &str = r#"
 import fcntl, os, pty, struct, sys, termios
 pid, terminal = pty.fork()
 if pid == 0:
     fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.execvp(sys.argv[1], sys.argv[1:])
 try:
     while data := os.read(terminal, 4096):
@@ -168,7 +179,7 @@ except OSError:
     pass
 "#;
 
-/// The lines that a command prints on a terminal of 80 columns, without colours; `None` where there is no Python.
+/// The lines of stdout that a command prints on a terminal of 80 columns, without colours; `None` where there is no Python.
 pub fn lines_on_terminal(env: &Env, command: &Command) -> Option<Vec<String>> {
     let mut python = Command::new(interpreter());
     env.isolate(&mut python).args(["-c", ON_TERMINAL]);

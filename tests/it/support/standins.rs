@@ -1,25 +1,22 @@
 //! Stand-ins for programs that only a Mac has: shell scripts, first on PATH, that record their calls.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use super::{Env, Ran};
+use super::Env;
 
 /// The stand-ins of one test.
-pub struct StandIns<'e> {
-    env: &'e Env,
+pub struct StandIns {
     directory: PathBuf,
 }
 
-impl<'e> StandIns<'e> {
-    /// None yet.
-    pub fn new(env: &'e Env) -> Self {
-        let directory = env.user().with_file_name("stand-ins");
+impl StandIns {
+    pub fn new(env: &Env) -> Self {
+        let directory = env.standins();
         fs::create_dir_all(&directory).unwrap();
-        Self { env, directory }
+        Self { directory }
     }
 
     /// A file that scripts may use.
@@ -38,33 +35,6 @@ impl<'e> StandIns<'e> {
     pub fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.file("calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
-    }
-
-    /// Gives `command` the test's environment with the stand-ins first on PATH.
-    pub fn prepare<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let all = std::iter::once(self.directory.clone()).chain(std::env::split_paths(&path));
-        self.env
-            .isolate(command)
-            .env("PATH", std::env::join_paths(all).unwrap())
-    }
-
-    /// A command that runs lmpatch with the stand-ins, not yet started.
-    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(super::LMPATCH);
-        self.prepare(&mut command).args(args);
-        command
-    }
-
-    /// Runs lmpatch with the stand-ins.
-    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
-        Ran::of(&self.command(args).output().unwrap())
-    }
-
-    /// Runs lmpatch with the stand-ins and `--json`, and parses what it prints.
-    pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> serde_json::Value {
-        let mut command = self.command(args);
-        Ran::of(&command.arg("--json").output().unwrap()).json()
     }
 }
 
@@ -86,9 +56,8 @@ pub fn executable_text(path: &Path, text: &str) {
 
 /// A Python that is none: it says what the real script says, and dies at 4096.
 pub const MADE_UP_PYTHON: &str = r#"echo $$ >>"$0.log"
-read -r job
 say() { printf 'data: %s\n' "$1"; }
-printf 'data: Fetching\n\377\n'
+printf 'Fetching\n\377\n'
 while read -r request; do
   size=$(printf '%s' "$request" | sed 's/.*"size":\([0-9]*\).*/\1/')
   tokens=$(printf '%s' "$request" | sed 's/.*"tokens":\([0-9]*\).*/\1/')
