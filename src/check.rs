@@ -1,5 +1,6 @@
 //! `lmpatch --check`: shows every backend and says what is wrong. Only reads.
 
+use std::cell::LazyCell;
 use std::path::Path;
 use std::thread;
 
@@ -87,9 +88,10 @@ pub fn add_load_states(cli: &Cli, home: &Path, report: &mut Report, seen: Option
     }
     let seen = seen.unwrap_or_else(|| workers::snapshot(home));
     let chosen = &report.absent.selections;
+    let loaded = LazyCell::new(|| loaded(home));
     for row in &mut report.backends {
         let backend = &row.now.backend;
-        let state = seen.load_state(backend, || written(row), chosen, || loaded(home));
+        let state = seen.load_state(backend, || written(row), chosen, || *loaded);
         if let LoadState::ReloadNeeded(older) = &state {
             row.stale_workers = older.iter().map(|worker| worker.pid).collect();
         }

@@ -36,7 +36,6 @@ pub struct Reloaded {
 }
 
 impl Reloaded {
-    /// What is not as it was, if anything.
     pub fn problem(&self) -> Option<String> {
         let id = &self.model.identifier;
         let failed = self.failed.as_ref();
@@ -156,21 +155,24 @@ impl Reloader {
             bail!("`lms ps` does not tell its path and context; {left}");
         }
         let limit = self.lms.wait_timeout;
-        retry(limit, || match self.lms.loaded() {
+        let loaded = retry(limit, || match self.lms.loaded() {
             Ok(now) if find_loaded(&now, &wanted.identifier).is_some_and(LoadedModel::is_busy) => {
                 bail!("still busy after {limit:?}, {left}; try again when it is idle");
             }
             loaded => Ok(loaded),
-        })?
+        })??;
+        let all = self.lms.all_loaded()?;
+        let same = all.iter().filter(|one| one.identifier == wanted.identifier);
+        ensure!(same.count() < 2, "another has the same identifier; {left}");
+        Ok(loaded)
     }
 
     fn restart(&self, old: &[Worker], before: &[LoadedModel]) -> Result<Vec<Reloaded>> {
         let app = &old[0].app;
         let is_app = !["", "llmster"].contains(&app.as_str());
-        ensure!(
-            is_app && old.iter().all(|worker| worker.app == *app),
-            "one app can be restarted, and llmster has none; use --reload"
-        );
+        let is_one = old.iter().all(|worker| worker.app == *app);
+        let why = "one app can be restarted, and llmster has none; use --reload";
+        ensure!(is_app && is_one, why);
         // Only `lms ps` tells how a model has to be loaded again.
         ensure!(
             before.len() >= old.len(),

@@ -80,7 +80,6 @@ impl Launchd {
         let before = fs::read(&self.job);
         let agents = self.job.with_file_name("");
         fs::create_dir_all(&agents).map_err(|error| cannot("create", &agents, &error))?;
-        // If that fails, the old job still runs.
         files::replace(&self.job, &bytes)?;
         let loaded = self.unload().and_then(|()| self.load());
         loaded.inspect_err(|_| {

@@ -33,13 +33,12 @@ impl Direct {
         let command = named_python.or_else(|| backend.and_then(python_of));
         let missing = "there is no MLX backend whose Python could be used; name one with --python";
         let mut command = command.context(missing)?;
+        command.args(["-c", SCRIPT, named]);
         // No bytecode is left in the backend.
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         let text = engine::prompt_text(args.prompt_file.as_deref())?;
         let text = engine::new_prompt(&text, 8192.0 * engine::CHARACTERS_PER_TOKEN);
-        command
-            .args(["-c", SCRIPT, named])
-            .env("LMPATCH_TEXT", text);
+        command.env("LMPATCH_TEXT", text);
         Ok(Self {
             command,
             silence: Duration::from_secs(args.timeout),

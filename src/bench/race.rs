@@ -17,7 +17,6 @@ const CUT_FROM: f64 = 0.25;
 const CERTAIN: f64 = 1.5;
 
 impl Results {
-    /// What is known of these sizes before anything is measured.
     pub fn new(sizes: impl IntoIterator<Item = Option<u64>>) -> Self {
         let row = |size| Row {
             size,

@@ -76,10 +76,8 @@ pub fn open(home: &Path) -> Result<(Vec<OsString>, PathBuf)> {
         }
         let shown = home.display();
         let next = "install LM Studio, connect its disk, or give its home with --home DIR";
-        ensure!(
-            home.exists(),
-            "LM Studio's home {shown} is not there; {next}"
-        );
+        let gone = format!("LM Studio's home {shown} is not there; {next}");
+        ensure!(home.exists(), gone);
         let directory = directory.display();
         bail!("no MLX backend found: {directory} is not there; {INSTALL}");
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::command;
@@ -65,13 +65,19 @@ impl Lms {
         }
     }
 
-    /// The models that are loaded on this Mac. One failure of `lms` says nothing.
-    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
-        let list = || {
+    /// What is loaded, also on other devices that LM Link reaches. One failure of `lms` says nothing.
+    pub fn all_loaded(&self) -> Result<Vec<LoadedModel>> {
+        let program = self.program.display();
+        ensure!(self.program.is_file(), "{program} is not there");
+        command::retry(Duration::from_secs(2), || {
             let printed = self.run(&["ps", "--json"], TIMEOUT)?;
             serde_json::from_str(&printed).context("`lms ps --json` printed no list of models")
-        };
-        let mut loaded: Vec<LoadedModel> = command::retry(Duration::from_secs(2), list)?;
+        })
+    }
+
+    /// What is loaded on this Mac.
+    pub fn loaded(&self) -> Result<Vec<LoadedModel>> {
+        let mut loaded = self.all_loaded()?;
         loaded.retain(|model| model.device_identifier.is_none());
         Ok(loaded)
     }

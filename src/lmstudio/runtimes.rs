@@ -39,12 +39,8 @@ pub struct Runtime {
 impl Runtime {
     /// What people call it: `MLX 1.11.0`, or `MLX 1.11.0 nax`, which is for an M5.
     pub fn label(&self) -> String {
-        let nax = if self.name.contains("-nax-") {
-            " nax"
-        } else {
-            ""
-        };
-        format!("MLX {}{nax}", self.version)
+        let nax = self.name.contains("-nax-").then_some(" nax");
+        format!("MLX {}{}", self.version, nax.unwrap_or_default())
     }
 
     pub fn directories(&self) -> impl Iterator<Item = &str> {

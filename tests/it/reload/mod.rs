@@ -171,15 +171,24 @@ fn a_model_that_stays_busy_is_named_and_left_alone_and_the_others_are_loaded() {
 #[test]
 fn what_could_not_be_loaded_again_is_not_touched() {
     let unknown = json!({ "contextLength": null });
-    let (env, fake) = home();
-    fake.add(qwen(unknown));
-    let before = fake.loaded();
-    env.run(["4096", "--reload"])
-        .fails("error: qwen/tiny was not loaded again")
-        .says("path and context")
-        .says("it was left as it is");
-    assert_eq!(fake.actions(), NOTHING);
-    assert_eq!(fake.loaded(), before);
+    // `lms unload` would ask which one is meant.
+    let same = json!({ "deviceIdentifier": "other-mac" });
+    for (models, said) in [
+        (vec![unknown], "path and context"),
+        (vec![json!({}), same], "same identifier"),
+    ] {
+        let (env, fake) = home();
+        for model in models {
+            fake.add(qwen(model));
+        }
+        let before = fake.loaded();
+        env.run(["4096", "--reload"])
+            .fails("error: qwen/tiny was not loaded again")
+            .says(said)
+            .says("it was left as it is");
+        assert_eq!(fake.actions(), NOTHING);
+        assert_eq!(fake.loaded(), before);
+    }
 }
 
 #[test]
